@@ -1,0 +1,41 @@
+# make report and make test set up what is missing by themselves.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+RUN := $(VENV)/bin/python
+PARAMS ?= notebooks/params/tiny.yaml
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup report smoke test bench settings lint clean
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(VENV)/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"Python 3.11 is needed, got {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11" if v != (3, 11) else 0)'
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+setup: $(VENV)/ready ## create .venv with the locked requirements
+
+report: setup ## train the suite, measure it, run the notebooks, build the book (PARAMS=file)
+	$(RUN) -m reptrace report --params $(PARAMS)
+
+smoke: ## the same with a suite trained for seconds
+	$(MAKE) report PARAMS=notebooks/params/smoke.yaml
+
+test: setup ## pytest
+	$(RUN) -m pytest
+
+bench: setup ## speed against scikit-learn and against plain loops, as ratios; writes data/results/bench.csv
+	$(RUN) studies/bench.py
+
+settings: setup ## train every setting of studies/settings.yaml; writes data/results/settings_tried.csv (hours)
+	$(RUN) studies/settings.py
+
+lint: setup ## ruff
+	$(RUN) -m ruff check .
+
+clean: ## remove what was built (models and records too), keep .venv
+	rm -rf build book/notebooks
