@@ -1,0 +1,134 @@
+"""One style, one palette, and panels of trajectories. Draws what it is given and computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from reptrace.phases import PHASES, Phases
+
+PHASE_COLOURS = {"warmup": "#9e9e9e", "entropy-seeking": "#4c9f70", "compression-seeking": "#c9684f", "later": "#8a7fb5"}
+PHASE_LINES = {"warmup": ":", "entropy-seeking": "-", "compression-seeking": "--", "later": "-."}
+QUANTITIES = {"rankme": "RankMe (eigenvalues, centred)", "alpha": r"$\alpha$-ReQ", "loss": "training loss (nats a token)",
+              "gradient_norm": "gradient norm", "learning_rate": "learning rate", "tokens": "training tokens"}
+COLUMN = 3.2  # inches, width of one panel
+
+
+@contextmanager
+def style():
+    """The report's look, for the figures drawn inside; nothing outside changes."""
+    look = {"figure.dpi": 110, "savefig.dpi": 160, "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9,
+            "legend.fontsize": 8, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
+            "figure.constrained_layout.use": True, "svg.fonttype": "none"}
+    with sns.axes_style("ticks"), plt.rc_context(look):
+        yield
+
+
+def palette(models: Sequence[str]) -> dict[str, tuple]:
+    """One colour a model, from light (small) to dark (large), in the order given; readable without colour vision."""
+    return dict(zip(models, sns.color_palette("crest", len(models)), strict=True))
+
+
+def grid(rows: int, columns: int, height: float = 2.5, **options):
+    """Figure and array of axes, (rows, columns), each a column wide."""
+    return plt.subplots(rows, columns, figsize=(COLUMN * columns, height * rows), squeeze=False, **options)
+
+
+def trajectory(ax, table: pd.DataFrame, quantity: str, phases: Phases | None = None, colour="black",
+               label: str | None = None, shade: bool = True) -> None:
+    """A quantity by tokens: line style by phase, 95 % interval as a band, gaps marked at the bottom.
+
+    Parameters
+    ----------
+    table : columns `tokens`, the quantity, `<quantity>_stderr` and `status`, in order of tokens
+    phases : of RankMe, whatever the quantity drawn; None draws one solid line
+    shade : bool, default True; colour the background by phase
+    """
+    table = table.reset_index(drop=True)
+    x, y, half = table["tokens"], table[quantity], 1.96 * table[f"{quantity}_stderr"]
+    token_axis(ax, x)
+    ax.fill_between(x, y - half, y + half, color=colour, alpha=0.25, linewidth=0)
+    spans = phases.spans if phases and phases.spans else [(None, 0, len(table) - 1)]
+    for name, first, last in spans:
+        part = slice(first, last + 1)
+        ax.plot(x[part], y[part], color=colour, linestyle=PHASE_LINES.get(name, "-"), marker=".", markersize=3.5)
+        if shade and name:
+            ax.axvspan(x[first], x[last], color=PHASE_COLOURS[name], alpha=0.13, linewidth=0)
+    if label:
+        ax.plot([], [], color=colour, label=label)
+    failed = table.loc[table["status"] == "failed", "tokens"]
+    ax.plot(failed, np.full(len(failed), 0.02), "x", color="crimson", transform=ax.get_xaxis_transform(), clip_on=False)
+    ax.set_ylabel(QUANTITIES.get(quantity, quantity))
+
+
+def token_axis(ax, tokens) -> None:
+    """Logarithmic axis of training tokens, with room for step 0 at its left end."""
+    later = np.asarray(tokens, dtype=float)
+    ax.set_xscale("symlog", linthresh=later[later > 0].min(), linscale=0.4)
+    ax.xaxis.set_minor_locator(plt.NullLocator())
+    ax.set_xlabel(QUANTITIES["tokens"])
+
+
+def phase_legend(ax, **options) -> None:
+    """What shading and line styles mean."""
+    handles = [(Patch(color=PHASE_COLOURS[name], alpha=0.3), name) for name in PHASES]
+    lines = [(Line2D([], [], color="black", linestyle=PHASE_LINES[name]), name) for name in PHASES]
+    pairs = [((patch, line), name) for (patch, name), (line, _) in zip(handles, lines, strict=True)]
+    ax.legend(*zip(*pairs, strict=True), handlelength=3, **options)
+
+
+def turns(ax, rows: Sequence[Mapping], label_of: str = "label", colour_of: str = "colour") -> None:
+    """Points with intervals, a row each (keys `x`, `low`, `high`, label, colour); hollow where measured by others."""
+    for height, row in enumerate(rows):
+        low, high = row.get("low"), row.get("high")
+        if low is not None and high is not None:
+            ax.plot([low, high], [height, height], color=row[colour_of], linewidth=2, alpha=0.6, solid_capstyle="butt")
+        ax.plot(row["x"], height, "o", color=row[colour_of], markersize=5,
+                markerfacecolor="white" if row.get("published") else row[colour_of])
+    ax.set_yticks(range(len(rows)), [row[label_of] for row in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xscale("log")
+
+
+def spectrum(ax, eigenvalues, fit=None, colour="black", label: str | None = None) -> None:
+    """Share of the variance by rank (1-based), both logarithmic, with the fitted power law over its window."""
+    s = np.asarray(eigenvalues)
+    s = s[s > 0]
+    ax.loglog(np.arange(1, len(s) + 1), s / s.sum(), ".", markersize=3, color=colour, label=label)
+    if fit is not None:
+        i = np.array(fit.ranks)
+        ax.loglog(i, np.exp(fit.intercept) * i**-fit.alpha / s.sum(), "-", color=colour, linewidth=1.5)
+    ax.set_xlabel("rank $i$")
+    ax.set_ylabel("share of variance $p_i$")
+
+
+def run_picture(table: pd.DataFrame, phases: Mapping[str, Phases | None], axis: str = "tokens"):
+    """RankMe and alpha of one run, a line a layer; with one layer, phases are shaded."""
+    with style():
+        figure, axes = grid(1, 2)
+        colours = palette(list(phases))
+        for layer, found in phases.items():
+            rows = table[(table["layer"] == layer) | (table["status"] == "failed")].assign(tokens=lambda t: t[axis])
+            for ax, quantity in zip(axes[0], ("rankme", "alpha"), strict=True):
+                trajectory(ax, rows, quantity, found, colours[layer], layer, shade=len(phases) == 1)
+                ax.set_xlabel(QUANTITIES.get(axis, axis))
+        if len(phases) > 1:
+            axes[0, 1].legend(title="layer")
+    return figure
+
+
+def save(figure, path: str | Path) -> Path:
+    """Write a figure (SVG or PNG by its name) and close it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
+    return path

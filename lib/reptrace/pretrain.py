@@ -1,0 +1,378 @@
+"""Small GPT-NeoX suites trained from scratch on a corpus, with checkpoints evenly spaced on a log scale.
+
+transformers' Trainer does the training: resuming, logging, gradient norms, schedules and callbacks are its own. Each
+run is one process on one thread; several go side by side. A checkpoint becomes a revision of a local repository in hub
+cache layout (safetensors, no optimizer state), so `from_pretrained(repository, revision="step64", cache_dir=...)` reads
+it like a Pythia branch. An interrupted run goes on from its last whole Trainer checkpoint, to the very same weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from reptrace.corpora import Corpus, train_tokenizer
+from reptrace.records import Store, write_atomically
+from reptrace.suites import Checkpoint, repository_folder, revisions, step_of
+
+HEAD_WIDTH = 16
+# glibc returns every large buffer to the system and faults it in again the next step; keeping them saves about a fifth.
+KEEP_BUFFERS = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "2000000000"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model to train. Everything that changes its weights is here; `name` is a hash of it.
+
+    Parameters
+    ----------
+    width, layers : int
+        Hidden size (a multiple of 16, the width of a head) and number of blocks.
+    steps : int
+        Optimizer steps of batch * context tokens each.
+    seed : int
+        Initial weights and order of the text.
+    vocabulary, context, batch : int
+        Entries of the tokenizer; tokens of a training sequence; sequences a step.
+    learning_rate, warmup_steps, schedule, weight_decay
+        Peak rate; linear warmup; transformers' name of the schedule after it; AdamW's decay (betas 0.9 and 0.95).
+    gradient_clip : float
+        Largest gradient norm.
+    corpus : str
+        Fingerprint of the training text.
+    """
+
+    width: int
+    layers: int
+    steps: int
+    seed: int
+    vocabulary: int
+    context: int
+    batch: int
+    learning_rate: float
+    warmup_steps: int
+    schedule: str
+    weight_decay: float
+    corpus: str
+    gradient_clip: float = 1.0
+
+    def __post_init__(self):
+        if self.width % HEAD_WIDTH:
+            raise ValueError(f"width must be a multiple of {HEAD_WIDTH}, the width of a head, got {self.width}.")
+        if min(self.width, self.layers, self.steps, self.context, self.batch) < 1:
+            raise ValueError(f"width, layers, steps, context and batch must be positive, got {self}.")
+
+    @property
+    def repository(self) -> str:
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return f"reptrace/neox-d{self.width}-seed{self.seed}-{digest[:8]}"
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch * self.context
+
+    @property
+    def checkpoint_steps(self) -> list[int]:
+        return log_spaced(self.steps)
+
+    @property
+    def save_every(self) -> int:
+        """Steps between the Trainer checkpoints that an interrupted run resumes from."""
+        return max(1, self.steps // 8)
+
+    @cached_property
+    def config(self):
+        from transformers import GPTNeoXConfig
+
+        return GPTNeoXConfig(
+            vocab_size=self.vocabulary, hidden_size=self.width, num_hidden_layers=self.layers,
+            num_attention_heads=self.width // HEAD_WIDTH, intermediate_size=4 * self.width,
+            max_position_embeddings=self.context, bos_token_id=0, eos_token_id=0, pad_token_id=1,
+            tie_word_embeddings=False, attention_dropout=0.0, hidden_dropout=0.0)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, embedding and unembedding included, as "70m" counts them in Pythia's own names."""
+        d, feedforward = self.width, 4 * self.width
+        block = 3 * d * d + 3 * d + d * d + d + 2 * d * feedforward + feedforward + d + 4 * d
+        return 2 * self.vocabulary * d + self.layers * block + 2 * d
+
+
+def log_spaced(steps: int, per_doubling: int = 3) -> list[int]:
+    """0, 1, 2, 4, ..., 64, from there on `per_doubling` steps a doubling, and the last step."""
+    powers = [2**k for k in range(7)]
+    later = [round(64 * 2 ** (k / per_doubling)) for k in range(1, 64 * per_doubling)]
+    return sorted({0, *(step for step in powers + later if step < steps), steps})
+
+
+class Suite:
+    """A set of runs on one training text, in a folder: trained on demand, each run and each checkpoint once.
+
+    Parameters
+    ----------
+    runs : list of Run
+    corpus : Corpus
+        Training text; its fingerprint must be the runs'.
+    folder : Path
+        Holds `hub` (the repositories), `training` (what a run needs to resume; emptied at its end), `tokens` and `logs`.
+    """
+
+    def __init__(self, runs: Sequence[Run], corpus: Corpus, folder: str | Path):
+        self.runs, self.corpus, self.folder = list(runs), corpus, Path(folder)
+        for run in self.runs:
+            if run.corpus != corpus.fingerprint:
+                raise ValueError(f"{run.repository} is to be trained on text {run.corpus}, not {corpus.fingerprint}.")
+
+    @property
+    def hub(self) -> str:
+        return str(self.folder / "hub")
+
+    def tokenizer(self, vocabulary: int):
+        """The BPE tokenizer of this text with so many entries; trained once, then read."""
+        from transformers import PreTrainedTokenizerFast
+
+        kept = self._text_file(vocabulary, "tokenizer")
+        if not kept.exists():
+            tokenizer = train_tokenizer(self.corpus.documents, vocabulary)
+            with tempfile.TemporaryDirectory() as folder:
+                tokenizer.save_pretrained(folder)
+                files = {path.name: path.read_text() for path in sorted(Path(folder).iterdir())}
+            write_atomically(kept, json.dumps(files).encode())
+        with tempfile.TemporaryDirectory() as folder:
+            _unpack(kept, Path(folder))
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+
+    def tokens(self, vocabulary: int) -> Path:
+        """File of the text's token ids (uint16), end-of-text after each document; made once."""
+        kept = self._text_file(vocabulary, "tokens")
+        if not kept.exists():
+            tokenizer = self.tokenizer(vocabulary)
+            pieces = []
+            documents = self.corpus.documents
+            for start in tqdm(range(0, len(documents), 2048), desc="tokenizing", unit="batch", leave=False):
+                encoded = tokenizer(documents[start : start + 2048], add_special_tokens=False)["input_ids"]
+                pieces += [np.array(ids + [tokenizer.eos_token_id], dtype=np.uint16) for ids in encoded]
+            write_atomically(kept, np.concatenate(pieces).tobytes())
+        return kept
+
+    def train(self, workers: int | None = None, progress: bool = True) -> None:
+        """Train what is missing, `workers` runs side by side (default: one a core), the longest first."""
+        missing = [run for run in self.runs if not self.trained(run)]
+        files = {run.vocabulary: (self.tokens(run.vocabulary), self._text_file(run.vocabulary, "tokenizer"))
+                 for run in missing}
+        missing.sort(key=lambda run: -run.steps * run.tokens_per_step * run.parameters)
+        total = sum(run.steps * run.tokens_per_step for run in missing)
+        lock = threading.Lock()
+        with tqdm(total=total, desc="training", unit="tok", unit_scale=True, disable=not progress or not missing) as bar:
+            def advance(tokens: int) -> None:
+                with lock:
+                    bar.update(tokens)
+
+            with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+                list(pool.map(lambda run: _train_in_child(run, self.folder, *files[run.vocabulary], advance), missing))
+
+    def trained(self, run: Run) -> bool:
+        """Whether the run has come to its end."""
+        return "main" in revisions(run.repository, self.hub)
+
+    def checkpoints(self, run: Run) -> list[Checkpoint]:
+        """What there is of a run by now, in order of steps."""
+        steps = sorted(step for name in revisions(run.repository, self.hub) if (step := step_of(name)) is not None)
+        return [Checkpoint(run.repository, f"step{step}", step, step * run.tokens_per_step, self.hub) for step in steps]
+
+    def log(self, run: Run):
+        """Loss, gradient norm and learning rate by step and tokens (a table); loss is the mean since the row before."""
+        return Store(self.folder / "logs").table([asdict(run)])
+
+    def _text_file(self, vocabulary: int, kind: str) -> Path:
+        return self.folder / "tokens" / f"{self.corpus.fingerprint}-{vocabulary}.{kind}"
+
+
+def publish(files: Path, repository: str, revision: str, cache_dir: str | Path) -> None:
+    """Make a folder's files a revision of a repository in a hub cache; the revision appears last, and whole.
+
+    The layout is huggingface_hub's: blobs by content hash, a snapshot of links a commit, a ref a revision.
+    """
+    root = repository_folder(cache_dir, repository)
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files.iterdir())}
+    commit = hashlib.sha1(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+    snapshot = root / "snapshots" / commit
+    snapshot.mkdir(parents=True, exist_ok=True)
+    for name, digest in digests.items():
+        if not (root / "blobs" / digest).exists():
+            write_atomically(root / "blobs" / digest, (files / name).read_bytes())
+        if not (snapshot / name).is_symlink():
+            (snapshot / name).symlink_to(Path("../../blobs") / digest)
+    write_atomically(root / "refs" / revision, commit.encode())
+
+
+def _train_in_child(run: Run, folder: Path, tokens: Path, tokenizer: Path, advance) -> None:
+    """Train in a process of its own, on one thread; it reports its step on a pipe, and ends with this process."""
+    order = json.dumps({"run": asdict(run), "folder": str(folder), "tokens": str(tokens), "tokenizer": str(tokenizer)})
+    environment = {**os.environ, **KEEP_BUFFERS, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    work = folder / "training" / run.repository.split("/")[1]
+    work.mkdir(parents=True, exist_ok=True)
+    with (open(work / "messages.txt", "a") as messages,
+          subprocess.Popen([sys.executable, "-m", "reptrace.pretrain"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                           stderr=messages, text=True, env=environment) as child):
+        try:
+            child.stdin.write(order)
+            child.stdin.close()
+            done = 0
+            for line in child.stdout:
+                step = int(line)
+                advance((step - done) * run.tokens_per_step)
+                done = step
+        except BaseException:
+            child.kill()
+            raise
+    code = child.returncode
+    if code:
+        last = (work / "messages.txt").read_text().strip().splitlines()[-1:]
+        raise RuntimeError(f"training {run.repository} ended with code {code}: {' '.join(last)} (all of it: {work}"
+                           "/messages.txt). Checkpoints so far are kept; the next call goes on from there.")
+    shutil.rmtree(work)
+
+
+def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path) -> None:
+    """Train one run to its end in this process, from its last whole Trainer checkpoint if there is one."""
+    import torch
+    from filelock import FileLock
+    from transformers import GPTNeoXForCausalLM, PrinterCallback, Trainer, TrainingArguments, set_seed
+    from transformers.utils.logging import disable_progress_bar
+
+    class ConvertingTrainer(Trainer):
+        """Resumes by from_pretrained: the Trainer's own loading skips renamed weights, here the unembedding, and leaves
+        them random without a word (transformers issue 48805)."""
+
+        def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+            saved = GPTNeoXForCausalLM.from_pretrained(resume_from_checkpoint)
+            (model or self.model).load_state_dict(saved.state_dict())
+
+    disable_progress_bar()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    work = folder / "training" / run.repository.split("/")[1]
+    with FileLock(work / "lock"):
+        set_seed(run.seed)
+        model = GPTNeoXForCausalLM(run.config)
+        arguments = TrainingArguments(
+            output_dir=str(work / "state"), max_steps=run.steps, per_device_train_batch_size=run.batch,
+            learning_rate=run.learning_rate, warmup_steps=run.warmup_steps, lr_scheduler_type=run.schedule,
+            weight_decay=run.weight_decay, adam_beta2=0.95, max_grad_norm=run.gradient_clip, optim="adamw_torch_fused",
+            seed=run.seed, train_sampling_strategy="sequential", use_cpu=True, logging_strategy="no", save_strategy="steps",
+            save_steps=run.save_every, report_to="none", disable_tqdm=True,
+            dataloader_num_workers=0, dataloader_pin_memory=False)
+        trainer = ConvertingTrainer(model, arguments, train_dataset=_Blocks(tokens, run),
+                                    callbacks=[_keeper(run, folder, tokenizer)])
+        trainer.remove_callback(PrinterCallback)  # standard output carries the steps
+        trainer.train(resume_from_checkpoint=_last_whole(work / "state"))
+        rows = [{"step": row["step"], "tokens": row["step"] * run.tokens_per_step, "loss": row["loss"],
+                 "gradient_norm": row["grad_norm"], "learning_rate": row["learning_rate"], "seed": run.seed,
+                 "device": "cpu", "dtype": "float32"} for row in trainer.state.log_history if "loss" in row]
+        Store(folder / "logs").write(asdict(run), rows)
+        hub = folder / "hub"
+        last = repository_folder(hub, run.repository) / "refs" / f"step{run.steps}"
+        write_atomically(last.with_name("main"), last.read_bytes())
+
+
+class _Blocks:
+    """Every training sequence of a run, in order: stretches of `context` tokens, shuffled anew in each pass by the seed.
+
+    The order is fixed here, and taken sequentially, because a Trainer resumed after its first epoch shuffles otherwise
+    than one that was never stopped.
+    """
+
+    def __init__(self, tokens: Path, run: Run):
+        ids = np.memmap(tokens, dtype=np.uint16, mode="r")
+        self.blocks = ids[: len(ids) // run.context * run.context].reshape(-1, run.context)
+        if len(self.blocks) == 0:
+            raise ValueError(f"the training text has {len(ids)} tokens, less than one context of {run.context}.")
+        rng, needed = np.random.default_rng(run.seed), run.steps * run.batch
+        passes = [rng.permutation(len(self.blocks)) for _ in range(-(-needed // len(self.blocks)))]
+        self.order = np.concatenate(passes)[:needed]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> dict:
+        import torch
+
+        ids = torch.from_numpy(self.blocks[self.order[index]].astype(np.int64))
+        return {"input_ids": ids, "labels": ids}
+
+
+def _keeper(run: Run, folder: Path, tokenizer: Path):
+    """Trainer callback: publishes the revisions, logs at log-spaced steps, reports progress, marks whole saves."""
+    from transformers import TrainerCallback
+
+    keep, log = set(run.checkpoint_steps), set(log_spaced(run.steps, per_doubling=8))
+    log |= set(range(0, run.steps, run.save_every))  # the mean loss since the last entry must not span a resumption
+
+    class Keeper(TrainerCallback):
+        def _publish(self, model, step: int) -> None:
+            if step not in keep or f"step{step}" in revisions(run.repository, str(folder / "hub")):
+                return
+            with tempfile.TemporaryDirectory(dir=folder / "training") as files:
+                model.save_pretrained(files)
+                _unpack(tokenizer, Path(files))
+                publish(Path(files), run.repository, f"step{step}", folder / "hub")
+
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 0:
+                self._publish(model, 0)
+
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            self._publish(model, state.global_step)
+            control.should_log = state.global_step in log
+            if state.global_step % 8 == 0 or state.global_step == run.steps:
+                print(state.global_step, flush=True)  # a closed pipe, the parent's death, ends this process too
+            return control
+
+        def on_save(self, args, state, control, **kwargs):
+            write_atomically(Path(args.output_dir) / f"checkpoint-{state.global_step}" / "whole", b"")
+            _thin_out(Path(args.output_dir))
+
+    return Keeper()
+
+
+def _last_whole(state: Path) -> str | None:
+    whole = sorted(state.glob("checkpoint-*/whole"), key=lambda path: step_of(path.parent.name))
+    return str(whole[-1].parent) if whole else None
+
+
+def _thin_out(state: Path) -> None:
+    """Keep the last whole Trainer checkpoint only."""
+    last = _last_whole(state)
+    for path in state.glob("checkpoint-*"):
+        if str(path) != last:
+            shutil.rmtree(path)
+
+
+def _unpack(packed: Path, folder: Path) -> None:
+    for name, text in json.loads(packed.read_text()).items():
+        (folder / name).write_text(text)
+
+
+def main() -> None:
+    """A child of `Suite.train`: reads one run from standard input, writes its steps to standard output."""
+    order = json.load(sys.stdin)
+    _train(Run(**order["run"]), *(Path(order[name]) for name in ("folder", "tokens", "tokenizer")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""From the parameters of a notebook to its suite, probes and records: the one place where a profile is opened.
+
+The parameters are those of notebooks/params/*.yaml, and each notebook's parameters cell holds the tiny profile's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from reptrace import corpora
+from reptrace.pretrain import Run, Suite
+from reptrace.records import Store
+from reptrace.sweep import trace
+
+ROOT = Path(__file__).parents[2]
+TRAINING_KEYS = ("vocabulary", "context", "batch", "learning_rate", "warmup_steps", "schedule", "weight_decay")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A suite of small models, the probe they are measured on, and where it all is kept.
+
+    Parameters
+    ----------
+    sizes : list of dict
+        `width`, `layers`, `tokens` (training tokens) and `seeds` (list); a key of TRAINING_KEYS overrides the suite's.
+    training : dict
+        TRAINING_KEYS, see `pretrain.Run`.
+    corpus : str
+        See `corpora.open_text`.
+    sequences, min_length : int
+        Of the probe; its sequences are cut at the training context.
+    alpha_ranks : (int, int)
+        alpha's window of 1-based ranks.
+    build : str
+        Folder for corpora, models and records; a relative one lies in the project.
+    """
+
+    sizes: list[dict]
+    training: dict
+    corpus: str
+    sequences: int
+    min_length: int
+    alpha_ranks: tuple[int, int]
+    build: str
+
+    @classmethod
+    def of(cls, parameters: Mapping) -> Profile:
+        """From a notebook's variables or a parameters file; keys that are not a profile's are left alone."""
+        needed = [*TRAINING_KEYS, "sizes", "corpus", "sequences", "min_length", "alpha_ranks", "build"]
+        missing = [key for key in needed if key not in parameters]
+        if missing:
+            raise KeyError(f"the parameters lack {', '.join(missing)}; notebooks/params/tiny.yaml has all of them.")
+        return cls([dict(size) for size in parameters["sizes"]], {key: parameters[key] for key in TRAINING_KEYS},
+                   parameters["corpus"], int(parameters["sequences"]), int(parameters["min_length"]),
+                   tuple(parameters["alpha_ranks"]), parameters["build"])
+
+    @cached_property
+    def folder(self) -> Path:
+        return ROOT / self.build
+
+    @cached_property
+    def texts(self) -> tuple[corpora.Corpus, corpora.Corpus]:
+        """Training part and held-out part of the corpus."""
+        return corpora.open_text(self.corpus, cache=self.folder / "corpora").split()
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        return [self._run(size, seed) for size in self.sizes for seed in size["seeds"]]
+
+    @cached_property
+    def suite(self) -> Suite:
+        return Suite(self.runs, self.texts[0], self.folder)
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.folder / "records")
+
+    def probe(self, run: Run) -> corpora.Probe:
+        return corpora.probe(self.texts[1], self.suite.tokenizer(run.vocabulary), self.sequences, run.context,
+                             self.min_length)
+
+    def train(self, progress: bool = True) -> None:
+        """Train what is missing of the suite."""
+        self.suite.train(progress=progress)
+
+    def trace(self, run: Run, layers="final", workers: int = 2, progress: bool = True) -> pd.DataFrame:
+        """Geometry of every checkpoint of a run, measured where it is not in the store."""
+        layers = layers if layers == "all" else (layers,)
+        return trace(self.suite.checkpoints(run), self.probe(run), self.store, layers, self.alpha_ranks,
+                     batch_size=128, workers=workers, progress=progress)
+
+    def describe(self) -> str:
+        """The parameters on one line of JSON, for a page's footer."""
+        return json.dumps({"sizes": self.sizes, **self.training, "corpus": self.corpus, "sequences": self.sequences,
+                           "min_length": self.min_length, "alpha_ranks": list(self.alpha_ranks)})
+
+    def _run(self, size: dict, seed: int) -> Run:
+        setting = {**self.training, **{key: size[key] for key in TRAINING_KEYS if key in size}}
+        steps = round(float(size["tokens"]) / (setting["batch"] * setting["context"]))
+        return Run(width=size["width"], layers=size["layers"], seed=seed, steps=max(1, steps),
+                   corpus=self.texts[0].fingerprint, **setting)
+
+
+def footer(parameters: str, started: float) -> str:
+    """Markdown: what made a page (parameters, versions, device, wall time); `started` is time.time() at its start."""
+    import time
+    from datetime import UTC, datetime
+
+    from reptrace.records import provenance
+
+    made = provenance()
+    packages = ", ".join(f"{name} {version}" for name, version in json.loads(made["packages"]).items())
+    return (f"**What made this page.** reptrace {made['code']}; Python {made['python']}; {packages}; "
+            f"{made['machine']}, CPU, float32; {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; "
+            f"{time.time() - started:.0f} s for this notebook (what its records held already not counted).\n\n"
+            f"Parameters: `{parameters}`")

@@ -1,0 +1,28 @@
+"""Values from the literature that pages compare with, read from data/published (sources in its SOURCES.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+FOLDER = Path(__file__).parents[2] / "data" / "published"
+
+
+def landmarks() -> pd.DataFrame:
+    """Landmarks of RankMe and alpha read off Fig 2 of Li et al. 2025 by eye, good to about 3 %.
+
+    Columns: model, metric ("rankme", "alpha"), landmark, tokens, value, parameters.
+    """
+    return pd.read_csv(FOLDER / "landmarks.csv").merge(pd.read_csv(FOLDER / "models.csv"), on="model", how="left")
+
+
+def rankme_landmarks() -> pd.DataFrame:
+    """One row a model of pretraining: parameters, RankMe first, minimum, peak, last (or trough), tokens of each."""
+    table = landmarks().query("metric == 'rankme' and parameters.notna()")
+    wide = table.pivot(index=["model", "parameters"], columns="landmark", values=["value", "tokens"])
+    wide.columns = [f"{landmark}_{'tokens' if kind == 'tokens' else 'value'}" for kind, landmark in wide.columns]
+    wide = wide.reset_index().sort_values("parameters", ignore_index=True)
+    # OLMo-2 7B rises a little at the end; the fall is counted to the lowest value after the peak, as in `phases`
+    wide["lowest_after_value"] = wide[["trough_value", "last_value"]].min(axis=1)
+    return wide

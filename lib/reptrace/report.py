@@ -1,0 +1,97 @@
+"""From a parameters file to the book: suite, records, executed notebooks, pages. Redoes only what something changed.
+
+A stage is done again when the hash of what it depends on changes: a run, when its settings or its text do (`pretrain`);
+a measurement, when weights, probe or settings do (`sweep`); a notebook, when its source, its own parameters, the
+library or the lock do; the pages, when anything in the book's folder does. Each stage is written whole or not at all,
+so one that was cut short is simply not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from reptrace.profiles import ROOT, Profile
+from reptrace.records import write_atomically
+
+BOOK = ROOT / "book"
+
+
+def make_report(parameters_file: Path) -> Path:
+    """Make everything the report needs and build it; returns its first page."""
+    parameters = yaml.safe_load(parameters_file.read_text())
+    profile = Profile.of(parameters)
+    print("suite: training what is missing", flush=True)
+    profile.train()
+    for run in profile.runs:
+        profile.trace(run)
+    for notebook in chapters():
+        execute(notebook, parameters, BOOK / "notebooks" / notebook.name)
+    return build_book(profile.folder / "book")
+
+
+def chapters() -> list[Path]:
+    """The notebooks that the book's contents list, in their order."""
+    contents = yaml.safe_load((BOOK / "_toc.yml").read_text())
+    names = [entry["file"] for part in contents.get("parts", [contents]) for entry in part["chapters"]]
+    return [ROOT / f"{name}.ipynb" for name in names if name.startswith("notebooks/")]
+
+
+def execute(notebook: Path, parameters: dict, target: Path) -> None:
+    """Run a notebook by papermill with those of the parameters that it declares, unless that was done."""
+    import papermill
+
+    declared = papermill.inspect_notebook(str(notebook))
+    own = {name: value for name, value in parameters.items() if name in declared}
+    key = _hash(notebook, *sorted((ROOT / "lib").rglob("*.py")), ROOT / "requirements.lock", extra=json.dumps(own))
+    if target.exists() and json.loads(target.read_text())["metadata"].get("reptrace_key") == key:
+        print(f"notebook {notebook.name}: done already", flush=True)
+        return
+    print(f"notebook {notebook.name}: executing", flush=True)
+    unfinished = target.with_suffix(".unfinished.ipynb")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(str(notebook), str(unfinished), own, kernel_name="python3", cwd=str(notebook.parent),
+                               progress_bar=False, log_output=False)
+    page = json.loads(unfinished.read_text())
+    page["metadata"]["reptrace_key"] = key
+    page["cells"] = [cell for cell in page["cells"] if "injected-parameters" not in cell["metadata"].get("tags", [])]
+    write_atomically(target, json.dumps(page).encode())
+    unfinished.unlink()
+
+
+def build_book(folder: Path) -> Path:
+    """Build the pages with every Sphinx warning an error; returns the first page."""
+    missing = [notebook.name for notebook in chapters() if not (BOOK / "notebooks" / notebook.name).exists()]
+    if missing:
+        raise FileNotFoundError(f"the book needs the executed notebooks {', '.join(missing)}: make report executes them.")
+    for page in (BOOK / "notebooks").glob("*.ipynb"):
+        if not any(cell.get("outputs") for cell in json.loads(page.read_text())["cells"]):
+            raise ValueError(f"{page.name} holds no outputs: it was not executed. Delete it and run make report again.")
+    first = folder / "_build" / "html" / "index.html"
+    stamp = folder / "key"
+    sources = sorted(path for path in BOOK.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    key = _hash(*sources, *sorted((ROOT / "data").rglob("*.csv")), ROOT / "requirements.lock")
+    if first.exists() and stamp.exists() and stamp.read_text() == key:
+        print("book: nothing changed", flush=True)
+        return first
+    stamp.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "jupyter_book", "build", str(BOOK), "--path-output", str(folder), "-W", "-n",
+               "--keep-going", "-q"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONWARNINGS": "ignore"}, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise RuntimeError(f"the book did not build (code {done.returncode}); what Sphinx says stands above.")
+    write_atomically(stamp, key.encode())
+    return first
+
+
+def _hash(*paths: Path, extra: str = "") -> str:
+    digest = hashlib.sha256(extra.encode())
+    for path in paths:
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
