@@ -95,9 +95,10 @@ def probe(corpus: Corpus, tokenizer, sequences: int, max_length: int = 512, min_
                          f"sequences={sequences}, min_length={min_length}, max_length={max_length}.")
     order = sorted(dict.fromkeys(corpus.documents), key=lambda document: _order_key(f"probe {seed}", document))
     kept: list[list[int]] = []
+    longest = max(map(len, tokenizer.get_vocab()))
     for start in range(0, len(order), 1024):
-        # Characters beyond 32 a token cannot matter, and cutting them keeps long files cheap to tokenize.
-        texts = [document[: 32 * max_length] for document in order[start : start + 1024]]
+        # Characters beyond the longest token's each cannot matter, and cutting them keeps long files cheap.
+        texts = [document[: longest * max_length] for document in order[start : start + 1024]]
         encoded = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
         kept += [ids for ids in encoded if len(ids) >= min_length]
         if len(kept) >= sequences:
@@ -123,11 +124,12 @@ def text_file(path: str | Path) -> Corpus:
         raise FileNotFoundError(f"there is no text file {str(path)!r}. A text is a .txt or .jsonl file, \"docstrings\", "
                                 'or "hub:REPOSITORY:CONFIG".')
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path.name} is not UTF-8 text ({error}): convert it first.") from error
     if path.suffix in (".jsonl", ".ndjson"):
-        documents = [_json_text(line, path, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = enumerate(text.split("\n"), 1)  # not splitlines: JSON strings may hold U+2028 and its like
+        documents = [_json_text(line, path, number) for number, line in lines if line.strip()]
     else:
         documents = re.split(r"\n\s*\n", text)
     return Corpus(path.name, [document.strip() for document in documents if document.strip()])
@@ -219,9 +221,8 @@ def _docstrings_of(path: Path) -> list[str]:
             if text:
                 found.append(text.strip())
         # Definitions stand in statements only, so expressions, most of the tree, are never visited.
-        inner = [child for field in ("body", "handlers", "orelse", "finalbody") for child in getattr(node, field, [])
-                 if isinstance(child, (ast.stmt, ast.ExceptHandler))] if not isinstance(node, ast.expr) else []
-        pending += reversed(inner)
+        fields = ("body", "handlers", "orelse", "finalbody", "cases")
+        pending += reversed([child for field in fields for child in getattr(node, field, [])])
     return found
 
 
@@ -238,10 +239,12 @@ def _standard_library() -> list[Path]:
 
 def _json_text(line: str, path: Path, number: int) -> str:
     try:
-        return json.loads(line)["text"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path.name}, line {number}: expected a JSON object with a field \"text\", got "
-                         f"{line[:60]!r}.") from error
+        text = json.loads(line)["text"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        text = None
+    if not isinstance(text, str):
+        raise ValueError(f'{path.name}, line {number}: expected a JSON object with a field "text", got {line[:60]!r}.')
+    return text
 
 
 def _order_key(purpose: str, document: str) -> bytes:

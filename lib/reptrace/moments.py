@@ -51,7 +51,7 @@ class Moments:
         for block in batch.split(BLOCK_ROWS):
             if len(block) == 0:
                 continue
-            block = block.to(self.mean.device, torch.float64)
+            block = block.detach().to(self.mean.device, torch.float64)
             # Shifting by the first row first makes the mean exact where the vectors do not vary.
             first = block[0]
             block = block - first

@@ -33,7 +33,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class Change:
-    """From one turn to the next: value at the end over value at the start, with a 95 % interval."""
+    """From one turn to the next: value at the end over value at the start, with an interval that holds the true ratio in
+    95 of 100 trajectories or more, although both ends were picked for being extreme."""
 
     ratio: float
     interval: tuple[float, float]
@@ -139,7 +140,7 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
     if len(present) < 3:
         raise ValueError(f"phases need at least three measured checkpoints, got {len(present)}.")
     t, y, se = tokens[present], values[present], stderr[present]
-    if (np.diff(t) <= 0).any() or (y <= 0).any() or not (se > 0).all():
+    if not (np.diff(t) > 0).all() or (y <= 0).any() or not (se > 0).all():
         raise ValueError("tokens must increase, values and standard errors must be positive.")
     threshold = critical_value(len(t), level)
     indices, directions = _extremes(y, se, threshold)
@@ -148,7 +149,7 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
         return _turn(t, y, se, indices, position, threshold, present)
 
     def change(start: int, end: int) -> Change:
-        return _change(y, se, indices[start], indices[end])
+        return _change(y, se, indices[start], indices[end], threshold)
 
     # indices: start of the first move, turns between moves, end of the last move
     down_first = bool(directions) and directions[0] < 0
@@ -215,8 +216,9 @@ def _turn(t, y, se, indices: list[int], position: int, threshold: float, present
                 open_sides[(left is None, right is None)])
 
 
-def _change(y, se, start: int, end: int) -> Change:
+def _change(y, se, start: int, end: int, threshold: float) -> Change:
     log_ratio = np.log(y[end] / y[start])
-    half_width = 1.96 * np.hypot(se[start] / y[start], se[end] / y[end])
+    # Extremes are picked for being extreme, so the interval is as wide as the threshold that they had to pass.
+    half_width = threshold * np.hypot(se[start] / y[start], se[end] / y[end])
     return Change(float(np.exp(log_ratio)),
                   (float(np.exp(log_ratio - half_width)), float(np.exp(log_ratio + half_width))))

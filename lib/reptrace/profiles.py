@@ -6,6 +6,7 @@ The parameters are those of notebooks/params/*.yaml, and each notebook's paramet
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from reptrace.records import Store
 from reptrace.sweep import trace
 
 ROOT = Path(__file__).parents[2]
+CORPORA = ROOT / "build" / "corpora"  # read once for all profiles
 TRAINING_KEYS = ("vocabulary", "context", "batch", "learning_rate", "warmup_steps", "schedule", "weight_decay")
 
 
@@ -39,7 +41,7 @@ class Profile:
     alpha_ranks : (int, int)
         alpha's window of 1-based ranks.
     build : str
-        Folder for corpora, models and records; a relative one lies in the project.
+        Folder for models and records; a relative one lies in the project.
     """
 
     sizes: list[dict]
@@ -68,7 +70,7 @@ class Profile:
     @cached_property
     def texts(self) -> tuple[corpora.Corpus, corpora.Corpus]:
         """Training part and held-out part of the corpus."""
-        return corpora.open_text(self.corpus, cache=self.folder / "corpora").split()
+        return corpora.open_text(self.corpus, cache=CORPORA).split()
 
     @cached_property
     def runs(self) -> list[Run]:
@@ -90,11 +92,17 @@ class Profile:
         """Train what is missing of the suite."""
         self.suite.train(progress=progress)
 
-    def trace(self, run: Run, layers="final", workers: int = 2, progress: bool = True) -> pd.DataFrame:
-        """Geometry of every checkpoint of a run, measured where it is not in the store."""
+    def trace(self, layers="final", progress: bool = True) -> dict[Run, pd.DataFrame]:
+        """Geometry of every checkpoint of every run, measured where it is not in the store: a table a run."""
         layers = layers if layers == "all" else (layers,)
-        return trace(self.suite.checkpoints(run), self.probe(run), self.store, layers, self.alpha_ranks,
-                     batch_size=128, workers=workers, progress=progress)
+        tables = {}
+        for key in dict.fromkeys((run.vocabulary, run.context) for run in self.runs):
+            alike = [run for run in self.runs if (run.vocabulary, run.context) == key]  # one probe, one pool of workers
+            points = [point for run in alike for point in self.suite.checkpoints(run)]
+            table = trace(points, self.probe(alike[0]), self.store, layers, self.alpha_ranks, batch_size=128,
+                          workers=os.cpu_count(), progress=progress)
+            tables |= {run: table[table.model == run.repository].reset_index(drop=True) for run in alike}
+        return {run: tables[run] for run in self.runs}
 
     def describe(self) -> str:
         """The parameters on one line of JSON, for a page's footer."""

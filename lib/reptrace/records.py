@@ -7,6 +7,7 @@ any moment leaves a whole record or none.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -91,7 +92,11 @@ class Store:
             rows = measurement()
             for row in rows:
                 row["wall_seconds"] = time.perf_counter() - started
+            if not rows:
+                raise ValueError("the measurement returned no rows.")
         except Exception as error:  # whatever went wrong with one checkpoint, the others go on
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             rows = [{"status": "failed", "reason": f"{type(error).__name__}: {error}"}]
         self.write(identity, [{**facts, **row} for row in rows])
         return rows[0].get("status") != "failed"

@@ -29,8 +29,7 @@ def make_report(parameters_file: Path) -> Path:
     profile = Profile.of(parameters)
     print("suite: training what is missing", flush=True)
     profile.train()
-    for run in profile.runs:
-        profile.trace(run)
+    profile.trace()
     for notebook in chapters():
         execute(notebook, parameters, BOOK / "notebooks" / notebook.name)
     return build_book(profile.folder / "book")
@@ -81,7 +80,7 @@ def build_book(folder: Path) -> Path:
         print("book: nothing changed", flush=True)
         return first
     stamp.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "jupyter_book", "build", str(BOOK), "--path-output", str(folder), "-W", "-n",
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(BOOK), "--path-output", str(folder), "-W", "-n",
                "--keep-going", "-q"]
     done = subprocess.run(command, env={**os.environ, "PYTHONWARNINGS": "ignore"}, stdin=subprocess.DEVNULL)
     if done.returncode:

@@ -176,9 +176,9 @@ def geometry(features, ranks: tuple[int, int] = (12, 100), shorten: bool = False
     found, vectors = torch.linalg.eigh(moments.covariance())
     s, vectors = found.flip(0).clamp(min=0).cpu().numpy(), vectors.flip(1)
 
-    hopeless = ranks is None or shorten and (s > NEGLIGIBLE * s[0]).sum() < ranks[0] + 2
-    fit = None if hopeless else alpha_req(s, ranks, shorten)
     value = rankme(s)
+    hopeless = ranks is None or (shorten and _rank(s) < ranks[0] + 2)
+    fit = None if hopeless else alpha_req(s, ranks, shorten)
     kept = s > NEGLIGIBLE * s[0]
     log_s = np.log(s, where=kept, out=np.zeros(width))
     log_shares = log_s - np.log(s.sum())
@@ -231,7 +231,7 @@ def singular_value_rankme(values, epsilon: float = 1e-7) -> float:
     """RankMe as Garrido et al. 2023 define it: exp(entropy) of p_k = sigma_k / ||sigma||_1 + epsilon.
 
     For singular values of the uncentred features (`singular_values`). Not comparable with `rankme`: at d = 2048 a
-    covariance spectrum s_i ~ 1/i has 281 by eigenvalues and 1588 by singular values. With the paper's epsilon the
+    covariance spectrum s_i ~ 1/i has 281 by eigenvalues and 1587 by singular values. With the paper's epsilon the
     value can exceed d by a little; pass `epsilon=0` for the plain effective rank.
     """
     p = _shares(values) + epsilon
@@ -243,7 +243,7 @@ def _as_tensor(features) -> torch.Tensor:
         array = np.asarray(features)
         if array.dtype.kind != "f":
             raise TypeError(f"features must be floating point, got dtype {array.dtype}: convert them first.")
-        features = torch.from_numpy(np.ascontiguousarray(array))
+        features = torch.from_numpy(np.require(array, requirements=["C", "W"]))
     features = features.detach()
     if not features.is_floating_point():
         raise TypeError(f"features must be floating point, got {features.dtype}: convert them first.")
@@ -280,17 +280,23 @@ def _spectrum(values) -> np.ndarray:
 
 def _shares(values) -> np.ndarray:
     s = _spectrum(values)
-    if s[0] == 0:
-        raise ValueError("all eigenvalues are zero: the features do not vary from one sequence to the next.")
+    _rank(s)
     s = s / s[0]  # first, so that neither tiny nor huge spectra leave the range of float64
     return s / s.sum()
 
 
+def _rank(s: np.ndarray) -> int:
+    """Number of eigenvalues above rounding."""
+    if s[0] == 0:
+        raise ValueError("all eigenvalues are zero: the features do not vary from one sequence to the next.")
+    return int((s > NEGLIGIBLE * s[0]).sum())
+
+
 def _window(s: np.ndarray, ranks: tuple[int, int], shorten: bool) -> tuple[int, int]:
-    first, last = (int(rank) for rank in ranks)
+    first, last = (int(rank) for rank in ranks) if len(ranks) == 2 else (0, 0)
     if (first, last) != tuple(ranks) or not 1 <= first < last:
         raise ValueError(f"ranks must be two whole numbers, 1 <= first < last (1-based, both fitted), got {ranks}.")
-    available = int((s > NEGLIGIBLE * s[0]).sum())
+    available = _rank(s)
     if shorten:
         last = min(last, available)
     if last > available:

@@ -1,0 +1,387 @@
+"""Hidden states of the last token, against the models themselves.
+
+Trusted: transformers' own output of one sequence at a time, without padding or batch: `output_hidden_states` for the
+embeddings and the inner blocks, `last_hidden_state` for what follows the final norm, and `last_hidden_state` of a copy
+whose final norm is replaced by the identity for the last block before it. In the three classes below, the last entry of
+`output_hidden_states` is after the norm, which a test of its own pins down. Models are tiny and random, with weights
+large enough that attention and position matter.
+"""
+
+import copy
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertModel,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+)
+from transformers.utils import logging
+
+from reptrace.hidden_states import NonFiniteError, last_token_states, load, unpadded
+
+LAYERS, VOCABULARY, CONTEXT = 3, 97, 64
+SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
+         "intermediate_size": 48, "max_position_embeddings": CONTEXT, "bos_token_id": 1, "eos_token_id": 2,
+         "pad_token_id": 0}
+CLASSES = {
+    "GPTNeoX": (GPTNeoXForCausalLM, GPTNeoXConfig, {"hidden_dropout": 0.1}, "final_layer_norm"),
+    "Olmo2": (Olmo2ForCausalLM, Olmo2Config, {}, "norm"),
+    "Llama": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 2}, "norm"),
+}
+# Values reach 8. Float64 and float32 differ by the order of their sums, 1e-16 and 1e-7 of 8 each, in three blocks;
+# bfloat16 numbers near 8 lie 0.06 apart: two of these steps.
+TOLERANCES = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 0.125}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet():
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    yield
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
+
+
+def tiny(name="Llama", dtype=torch.float64):
+    model_class, config_class, options, _ = CLASSES[name]
+    torch.manual_seed(0)
+    return model_class(config_class(**SHAPE, **options, initializer_range=0.2)).to(dtype).eval()
+
+
+@pytest.fixture
+def sequences():
+    """Lengths out of order, repeated, of one token and of the whole context; id 0, the padding, among the real ones."""
+    lengths = [5, 1, 40, 12, CONTEXT, 12, 3, 29, 2, 7]
+    drawn = [torch.randint(0, VOCABULARY, (length,)).tolist() for length in lengths]
+    drawn[3][-1] = drawn[5][0] = drawn[6][1] = 0
+    return drawn
+
+
+@torch.no_grad()
+def own_states(model, name, sequences):
+    """What transformers gives for each sequence alone: layer -> states of the last tokens, shape (M, d)."""
+    normless = copy.deepcopy(model)
+    setattr(normless.base_model, CLASSES[name][3], torch.nn.Identity())
+    rows = {layer: [] for layer in [*range(LAYERS + 1), "final"]}
+    for sequence in sequences:
+        ids = torch.tensor([sequence])
+        states = model(ids, output_hidden_states=True).hidden_states
+        for k in range(LAYERS):
+            rows[k].append(states[k][0, -1])
+        rows[LAYERS].append(normless.base_model(ids).last_hidden_state[0, -1])
+        rows["final"].append(model.base_model(ids).last_hidden_state[0, -1])
+    return {layer: torch.stack(found) for layer, found in rows.items()}
+
+
+def hooks(model):
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+# Agreement with the models
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_layer_equals_the_models_own_unbatched_output(name, dtype, sequences):
+    model = tiny(name, dtype)
+    found = last_token_states(model, sequences, "all", batch_size=2)
+    assert list(found) == [0, 1, 2, 3, "final"]
+    for layer, expected in own_states(model, name, sequences).items():
+        torch.testing.assert_close(found[layer], expected.to(found[layer].dtype), rtol=0, atol=TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_default_layer_is_what_the_final_norm_makes_of_the_last_block(name, sequences):
+    model = tiny(name)
+    default = last_token_states(model, sequences)
+    assert list(default) == ["final"]
+    norm = getattr(model.base_model, CLASSES[name][3])
+    with torch.no_grad():
+        normed = norm(last_token_states(model, sequences, [LAYERS])[LAYERS])
+    torch.testing.assert_close(default["final"], normed, rtol=0, atol=TOLERANCES[torch.float64])
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_last_of_transformers_own_hidden_states_is_after_the_norm_in_these_classes(name):
+    model, ids = tiny(name), torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        last = model(ids, output_hidden_states=True).hidden_states[-1]
+        assert torch.equal(last, model.base_model(ids).last_hidden_state)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_default_layer_is_what_the_lm_head_receives(name, sequences):
+    model, received = tiny(name), []
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda module, args: received.append(args[0]))
+    with torch.no_grad():
+        model(torch.tensor([sequences[3]]))
+    handle.remove()
+    found = last_token_states(model, sequences)["final"]
+    torch.testing.assert_close(found[3], received[0][0, -1], rtol=0, atol=TOLERANCES[torch.float64])
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_model_with_and_without_its_lm_head_gives_the_same(name, sequences):
+    model = tiny(name)
+    with_head, without = (last_token_states(m, sequences)["final"] for m in (model, model.base_model))
+    assert torch.equal(with_head, without)
+
+
+# Identities
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 1000])
+def test_batch_size_does_not_matter(batch_size, sequences):
+    model = tiny("GPTNeoX")
+    found = last_token_states(model, sequences, "all", batch_size)
+    for layer, states in last_token_states(model, sequences, "all", batch_size=2).items():
+        torch.testing.assert_close(found[layer], states, rtol=0, atol=TOLERANCES[torch.float64])
+
+
+def test_rows_come_in_the_order_of_the_sequences(sequences):
+    model = tiny()
+    order = torch.randperm(len(sequences))
+    found = last_token_states(model, [sequences[k] for k in order], batch_size=3)["final"]
+    expected = last_token_states(model, sequences, batch_size=3)["final"][order]
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCES[torch.float64])
+
+
+def test_layers_come_in_the_order_asked_for_each_once(sequences):
+    assert list(last_token_states(tiny(), sequences, ["final", 1, 0, 1])) == ["final", 1, 0]
+
+
+@pytest.mark.parametrize("side", ["left", "right", "none"])
+def test_padding_on_either_side_or_none_gives_the_same_features(side, sequences):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<pad>": 0}, "<pad>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>")
+    if side == "none":
+        given = [unpadded(tokenizer.pad({"input_ids": [sequence]}, return_tensors="pt"))[0] for sequence in sequences]
+    else:
+        padded = tokenizer.pad({"input_ids": sequences}, padding_side=side, return_tensors="pt")
+        assert padded["input_ids"].shape == (len(sequences), CONTEXT)
+        given = unpadded(padded)
+    assert given == sequences  # padding goes, a real token with the padding's id stays
+    model = tiny()
+    found = last_token_states(model, given)["final"]
+    expected = own_states(model, "Llama", sequences)["final"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCES[torch.float64])
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32),
+                                             (torch.float64, torch.float64)], ids=str)
+def test_features_are_float32_and_float64_only_for_a_float64_model(dtype, kept, sequences):
+    found = last_token_states(tiny(dtype=dtype), sequences)["final"]
+    assert found.dtype == kept and found.shape == (len(sequences), 32) and found.device.type == "cpu"
+    assert not found.requires_grad
+
+
+# What is left as it was
+
+
+def test_the_lm_head_is_never_run(sequences):
+    model, calls = tiny(), []
+    model.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    last_token_states(model, sequences, "all")
+    assert not calls
+    model(torch.tensor([sequences[0]]))
+    assert calls  # the count does count
+
+
+def test_sequences_are_left_as_they_are(sequences):
+    before = copy.deepcopy(sequences)
+    last_token_states(tiny(), sequences)
+    assert sequences == before
+
+
+@pytest.mark.parametrize("failure", [None, RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("training", [True, False])
+def test_hooks_come_off_and_the_training_mode_comes_back_even_after_an_exception(failure, training, sequences):
+    model = tiny("GPTNeoX").train(training)
+
+    def fail(*_):
+        assert not model.base_model.training
+        if failure:
+            raise failure("on the way")
+
+    handle = model.base_model.layers[1].register_forward_hook(fail)
+    if failure:
+        with pytest.raises(failure, match="on the way"):
+            last_token_states(model, sequences, "all")
+    else:
+        last_token_states(model, sequences, "all")
+    handle.remove()
+    assert hooks(model) == 0
+    assert all(module.training == training for module in model.modules())
+
+
+def test_a_part_that_its_owner_keeps_in_another_mode_stays_in_that_mode(sequences):
+    model = tiny("GPTNeoX").train()
+    model.base_model.layers[1].eval()  # frozen, say, its dropout off
+    before = [module.training for module in model.modules()]
+    last_token_states(model, sequences)
+    assert [module.training for module in model.modules()] == before
+
+
+def test_dropout_is_off_while_a_model_in_training_is_measured(sequences):
+    model = tiny("GPTNeoX")
+    expected = last_token_states(model, sequences)["final"]
+    assert torch.equal(last_token_states(model.train(), sequences)["final"], expected)
+    with torch.no_grad():  # positive control: its dropout would show
+        noisy = model.base_model(torch.tensor([sequences[0]])).last_hidden_state[0, -1]
+    assert (noisy - expected[0]).abs().max() > 0.01
+
+
+# Errors
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_non_finite_weights_are_named_by_the_sequence_they_spoil(bad, batch_size, sequences):
+    sequences = [[token if token != 50 else 51 for token in sequence] for sequence in sequences]
+    sequences[7][3] = 50
+    model = tiny()
+    model.get_input_embeddings().weight.data[50] = bad
+    with pytest.raises(NonFiniteError, match=r"sequence 7 at layer \w+ holds NaN or infinity"):
+        last_token_states(model, sequences, batch_size=batch_size)
+    sequences[7][3] = 51
+    last_token_states(model, sequences, batch_size=batch_size)  # no other sequence is spoiled
+
+
+@pytest.mark.parametrize("block", range(LAYERS))
+def test_non_finite_weights_are_named_by_the_first_layer_they_spoil(block, sequences):
+    model = tiny("GPTNeoX")
+    next(model.base_model.layers[block].parameters()).data[0] = float("nan")
+    with pytest.raises(NonFiniteError, match=f"at layer {block + 1} holds"):
+        last_token_states(model, sequences, "all")
+    assert hooks(model) == 0
+
+
+def test_float16_is_refused_by_the_forward_pass_and_by_load(sequences):
+    with pytest.raises(TypeError, match="float16"):
+        last_token_states(tiny(dtype=torch.float16), sequences)
+    with pytest.raises(TypeError, match="float16"):
+        load("nobody/nothing", dtype=torch.float16)
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    pytest.param(lambda s: [], "no sequences", id="no sequences"),
+    pytest.param(lambda s: [*s, []], "sequence 10 is empty", id="an empty one"),
+    pytest.param(lambda s: [*s, [VOCABULARY]], f"sequence 10 .*{VOCABULARY}.*vocabulary", id="id too high"),
+    pytest.param(lambda s: [*s, [3, -1]], "sequence 10 .*token id -1", id="negative id"),
+    pytest.param(lambda s: [*s, [1] * (CONTEXT + 1)], f"sequence 10 has {CONTEXT + 1} .*is {CONTEXT}", id="long"),
+])
+def test_sequences_that_cannot_be_measured_are_named(change, says, sequences):
+    with pytest.raises(ValueError, match=says):
+        last_token_states(tiny(), change(sequences))
+
+
+@pytest.mark.parametrize("layers", [[LAYERS + 1], [-1], ["last"], [], "final", [0.5]])
+def test_an_unknown_layer_is_refused_with_the_ones_there_are(layers, sequences):
+    with pytest.raises(ValueError, match=re.escape(f'layers must be "all" or a list of 0..{LAYERS} and "final"')):
+        last_token_states(tiny(), sequences, layers)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5])
+def test_a_batch_size_that_is_not_a_positive_whole_number_is_refused(batch_size, sequences):
+    with pytest.raises(ValueError, match="batch_size"):
+        last_token_states(tiny(), sequences, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("initializer_range", [0.2, 0.02], ids=["strong attention", "transformers default"])
+def test_a_bidirectional_model_is_refused_as_not_causal(initializer_range, sequences):
+    special = {"cls_token_id": 1, "sep_token_id": 2}
+    torch.manual_seed(0)
+    model = ModernBertModel(ModernBertConfig(**SHAPE, **special, initializer_range=initializer_range))
+    ids = torch.tensor([[5, 6], [5, 7]])
+    with torch.no_grad():
+        first = model(ids).last_hidden_state[:, 0]
+    assert (first[0] - first[1]).abs().max() > 1e-3  # it does look ahead, a thousand times beyond float32's rounding
+    with pytest.raises(ValueError, match="not causal"):
+        last_token_states(model, sequences)
+
+
+def test_a_model_without_a_decoders_blocks_is_refused(sequences):
+    with pytest.raises((ValueError, TypeError), match=r"decoder|causal"):
+        last_token_states(BertModel(BertConfig(**SHAPE)), sequences)
+    with pytest.raises(TypeError, match="expected a transformers model, got Linear"):
+        last_token_states(torch.nn.Linear(3, 3), sequences)
+
+
+def test_a_padded_batch_without_its_mask_is_refused():
+    with pytest.raises(ValueError, match="attention_mask"):
+        unpadded({"input_ids": torch.ones(2, 3)})
+
+
+# Opening models
+
+
+def files_of(model, folder):
+    model.save_pretrained(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def trained(tmp_path, hub_cache):
+    """A repository in a cache with two revisions of different weights, and the models they were."""
+    models = {"step0": tiny(dtype=torch.float32), "step1": tiny(dtype=torch.float32)}
+    models["step1"].get_input_embeddings().weight.data += 1
+    return hub_cache("me/run", {name: files_of(model, tmp_path / name) for name, model in models.items()}), models
+
+
+@pytest.mark.parametrize("revision", ["step0", "step1"])
+def test_a_revision_opens_with_its_own_weights_in_float32_without_the_lm_head(trained, revision):
+    cache, models = trained
+    opened = load("me/run", revision, str(cache), device="cpu")
+    expected = models[revision].base_model.state_dict()
+    assert opened.state_dict().keys() == expected.keys() and not opened.training
+    for key, weight in opened.state_dict().items():
+        assert weight.dtype == torch.float32 and torch.equal(weight, expected[key])
+
+
+def test_a_missing_revision_is_an_error_that_says_which_there_are(trained):
+    with pytest.raises(FileNotFoundError, match=r"'me/run' at revision 'step7'.*step0, step1"):
+        load("me/run", "step7", str(trained[0]))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_missing_model_is_an_error_that_names_it(tmp_path, cached):
+    with pytest.raises(FileNotFoundError, match="cannot open model 'nobody/nothing'"):
+        load("nobody/nothing", cache_dir=str(tmp_path) if cached else None)
+
+
+def test_a_folder_without_a_model_is_an_error_and_a_folder_has_no_revisions(tmp_path):
+    with pytest.raises(FileNotFoundError, match="cannot open model"):
+        load(str(tmp_path))
+    with pytest.raises(ValueError, match="plain folder and has no revisions"):
+        load(str(tmp_path), "step1")
+
+
+def test_weights_missing_from_a_checkpoint_are_an_error_and_not_random_numbers(tmp_path):
+    tiny(dtype=torch.float32).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({key: weight for key, weight in weights.items() if "layers.1." not in key},
+              tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises((OSError, ValueError, RuntimeError), match=r"missing|layers\.1"):
+        load(str(tmp_path), device="cpu")
+
+
+def test_a_truncated_weight_file_is_an_error_that_names_the_model(tmp_path):
+    tiny(dtype=torch.float32).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises((OSError, ValueError, RuntimeError), match=re.escape(str(tmp_path))):
+        load(str(tmp_path), device="cpu")
