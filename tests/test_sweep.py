@@ -6,7 +6,7 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import reptrace
-from reptrace.corpora import Corpus, Probe, train_tokenizer
+from reptrace.corpora import Probe, train_tokenizer
 from reptrace.pretrain import publish
 from reptrace.records import RecordError, Store
 from reptrace.suites import Checkpoint, checkpoints
@@ -138,7 +138,7 @@ def test_a_failed_checkpoint_is_a_gap_with_its_reason_and_is_tried_again(run, pr
 def test_a_missing_revision_is_a_gap_that_says_what_there_is(run, probe, tmp_path, tokenizer):
     save_model(tmp_path / "files", 0, tokenizer)
     publish(tmp_path / "files", "a/b", "step1", tmp_path / "hub")
-    points = [Checkpoint("a/b", name, step, None, str(tmp_path / "hub")) for step, name in enumerate(("step1", "step2"))]
+    points = [Checkpoint("a/b", f"step{step}", step, None, str(tmp_path / "hub")) for step in (1, 2)]
     table = trace(points, probe, Store(tmp_path / "records"), ranks=(2, 10), progress=False)
     assert table.status.tolist() == ["measured", "failed"]
     assert "'step2'" in table.reason[1] and "It has step1" in table.reason[1]

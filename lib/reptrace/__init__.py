@@ -9,7 +9,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {"measure": "sweep", "trace": "sweep", "GeometryCallback": "callback", "eigenspectrum": "spectra",
-          "geometry": "spectra", "rankme": "spectra", "alpha_req": "spectra", "find_phases": "phases", "load": "hidden_states"}
+          "geometry": "spectra", "rankme": "spectra", "alpha_req": "spectra", "find_phases": "phases",
+          "load": "hidden_states"}
 
 __all__ = sorted(_HOMES)
 

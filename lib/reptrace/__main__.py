@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         description="Measure spectrum, RankMe and alpha of a model's last-token states; records, a table (table.csv) "
                     "and, for a run, a picture (trajectory.svg) go to --out. What is done is not done again.")
     add = trace.add_argument
-    add("--model", required=True, help="hub repository; or folder with a model; or folder of checkpoint-N folders (all)")
+    add("--model", required=True, help="hub repository; folder with a model; or folder of checkpoint-N folders (all)")
     add("--revision", help='branch, tag or commit of the repository, or a pattern over its branches ("step*")')
     add("--cache-dir", help="hub cache to read offline (default: transformers' own, filled from the hub as needed)")
     add("--tokenizer", help="repository or folder of the tokenizer (default: the model's)")

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from reptrace.records import write_atomically
 
@@ -121,8 +121,8 @@ def text_file(path: str | Path) -> Corpus:
     """Documents of a plain text file (separated by blank lines) or of JSONL (field "text", one document a line)."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no text file {str(path)!r}. A text is a .txt or .jsonl file, \"docstrings\", "
-                                'or "hub:REPOSITORY:CONFIG".')
+        raise FileNotFoundError(f"there is no text file {str(path)!r}. A text is a .txt or .jsonl file, "
+                                '"docstrings", or "hub:REPOSITORY:CONFIG".')
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -183,13 +183,13 @@ def docstrings(min_characters: int = 200, packages: Sequence[str] | None = None,
 def locked_names(lock: Path = LOCK) -> list[str]:
     """Distribution names that a requirements file pins."""
     if not lock.is_file():
-        raise FileNotFoundError(f"{lock} is not there (reptrace installed without its repository?): pass packages=[...].")
+        raise FileNotFoundError(f"{lock} is not there (installed without its repository?): pass packages=[...].")
     pins = (re.match(r"([A-Za-z0-9._-]+)==", line) for line in lock.read_text().splitlines())
     return [pin.group(1).lower() for pin in pins if pin]
 
 
 def train_tokenizer(documents: Sequence[str], vocabulary: int):
-    """Byte-level BPE of `vocabulary` entries (`tokenizers`), as a transformers tokenizer with end-of-text and padding."""
+    """Byte-level BPE of `vocabulary` entries (`tokenizers`), as a transformers tokenizer with end-of-text and pad."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

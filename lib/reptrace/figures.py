@@ -15,18 +15,20 @@ from matplotlib.patches import Patch
 
 from reptrace.phases import PHASES, Phases
 
-PHASE_COLOURS = {"warmup": "#9e9e9e", "entropy-seeking": "#4c9f70", "compression-seeking": "#c9684f", "later": "#8a7fb5"}
+PHASE_COLOURS = {"warmup": "#9e9e9e", "entropy-seeking": "#4c9f70", "compression-seeking": "#c9684f",
+                  "later": "#8a7fb5"}
 PHASE_LINES = {"warmup": ":", "entropy-seeking": "-", "compression-seeking": "--", "later": "-."}
-QUANTITIES = {"rankme": "RankMe (eigenvalues, centred)", "alpha": r"$\alpha$-ReQ", "loss": "training loss (nats a token)",
+QUANTITIES = {"rankme": "RankMe (eigenvalues, centred)", "alpha": r"$\alpha$-ReQ",
+              "loss": "training loss (nats a token)",
               "gradient_norm": "gradient norm", "learning_rate": "learning rate", "tokens": "training tokens"}
-COLUMN = 3.2  # inches, width of one panel
+COLUMN = 2.5  # inches, width of one panel: three of them fill a page of the book
 
 
 @contextmanager
 def style():
     """The report's look, for the figures drawn inside; nothing outside changes."""
-    look = {"figure.dpi": 110, "savefig.dpi": 160, "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9,
-            "legend.fontsize": 8, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
+    look = {"figure.dpi": 140, "savefig.dpi": 160, "font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8,
+            "legend.fontsize": 7, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
             "figure.constrained_layout.use": True, "svg.fonttype": "none"}
     with sns.axes_style("ticks"), plt.rc_context(look):
         yield
@@ -37,9 +39,14 @@ def palette(models: Sequence[str]) -> dict[str, tuple]:
     return dict(zip(models, sns.color_palette("crest", len(models)), strict=True))
 
 
-def grid(rows: int, columns: int, height: float = 2.5, **options):
-    """Figure and array of axes, (rows, columns), each a column wide."""
-    return plt.subplots(rows, columns, figsize=(COLUMN * columns, height * rows), squeeze=False, **options)
+def grid(rows: int, columns: int, height: float = 2.2, **options):
+    """Figure and array of axes, (rows, columns), each a column wide.
+
+    The figure is not left open in pyplot: a notebook shows it by naming it on a cell's last line, once.
+    """
+    figure, axes = plt.subplots(rows, columns, figsize=(COLUMN * columns, height * rows), squeeze=False, **options)
+    plt.close(figure)
+    return figure, axes
 
 
 def trajectory(ax, table: pd.DataFrame, quantity: str, phases: Phases | None = None, colour="black",
@@ -65,7 +72,8 @@ def trajectory(ax, table: pd.DataFrame, quantity: str, phases: Phases | None = N
     if label:
         ax.plot([], [], color=colour, label=label)
     failed = table.loc[table["status"] == "failed", "tokens"]
-    ax.plot(failed, np.full(len(failed), 0.02), "x", color="crimson", transform=ax.get_xaxis_transform(), clip_on=False)
+    if len(failed):
+        ax.plot(failed, np.full(len(failed), 0.03), "x", color="crimson", transform=ax.get_xaxis_transform())
     ax.set_ylabel(QUANTITIES.get(quantity, quantity))
 
 
@@ -74,15 +82,17 @@ def token_axis(ax, tokens) -> None:
     later = np.asarray(tokens, dtype=float)
     ax.set_xscale("symlog", linthresh=later[later > 0].min(), linscale=0.4)
     ax.xaxis.set_minor_locator(plt.NullLocator())
+    if later.min() == 0:
+        decades = np.arange(np.ceil(np.log10(later[later > 0].min())), np.log10(later.max()) + 1e-9)
+        ax.set_xticks([0, *10**decades])
     ax.set_xlabel(QUANTITIES["tokens"])
 
 
-def phase_legend(ax, **options) -> None:
-    """What shading and line styles mean."""
-    handles = [(Patch(color=PHASE_COLOURS[name], alpha=0.3), name) for name in PHASES]
-    lines = [(Line2D([], [], color="black", linestyle=PHASE_LINES[name]), name) for name in PHASES]
-    pairs = [((patch, line), name) for (patch, name), (line, _) in zip(handles, lines, strict=True)]
-    ax.legend(*zip(*pairs, strict=True), handlelength=3, **options)
+def phase_legend(figure) -> None:
+    """What shading and line styles mean, below the panels."""
+    handles = [(Patch(color=PHASE_COLOURS[name], alpha=0.3), Line2D([], [], color="black", linestyle=PHASE_LINES[name]))
+               for name in PHASES]
+    figure.legend(handles, PHASES, handlelength=3, ncols=len(PHASES), loc="outside lower center")
 
 
 def turns(ax, rows: Sequence[Mapping], label_of: str = "label", colour_of: str = "colour") -> None:
@@ -122,13 +132,14 @@ def run_picture(table: pd.DataFrame, phases: Mapping[str, Phases | None], axis: 
                 ax.set_xlabel(QUANTITIES.get(axis, axis))
         if len(phases) > 1:
             axes[0, 1].legend(title="layer")
+        else:
+            phase_legend(figure)
     return figure
 
 
 def save(figure, path: str | Path) -> Path:
-    """Write a figure (SVG or PNG by its name) and close it."""
+    """Write a figure, SVG or PNG by its name."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-    plt.close(figure)
     return path

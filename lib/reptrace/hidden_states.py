@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 # The final norm's attribute in the decoders of transformers; the blocks are found by their number.
 FINAL_NORM_NAMES = ("final_layer_norm", "norm", "ln_f", "norm_f", "final_norm", "ln_out")
@@ -39,8 +39,8 @@ def last_token_states(
     sequences : M lists of token ids, of any lengths from 1 up, without padding
         From a padded batch: `unpadded(batch)`, whatever the padding side.
     layers : sequence of int or "final", or "all"; default ("final",)
-        k = 0..L: output of block k before any final norm, 0 being the embeddings. "final": the last block's output after
-        the final norm, which the LM head receives and the paper measures. "all": every one of these.
+        k = 0..L: output of block k before any final norm, 0 being the embeddings. "final": the last block's output
+        after the final norm, which the LM head receives and the paper measures. "all": every one of these.
     batch_size : int, default 16
         Sequences of the longest length in a batch; batches of shorter sequences hold as many tokens, so more sequences.
     progress : bool, default False
@@ -155,8 +155,8 @@ def from_pretrained(loader, name: str, revision: str | None, cache_dir: str | No
             f"cannot open model {name!r}{at}: not a folder with a config and weights, and not a repository in "
             f"{cache_dir or 'the hub cache or on the hub'}.{hint} ({str(error).splitlines()[0]})") from error
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"the weights of {name!r}{at} cannot be read: cut short, damaged, or of another shape than the "
-                         f"configuration says ({str(error).splitlines()[0]}).") from error
+        raise ValueError(f"the weights of {name!r}{at} cannot be read: cut short, damaged, or of another shape than "
+                         f"the configuration says ({str(error).splitlines()[0]}).") from error
     finally:
         logging.set_verbosity(verbosity)
         if bar:
@@ -256,14 +256,14 @@ def _layer_names(decoder: nn.Module, layers) -> list[int | str]:
     known = [*range(decoder.config.num_hidden_layers + 1), FINAL]
     names = known if layers == "all" else list(layers)
     unknown = [name for name in names if name not in known]
-    if unknown or not names or isinstance(layers, str) and layers != "all":
+    if unknown or not names or (isinstance(layers, str) and layers != "all"):
         raise ValueError(f'layers must be "all" or a list of 0..{known[-2]} and "final", got {layers!r}.')
     return list(dict.fromkeys(names))
 
 
 def _check_dtype(model: nn.Module) -> None:
     if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
-        raise TypeError("the model is in float16, which overflows in Pythia and others: load it in bfloat16 or float32.")
+        raise TypeError("the model is in float16, which overflows in Pythia and others: use bfloat16 or float32.")
 
 
 def _check_sequences(decoder: nn.Module, sequences, batch_size: int) -> None:

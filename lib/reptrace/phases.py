@@ -33,8 +33,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class Change:
-    """From one turn to the next: value at the end over value at the start, with an interval that holds the true ratio in
-    95 of 100 trajectories or more, although both ends were picked for being extreme."""
+    """From one turn to the next: value at the end over value at the start, with an interval that holds the true ratio
+    in 95 of 100 trajectories or more, although both ends were picked for being extreme."""
 
     ratio: float
     interval: tuple[float, float]
@@ -97,8 +97,8 @@ def claims(phases: Phases) -> dict[str, str]:
 def turn_exponent(parameters, low, high, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
     """Exponent b of turn ~ parameters^b over several models, and its 95 % interval (b, low, high).
 
-    b = 0: the turn comes at a fixed number of tokens; b = 1: at a fixed number of tokens a parameter. Each turn is drawn
-    log-uniformly from its interval [low, high], models are drawn with replacement, and ln turn is regressed on
+    b = 0: the turn comes at a fixed number of tokens; b = 1: at a fixed number of tokens a parameter. Each turn is
+    drawn log-uniformly from its interval [low, high], models are drawn with replacement, and ln turn is regressed on
     ln parameters; draws with fewer than two sizes are drawn again. Nan with fewer than two sizes.
     """
     x, low, high = np.log(np.asarray(parameters, float)), np.log(np.asarray(low)), np.log(np.asarray(high))

@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from reptrace.corpora import Corpus, train_tokenizer
 from reptrace.records import Store, write_atomically
@@ -128,7 +128,7 @@ class Suite:
     corpus : Corpus
         Training text; its fingerprint must be the runs'.
     folder : Path
-        Holds `hub` (the repositories), `training` (what a run needs to resume; emptied at its end), `tokens` and `logs`.
+        Holds `hub` (the repositories), `training` (what a run needs to resume; emptied at its end), `tokens`, `logs`.
     """
 
     def __init__(self, runs: Sequence[Run], corpus: Corpus, folder: str | Path):
@@ -165,7 +165,7 @@ class Suite:
             documents = self.corpus.documents
             for start in tqdm(range(0, len(documents), 2048), desc="tokenizing", unit="batch", leave=False):
                 encoded = tokenizer(documents[start : start + 2048], add_special_tokens=False)["input_ids"]
-                pieces += [np.array(ids + [tokenizer.eos_token_id], dtype=np.uint16) for ids in encoded]
+                pieces += [np.array([*ids, tokenizer.eos_token_id], dtype=np.uint16) for ids in encoded]
             write_atomically(kept, np.concatenate(pieces).tobytes())
         return kept
 
@@ -177,7 +177,8 @@ class Suite:
         missing.sort(key=lambda run: -run.steps * run.tokens_per_step * run.parameters)
         total = sum(run.steps * run.tokens_per_step for run in missing)
         lock = threading.Lock()
-        with tqdm(total=total, desc="training", unit="tok", unit_scale=True, disable=not progress or not missing) as bar:
+        hidden = not progress or not missing
+        with tqdm(total=total, desc="training", unit="tok", unit_scale=True, disable=hidden) as bar:
             def advance(tokens: int) -> None:
                 with lock:
                     bar.update(tokens)
@@ -223,7 +224,8 @@ def publish(files: Path, repository: str, revision: str, cache_dir: str | Path) 
 def _train_in_child(run: Run, folder: Path, tokens: Path, tokenizer: Path, advance) -> None:
     """Train in a process of its own, on one thread; it reports its step on a pipe, and ends with this process."""
     order = json.dumps({"run": asdict(run), "folder": str(folder), "tokens": str(tokens), "tokenizer": str(tokenizer)})
-    environment = {**os.environ, **KEEP_BUFFERS, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, **KEEP_BUFFERS, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+                   "HF_HUB_OFFLINE": "1"}
     work = folder / "training" / run.repository.split("/")[1]
     work.mkdir(parents=True, exist_ok=True)
     with (open(work / "messages.txt", "a") as messages,
@@ -274,8 +276,8 @@ def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path) -> None:
             output_dir=str(work / "state"), max_steps=run.steps, per_device_train_batch_size=run.batch,
             learning_rate=run.learning_rate, warmup_steps=run.warmup_steps, lr_scheduler_type=run.schedule,
             weight_decay=run.weight_decay, adam_beta2=0.95, max_grad_norm=run.gradient_clip, optim="adamw_torch_fused",
-            seed=run.seed, train_sampling_strategy="sequential", use_cpu=True, logging_strategy="no", save_strategy="steps",
-            save_steps=run.save_every, report_to="none", disable_tqdm=True,
+            seed=run.seed, train_sampling_strategy="sequential", use_cpu=True, logging_strategy="no",
+            save_strategy="steps", save_steps=run.save_every, report_to="none", disable_tqdm=True,
             dataloader_num_workers=0, dataloader_pin_memory=False)
         trainer = ConvertingTrainer(model, arguments, train_dataset=_Blocks(tokens, run),
                                     callbacks=[_keeper(run, folder, tokenizer)])
@@ -291,7 +293,7 @@ def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path) -> None:
 
 
 class _Blocks:
-    """Every training sequence of a run, in order: stretches of `context` tokens, shuffled anew in each pass by the seed.
+    """Every training sequence of a run, in order: stretches of `context` tokens, shuffled anew in each pass.
 
     The order is fixed here, and taken sequentially, because a Trainer resumed after its first epoch shuffles otherwise
     than one that was never stopped.

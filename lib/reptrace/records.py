@@ -81,7 +81,7 @@ class Store:
         write_atomically(self.path(identity), frame.to_parquet(index=False))
 
     def measure(self, identity: Mapping, measurement: Callable[[], list[Mapping]], facts: Mapping) -> bool:
-        """Do a measurement unless it is done; a failure becomes a row with its reason. True where a good record is there.
+        """Do a measurement unless it is done; a failure becomes a row with its reason. True if there is a good record.
 
         `facts` are columns of either row. Running out of disk is not a failed measurement: it stops the work.
         """
@@ -113,8 +113,8 @@ class Store:
         try:
             return pd.read_parquet(path)
         except Exception as error:
-            raise RecordError(f"the record {str(path)!r} is damaged ({type(error).__name__}: {error}). Delete that file "
-                              "and run again: it alone is measured anew.") from error
+            raise RecordError(f"the record {str(path)!r} is damaged ({type(error).__name__}: {error}). Delete that "
+                              "file and run again: it alone is measured anew.") from error
 
 
 @cache
@@ -131,12 +131,12 @@ def code_version() -> str:
     version = metadata.version("reptrace")
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True,
-                                 check=True)
+        commit, changed = (
+            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]))
     except (OSError, subprocess.CalledProcessError):
         return version
-    return f"{version} ({commit.stdout.strip()}{'+changed' if changed.stdout.strip() else ''})"
+    return f"{version} ({commit}{'+changed' if changed else ''})"
 
 
 def _umask() -> int:

@@ -59,16 +59,24 @@ def execute(notebook: Path, parameters: dict, target: Path) -> None:
                                progress_bar=False, log_output=False)
     page = json.loads(unfinished.read_text())
     page["metadata"]["reptrace_key"] = key
-    page["cells"] = [cell for cell in page["cells"] if "injected-parameters" not in cell["metadata"].get("tags", [])]
+    page["cells"] = _with_parameters_used(page["cells"])
     write_atomically(target, json.dumps(page).encode())
     unfinished.unlink()
+
+
+def _with_parameters_used(cells: list[dict]) -> list[dict]:
+    """The cells without the default parameters where papermill put others after them; those are folded instead."""
+    injected = [cell for cell in cells if "injected-parameters" in cell["metadata"].get("tags", [])]
+    for cell in injected:
+        cell["metadata"]["tags"].append("hide-input")
+    return [cell for cell in cells if not injected or "parameters" not in cell["metadata"].get("tags", [])]
 
 
 def build_book(folder: Path) -> Path:
     """Build the pages with every Sphinx warning an error; returns the first page."""
     missing = [notebook.name for notebook in chapters() if not (BOOK / "notebooks" / notebook.name).exists()]
     if missing:
-        raise FileNotFoundError(f"the book needs the executed notebooks {', '.join(missing)}: make report executes them.")
+        raise FileNotFoundError(f"the book lacks executed notebooks ({', '.join(missing)}): make report makes them.")
     for page in (BOOK / "notebooks").glob("*.ipynb"):
         if not any(cell.get("outputs") for cell in json.loads(page.read_text())["cells"]):
             raise ValueError(f"{page.name} holds no outputs: it was not executed. Delete it and run make report again.")
@@ -80,8 +88,8 @@ def build_book(folder: Path) -> Path:
         print("book: nothing changed", flush=True)
         return first
     stamp.unlink(missing_ok=True)
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(BOOK), "--path-output", str(folder), "-W", "-n",
-               "--keep-going", "-q"]
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(BOOK), "--path-output", str(folder),
+               "-W", "-n", "--keep-going", "-q"]
     done = subprocess.run(command, env={**os.environ, "PYTHONWARNINGS": "ignore"}, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise RuntimeError(f"the book did not build (code {done.returncode}); what Sphinx says stands above.")

@@ -111,7 +111,7 @@ def rankme(eigenvalues) -> float:
     """Effective rank exp(-sum p_i ln p_i), p_i = s_i / sum s, of covariance eigenvalues (Roy & Vetterli 2007).
 
     No epsilon is added and no eigenvalue left out. Between 1 and the number of nonzero eigenvalues; scale-free. This is
-    the RankMe of Li et al. 2025. For Garrido et al.'s, on singular values of uncentred features: `singular_value_rankme`.
+    the RankMe of Li et al. 2025. Garrido et al.'s, on singular values of uncentred features: `singular_value_rankme`.
     """
     p = _shares(eigenvalues)
     return float(np.exp(-xlogy(p, p).sum()))
@@ -120,8 +120,8 @@ def rankme(eigenvalues) -> float:
 def alpha_req(eigenvalues, ranks: tuple[int, int] = (12, 100), shorten: bool = False) -> AlphaFit:
     """Exponent of the power law s_i ~ i^(-alpha) (alpha-ReQ, Agrawal et al. 2022), by weighted least squares.
 
-    ln s_i is regressed on ln i with weights 1/i over an inclusive window of 1-based ranks. The default window, 12 to 100,
-    is what the authors' indices arange(11, 100) select.
+    ln s_i is regressed on ln i with weights 1/i over an inclusive window of 1-based ranks. The default window, 12 to
+    100, is what the authors' indices arange(11, 100) select.
 
     Parameters
     ----------

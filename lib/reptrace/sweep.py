@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from reptrace.corpora import Probe
 from reptrace.records import Store

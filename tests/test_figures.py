@@ -1,0 +1,71 @@
+"""Trusted: what matplotlib says it holds. A figure must show the very numbers it was given."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from reptrace import figures
+from reptrace.phases import find_phases
+from reptrace.spectra import alpha_req
+
+
+@pytest.fixture
+def run():
+    tokens = np.array([0, 1, 2, 4, 8, 16, 32, 64, 128, 256]) * 1000.0
+    rankme = np.array([20, 18, 12, 5, 4, 8, 16, 24, 23, 20.0])
+    return pd.DataFrame({"tokens": tokens, "rankme": rankme, "rankme_stderr": 0.1, "status": "measured", "layer": "final",
+                         "alpha": 1.0, "alpha_stderr": 0.01})
+
+
+def test_a_trajectory_shows_every_value_once_a_phase_in_its_style(run):
+    phases = find_phases(run.tokens, run.rankme, run.rankme_stderr)
+    with figures.style():
+        figure, axes = figures.grid(1, 1)
+        figures.trajectory(axes[0, 0], run, "rankme", phases)
+    styles = [line.get_linestyle() for line in axes[0, 0].lines]
+    assert styles == [":", "-", "--"]
+    drawn = np.unique(np.concatenate([line.get_xydata() for line in axes[0, 0].lines]), axis=0)
+    np.testing.assert_array_equal(drawn, run[["tokens", "rankme"]].to_numpy())
+    figure.canvas.draw()
+    left, right = axes[0, 0].get_xlim()
+    assert left <= 0 and right >= run.tokens.max()
+
+
+def test_a_failed_checkpoint_is_a_mark_and_a_gap(run):
+    run.loc[3, ["rankme", "rankme_stderr", "alpha", "alpha_stderr"]] = np.nan
+    run.loc[3, "status"] = "failed"
+    with figures.style():
+        _, axes = figures.grid(1, 1)
+        figures.trajectory(axes[0, 0], run, "rankme", find_phases(run.tokens, run.rankme, run.rankme_stderr))
+    (mark,) = [line for line in axes[0, 0].lines if line.get_marker() == "x"]
+    assert list(mark.get_xdata()) == [4000.0]
+
+
+def test_the_fitted_line_lies_on_a_power_law():
+    s = np.arange(1, 201) ** -1.5
+    with figures.style():
+        _, axes = figures.grid(1, 1)
+        figures.spectrum(axes[0, 0], s, alpha_req(s))
+    points, line = (line.get_xydata() for line in axes[0, 0].lines)
+    assert line[:, 0].tolist() == [12, 100]
+    np.testing.assert_allclose(line[:, 1], points[[11, 99], 1], rtol=1e-9)  # float64 least squares of an exact line
+
+
+def test_style_leaves_nothing_behind_and_grids_are_not_left_open():
+    before = dict(plt.rcParams)
+    with figures.style():
+        figures.grid(2, 2)
+    assert dict(plt.rcParams) == before and plt.get_fignums() == []
+
+
+def test_colours_are_one_a_model_and_different():
+    colours = figures.palette(["a", "b", "c"])
+    assert list(colours) == ["a", "b", "c"] and len(set(colours.values())) == 3
+
+
+def test_a_run_s_picture_is_written_whole(run, tmp_path):
+    phases = {"final": find_phases(run.tokens, run.rankme, run.rankme_stderr)}
+    path = figures.save(figures.run_picture(run, phases), tmp_path / "new" / "picture.svg")
+    text = path.read_text()
+    assert text.rstrip().endswith("</svg>") and "compression-seeking" in text
