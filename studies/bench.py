@@ -56,8 +56,8 @@ def spectrum() -> list[dict]:
     note = f"eigenvalues agree to {difference:.1e} relative over the top 1000"
     fit = lambda: PCA(svd_solver="full").fit(features)  # noqa: E731
     size = "15000 x 2048 float32"
-    return [compare(f"eigenspectrum, {size}", "sklearn PCA(svd_solver='full')", lambda: eigenspectrum(features), fit, 10,
-                    3, note),
+    return [compare(f"eigenspectrum, {size}", "sklearn PCA(svd_solver='full')", lambda: eigenspectrum(features), fit,
+                    10, 3, note),
             compare(f"geometry with standard errors, {size}", "eigenspectrum alone", lambda: geometry(features),
                     lambda: eigenspectrum(features), 0, 3)]
 

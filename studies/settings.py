@@ -24,14 +24,14 @@ OUT = ROOT / "data" / "results" / "settings_tried.csv"
 def main() -> None:
     profile = Profile.of(yaml.safe_load(PLAN.read_text()))
     profile.train()
-    rows = [row(profile, run) for run in profile.runs]
+    rows = [row(profile, run, table) for run, table in profile.trace().items()]
     write_atomically(OUT, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g").encode())
     print(f"{len(rows)} settings: {OUT.relative_to(ROOT)}")
 
 
-def row(profile: Profile, run) -> dict:
+def row(profile: Profile, run, table) -> dict:
     """One setting: what was set, what RankMe did, which claims it decides, what it cost."""
-    table, log, setting = profile.trace(run), profile.suite.log(run), asdict(run)
+    log, setting = profile.suite.log(run), asdict(run)
     phases = find_phases(table.tokens, table.rankme, table.rankme_stderr)
     return {
         **{key: setting[key] for key in ("width", "layers", "seed", *TRAINING_KEYS)}, "parameters": run.parameters,

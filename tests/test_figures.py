@@ -14,8 +14,8 @@ from reptrace.spectra import alpha_req
 def run():
     tokens = np.array([0, 1, 2, 4, 8, 16, 32, 64, 128, 256]) * 1000.0
     rankme = np.array([20, 18, 12, 5, 4, 8, 16, 24, 23, 20.0])
-    return pd.DataFrame({"tokens": tokens, "rankme": rankme, "rankme_stderr": 0.1, "status": "measured", "layer": "final",
-                         "alpha": 1.0, "alpha_stderr": 0.01})
+    return pd.DataFrame({"tokens": tokens, "rankme": rankme, "rankme_stderr": 0.1, "status": "measured",
+                         "layer": "final", "alpha": 1.0, "alpha_stderr": 0.01})
 
 
 def test_a_trajectory_shows_every_value_once_a_phase_in_its_style(run):

@@ -51,7 +51,7 @@ def test_checkpoint_steps_start_at_zero_end_at_the_last_step_and_never_more_than
     assert all(later <= 2 * earlier for earlier, later in pairwise(found[1:]))
 
 
-@pytest.mark.parametrize("width, layers, vocabulary", [(16, 1, 300), (48, 3, 1000)])
+@pytest.mark.parametrize("width, layers, vocabulary", [(16, 1, 300), (24, 2, 300), (48, 3, 1000)])
 def test_parameter_count_is_the_model_s_own(width, layers, vocabulary):
     run = a_run(width=width, layers=layers, vocabulary=vocabulary)
     assert run.parameters == GPTNeoXForCausalLM(run.config).num_parameters()

@@ -95,17 +95,17 @@ def phase_legend(figure) -> None:
     figure.legend(handles, PHASES, handlelength=3, ncols=len(PHASES), loc="outside lower center")
 
 
-def turns(ax, rows: Sequence[Mapping], label_of: str = "label", colour_of: str = "colour") -> None:
-    """Points with intervals, a row each (keys `x`, `low`, `high`, label, colour); hollow where measured by others."""
+def intervals(ax, rows: Sequence[Mapping], scale: str = "log") -> None:
+    """Points with intervals, a row each: keys `label`, `colour`, `x`, `low`, `high`; hollow if `published` is true."""
     for height, row in enumerate(rows):
         low, high = row.get("low"), row.get("high")
         if low is not None and high is not None:
-            ax.plot([low, high], [height, height], color=row[colour_of], linewidth=2, alpha=0.6, solid_capstyle="butt")
-        ax.plot(row["x"], height, "o", color=row[colour_of], markersize=5,
-                markerfacecolor="white" if row.get("published") else row[colour_of])
-    ax.set_yticks(range(len(rows)), [row[label_of] for row in rows])
+            ax.plot([low, high], [height, height], color=row["colour"], linewidth=2, alpha=0.6, solid_capstyle="butt")
+        ax.plot(row["x"], height, "o", color=row["colour"], markersize=4,
+                markerfacecolor="white" if row.get("published") else row["colour"])
+    ax.set_yticks(range(len(rows)), [row["label"] for row in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set_xscale("log")
+    ax.set_xscale(scale)
 
 
 def spectrum(ax, eigenvalues, fit=None, colour="black", label: str | None = None) -> None:

@@ -29,7 +29,7 @@ from reptrace.corpora import Corpus, train_tokenizer
 from reptrace.records import Store, write_atomically
 from reptrace.suites import Checkpoint, repository_folder, revisions, step_of
 
-HEAD_WIDTH = 16
+HEAD_WIDTH = 16  # of an attention head; a model narrower than two of them has one
 # glibc returns every large buffer to the system and faults it in again the next step; keeping them saves about a fifth.
 KEEP_BUFFERS = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "2000000000"}
 
@@ -41,7 +41,7 @@ class Run:
     Parameters
     ----------
     width, layers : int
-        Hidden size (a multiple of 16, the width of a head) and number of blocks.
+        Hidden size (a multiple of 16, the width of a head, or 8 or 24 with one head) and number of blocks.
     steps : int
         Optimizer steps of batch * context tokens each.
     seed : int
@@ -71,8 +71,8 @@ class Run:
     gradient_clip: float = 1.0
 
     def __post_init__(self):
-        if self.width % HEAD_WIDTH:
-            raise ValueError(f"width must be a multiple of {HEAD_WIDTH}, the width of a head, got {self.width}.")
+        if self.width % HEAD_WIDTH and self.width not in (HEAD_WIDTH // 2, HEAD_WIDTH * 3 // 2):
+            raise ValueError(f"width must be a multiple of {HEAD_WIDTH}, or 8 or 24, got {self.width}.")
         if min(self.width, self.layers, self.steps, self.context, self.batch) < 1:
             raise ValueError(f"width, layers, steps, context and batch must be positive, got {self}.")
 
@@ -100,7 +100,7 @@ class Run:
 
         return GPTNeoXConfig(
             vocab_size=self.vocabulary, hidden_size=self.width, num_hidden_layers=self.layers,
-            num_attention_heads=self.width // HEAD_WIDTH, intermediate_size=4 * self.width,
+            num_attention_heads=max(1, self.width // HEAD_WIDTH), intermediate_size=4 * self.width,
             max_position_embeddings=self.context, bos_token_id=0, eos_token_id=0, pad_token_id=1,
             tie_word_embeddings=False, attention_dropout=0.0, hidden_dropout=0.0)
 

@@ -2,8 +2,8 @@
 
 A stage is done again when the hash of what it depends on changes: a run, when its settings or its text do (`pretrain`);
 a measurement, when weights, probe or settings do (`sweep`); a notebook, when its source, its own parameters, the
-library or the lock do; the pages, when anything in the book's folder does. Each stage is written whole or not at all,
-so one that was cut short is simply not there.
+library, a table in data/ or the lock do; the pages, when the book's prose or an executed notebook does. Each stage is
+written whole or not at all, so one that was cut short is simply not there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,18 +28,18 @@ def make_report(parameters_file: Path) -> Path:
     """Make everything the report needs and build it; returns its first page."""
     parameters = yaml.safe_load(parameters_file.read_text())
     profile = Profile.of(parameters)
-    print("suite: training what is missing", flush=True)
+    print("suite: training and measuring what is missing", flush=True)
     profile.train()
     profile.trace()
+    folder = profile.folder / "book"
     for notebook in chapters():
-        execute(notebook, parameters, BOOK / "notebooks" / notebook.name)
-    return build_book(profile.folder / "book")
+        execute(notebook, parameters, folder / "source" / "notebooks" / notebook.name)
+    return build_book(folder)
 
 
 def chapters() -> list[Path]:
     """The notebooks that the book's contents list, in their order."""
-    contents = yaml.safe_load((BOOK / "_toc.yml").read_text())
-    names = [entry["file"] for part in contents.get("parts", [contents]) for entry in part["chapters"]]
+    names = [entry["file"] for entry in yaml.safe_load((BOOK / "_toc.yml").read_text())["chapters"]]
     return [ROOT / f"{name}.ipynb" for name in names if name.startswith("notebooks/")]
 
 
@@ -48,7 +49,8 @@ def execute(notebook: Path, parameters: dict, target: Path) -> None:
 
     declared = papermill.inspect_notebook(str(notebook))
     own = {name: value for name, value in parameters.items() if name in declared}
-    key = _hash(notebook, *sorted((ROOT / "lib").rglob("*.py")), ROOT / "requirements.lock", extra=json.dumps(own))
+    made_from = [*sorted((ROOT / "lib").rglob("*.py")), *sorted((ROOT / "data").rglob("*.csv"))]
+    key = _hash(notebook, *made_from, ROOT / "requirements.lock", extra=json.dumps(own))
     if target.exists() and json.loads(target.read_text())["metadata"].get("reptrace_key") == key:
         print(f"notebook {notebook.name}: done already", flush=True)
         return
@@ -73,22 +75,25 @@ def _with_parameters_used(cells: list[dict]) -> list[dict]:
 
 
 def build_book(folder: Path) -> Path:
-    """Build the pages with every Sphinx warning an error; returns the first page."""
-    missing = [notebook.name for notebook in chapters() if not (BOOK / "notebooks" / notebook.name).exists()]
+    """Build the pages with every Sphinx warning an error; returns the first page.
+
+    The book is built from a copy, `folder/source`, in which the executed notebooks stand beside the prose.
+    """
+    source, stamp, first = folder / "source", folder / "key", folder / "_build" / "html" / "index.html"
+    pages = [source / "notebooks" / notebook.name for notebook in chapters()]
+    missing = [page.name for page in pages if not page.exists()]
     if missing:
         raise FileNotFoundError(f"the book lacks executed notebooks ({', '.join(missing)}): make report makes them.")
-    for page in (BOOK / "notebooks").glob("*.ipynb"):
+    for page in pages:
         if not any(cell.get("outputs") for cell in json.loads(page.read_text())["cells"]):
-            raise ValueError(f"{page.name} holds no outputs: it was not executed. Delete it and run make report again.")
-    first = folder / "_build" / "html" / "index.html"
-    stamp = folder / "key"
-    sources = sorted(path for path in BOOK.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    key = _hash(*sources, *sorted((ROOT / "data").rglob("*.csv")), ROOT / "requirements.lock")
+            raise ValueError(f"{page.name} holds no outputs: it was not executed. Delete {page} and run again.")
+    shutil.copytree(BOOK, source, dirs_exist_ok=True)  # keeps the times of files, by which Sphinx knows what changed
+    key = _hash(*sorted(path for path in BOOK.rglob("*") if path.is_file()), *pages, ROOT / "requirements.lock")
     if first.exists() and stamp.exists() and stamp.read_text() == key:
         print("book: nothing changed", flush=True)
         return first
     stamp.unlink(missing_ok=True)
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(BOOK), "--path-output", str(folder),
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(source), "--path-output", str(folder),
                "-W", "-n", "--keep-going", "-q"]
     done = subprocess.run(command, env={**os.environ, "PYTHONWARNINGS": "ignore"}, stdin=subprocess.DEVNULL)
     if done.returncode:
@@ -100,5 +105,5 @@ def build_book(folder: Path) -> Path:
 def _hash(*paths: Path, extra: str = "") -> str:
     digest = hashlib.sha256(extra.encode())
     for path in paths:
-        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
