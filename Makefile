@@ -12,6 +12,8 @@ help: ## this list
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"Python 3.11 is needed, got {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11" if v != (3, 11) else 0)'
+	@test ! -e $(VENV)/unfinished || rm -rf $(VENV)  # an installation was cut short
+	mkdir -p $(VENV) && touch $(VENV)/unfinished
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
@@ -37,5 +39,5 @@ settings: setup ## train every setting of studies/settings.yaml; writes data/res
 lint: setup ## ruff
 	$(RUN) -m ruff check .
 
-clean: ## remove what was built (models and records too), keep .venv
-	rm -rf build book/notebooks
+clean: ## remove what was built, models and records too; keep .venv
+	rm -rf build

@@ -77,3 +77,13 @@ def test_when_must_be_said_once(options, message):
 def test_one_sequence_is_too_few():
     with pytest.raises(ValueError, match="at least 2 sequences"):
         reptrace.GeometryCallback(None, SEQUENCES[:1], every=1)
+
+
+def test_a_measurement_that_fails_is_a_warning_and_training_goes_on(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ValueError("the hidden state of sequence 3 holds NaN")
+
+    monkeypatch.setattr("reptrace.callback.last_token_states", broken)
+    trainer, _ = train(tmp_path, every=2)
+    assert trainer.state.global_step == 6
+    assert not any("geometry/rankme" in row for row in trainer.state.log_history)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from reptrace.phases import Change, critical_value, find_phases
+from reptrace.phases import Change, critical_value, find_phases, turn_exponent
 
 SEEDS = 500
 SHARES = {"three phases": [19, 7, 25, 20], "down and up": [19, 7, 25], "up and down": [7, 25, 20], "down": [25, 7],
@@ -258,3 +258,34 @@ def test_the_critical_value_lies_below_the_one_for_pairs_in_either_order(points)
 def test_columns_that_are_no_trajectory_are_refused(columns, says):
     with pytest.raises(ValueError, match=says):
         find_phases(*columns)
+
+
+WIGGLES = {"a rise before the collapse": [19, 19.6, 19.5, 15, 8, 5, 8, 12, 16, 20, 24, 22],
+           "a dip within the expansion": [19, 15, 8, 5, 8, 12, 11.5, 16, 20, 24, 23, 22],
+           "a rise within the compression": [19, 15, 8, 5, 8, 12, 16, 20, 24, 22.9, 23.1, 22]}
+
+
+@pytest.mark.parametrize("values", WIGGLES.values(), ids=WIGGLES)
+def test_small_moves_that_are_real_do_not_rename_the_phases(values):
+    found = find_phases(2.0 ** np.arange(12), values, np.full(12, 0.02))
+    assert (found.collapse_end.value, found.turn.value) == (5, 24)
+    assert found.compression.ratio == pytest.approx(22 / 24)  # to the lowest value after the turn
+    assert [name for name, _, _ in found.spans] == ["warmup", "entropy-seeking", "compression-seeking"]
+
+
+def test_a_rise_after_the_compression_is_later():
+    found = find_phases(2.0 ** np.arange(9), [20, 5, 10, 24, 20, 16, 18, 20, 22], np.full(9, 0.05))
+    assert [name for name, _, _ in found.spans][-1] == "later"
+    assert found.compression.ratio == pytest.approx(16 / 24)
+
+
+def test_turn_exponents_are_those_planted():
+    sizes = np.array([1e5, 1e5, 3e5, 1e6])
+    for exponent in (0.0, 0.5, 1.0):
+        turns = 20 * sizes**exponent
+        b, low, high = turn_exponent(sizes, turns, turns / 1.3, turns * 1.3)
+        assert b == pytest.approx(exponent, abs=1e-9)  # an exact power law, float64 least squares
+        assert low < exponent < high
+    assert np.isnan(turn_exponent([1e5, 1e5], [1, 1], [1, 1], [2, 2])).all()
+    with pytest.raises(ValueError, match="positive"):
+        turn_exponent([1e5, 2e5], [1, 1], [0, 1], [2, 2])

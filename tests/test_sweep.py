@@ -1,6 +1,14 @@
 """Trusted: numpy's eigenvalues of features taken from transformers' own unbatched output, and files left on disk."""
 
+import json
+import shutil
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
 import numpy as np
+import psutil
 import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
@@ -9,7 +17,7 @@ import reptrace
 from reptrace.corpora import Probe, train_tokenizer
 from reptrace.pretrain import publish
 from reptrace.records import RecordError, Store
-from reptrace.suites import Checkpoint, checkpoints
+from reptrace.suites import Checkpoint, checkpoints, commit_of
 from reptrace.sweep import trace
 
 VOCABULARY, WIDTH = 300, 16
@@ -157,3 +165,59 @@ def test_a_store_that_cannot_be_written_stops_the_sweep(run, probe, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="cannot write to folder"):
         trace(checkpoints(str(run))[:1], probe, Store(tmp_path / "file" / "records"), ranks=(2, 10), progress=False)
+
+
+def test_a_killed_sweep_leaves_no_worker_behind(tmp_path):
+    script = tmp_path / "pool.py"
+    script.write_text(
+        "import os, time\nfrom concurrent.futures import ProcessPoolExecutor\n"
+        "from reptrace.processes import end_with_parent\n"
+        "if __name__ == '__main__':\n"
+        "    with ProcessPoolExecutor(1, initializer=end_with_parent) as pool:\n"
+        "        print(pool.submit(os.getpid).result(), flush=True)\n        time.sleep(60)\n")
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    with parent:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the worker outlived its parent"
+        time.sleep(0.05)
+
+
+def test_steps_and_tokens_are_those_asked_for_now_not_those_of_the_record(run, probe, tmp_path):
+    store = Store(tmp_path)
+    trace(checkpoints(str(run)), probe, store, ranks=(2, 10), progress=False)
+    table = trace(checkpoints(str(run), tokens_per_step=100), probe, store, ranks=(2, 10), progress=False)
+    assert table.tokens.tolist() == [300, 2000, 10000]
+
+
+def test_another_configuration_with_the_same_weights_is_another_measurement(run, probe, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(run / "checkpoint-3", folder)
+    store = Store(tmp_path / "records")
+    (folder / "optimizer.bin").write_bytes(b"1")
+    first = trace(checkpoints(str(folder)), probe, store, ranks=(2, 10), progress=False)
+    (folder / "optimizer.bin").write_bytes(b"2")  # decides nothing
+    again = trace(checkpoints(str(folder)), probe, store, ranks=(2, 10), progress=False)
+    assert again.identity[0] == first.identity[0]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 0.1}))
+    changed = trace(checkpoints(str(folder)), probe, store, ranks=(2, 10), progress=False)
+    assert changed.rankme[0] != first.rankme[0]
+
+
+def test_the_commit_comes_from_the_hub_and_is_what_is_opened(tmp_path, monkeypatch):
+    """A stand-in for the hub's answer: the branch has moved on since the cache was filled."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, name, revision: SimpleNamespace(sha="f00d"))
+    assert commit_of(Checkpoint("a/b", "step1")) == "f00d"
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *a, **k: (_ for _ in ()).throw(OSError("offline")))
+    assert commit_of(Checkpoint("a/b", "step1", cache_dir=str(tmp_path))) == "step1"
+
+
+@pytest.mark.parametrize("options, message", [({"ranks": (5, 3)}, "1-based"), ({"batch_size": 0}, "positive")])
+def test_options_that_cannot_be_right_stop_before_any_checkpoint_is_opened(run, probe, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        trace(checkpoints(str(run)), probe, Store(tmp_path), progress=False, **options)
+    assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ EPILOG = """examples:
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    main = argparse.ArgumentParser(prog="python -m reptrace", epilog=EPILOG,
+    main = argparse.ArgumentParser(prog="python -m reptrace",
                                    description="Trace the representation geometry of language models through training.",
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = main.add_subparsers(dest="command", required=True, metavar="trace | report")
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
                                  description="Make the report; what is done already is not done again.")
     report.add_argument("--params", type=Path, default=Path("notebooks/params/tiny.yaml"),
                         help="parameters file (default notebooks/params/tiny.yaml)")
+    main.epilog = f"{trace.format_help()}\n{report.format_help()}\n{EPILOG}"
     return main
 
 
@@ -119,7 +120,7 @@ def _write_out(table, folder: Path) -> None:
 
     phases = {}
     for layer, rows in table[table.status == "measured"].groupby("layer", sort=False):
-        enough = len(rows) >= 3 and table.layer.nunique() == 1
+        enough = len(rows) >= 3 and table.layer.nunique() == 1 and table[axis].is_unique
         phases[layer] = find_phases(table[axis], table.rankme, table.rankme_stderr) if enough else None
     figures.save(figures.run_picture(table, phases, axis), folder / "trajectory.svg")
 

@@ -33,6 +33,9 @@ class GeometryCallback(TrainerCallback):
         Measure at these steps; 0 is before the first one.
     layers, batch_size : see `hidden_states.last_token_states`
     ranks : (int, int), default (12, 100), shortened where the spectrum is shorter; None: RankMe alone.
+
+    A measurement that fails (NaN in the weights, features that do not vary) is a warning with its reason; training goes
+    on. With several processes the first one measures; models sharded over processes (FSDP, ZeRO-3) cannot be measured.
     """
 
     def __init__(self, trainer, sequences: Sequence[Sequence[int]], every: int | None = None,
@@ -62,17 +65,21 @@ class GeometryCallback(TrainerCallback):
         logger.warning(f"geometry took {self.seconds:.1f} s, {share:.1%} of the training time")
 
     def _measure_if_due(self, step: int, model) -> None:
-        if not (step % self.every == 0 if self.steps is None else step in self.steps):
+        due = step % self.every == 0 if self.steps is None else step in self.steps
+        if not due or not self.trainer.is_world_process_zero():
             return
         started = time.perf_counter()
-        features = last_token_states(model, self.sequences, self.layers, self.batch_size)
         logs = {}
-        for layer, matrix in features.items():
-            prefix = "geometry/" if len(features) == 1 else f"geometry/{layer}/"
-            found = geometry(matrix, self.ranks, shorten=True)
-            logs |= {f"{prefix}rankme": found.rankme, f"{prefix}rankme_stderr": found.rankme_stderr}
-            if found.alpha:
-                logs |= {f"{prefix}alpha": found.alpha.alpha, f"{prefix}alpha_stderr": found.alpha_stderr}
+        try:
+            features = last_token_states(model, self.sequences, self.layers, self.batch_size)
+            for layer, matrix in features.items():
+                prefix = "geometry/" if len(features) == 1 else f"geometry/{layer}/"
+                found = geometry(matrix, self.ranks, shorten=True)
+                logs |= {f"{prefix}rankme": found.rankme, f"{prefix}rankme_stderr": found.rankme_stderr}
+                if found.alpha:
+                    logs |= {f"{prefix}alpha": found.alpha.alpha, f"{prefix}alpha_stderr": found.alpha_stderr}
+        except ValueError as error:
+            logger.warning(f"no geometry at step {step}: {error}")
         self.seconds += time.perf_counter() - started
         logs["geometry/time_share"] = self.seconds / (time.perf_counter() - self._started)
         self.trainer.log(logs)

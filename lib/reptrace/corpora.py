@@ -1,8 +1,8 @@
 """Text sources and probes: text -> token sequences, each with a fingerprint that says exactly which.
 
 `docstrings` needs no network: it reads what the project's own requirements installed, real English and code, tens of
-megabytes, the same documents in the same order wherever the same versions are installed. Files and hub datasets give
-the same `Corpus`.
+megabytes, the same documents in the same order wherever Python and the same packages are installed alike. Files and hub
+datasets give the same `Corpus`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 
 from tqdm import tqdm
 
+from reptrace.processes import end_with_parent
 from reptrace.records import write_atomically
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
@@ -40,7 +42,7 @@ class Corpus:
         if not self.documents:
             raise ValueError(f"the text {self.name!r} holds no documents: it is empty, or blank.")
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return _fingerprint(document.encode("utf-8", "surrogatepass") for document in self.documents)
 
@@ -62,8 +64,9 @@ class Probe:
     sequences: list[list[int]]
     max_length: int
     min_length: int
+    seed: int = 0
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return _fingerprint(json.dumps(sequence).encode() for sequence in self.sequences)
 
@@ -102,7 +105,7 @@ def probe(corpus: Corpus, tokenizer, sequences: int, max_length: int = 512, min_
         encoded = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
         kept += [ids for ids in encoded if len(ids) >= min_length]
         if len(kept) >= sequences:
-            return Probe(corpus.name, kept[:sequences], max_length, min_length)
+            return Probe(corpus.name, kept[:sequences], max_length, min_length, seed)
     raise ValueError(f"{sequences} sequences of at least {min_length} tokens were asked for, {corpus.name!r} has "
                      f"{len(kept)} among {len(order)} different documents: ask for fewer, lower the minimum length "
                      "(min_length, --min-length), or bring more text.")
@@ -113,7 +116,7 @@ def open_text(source: str, documents: int = 50_000, cache: Path | None = None) -
     if source == "docstrings":
         return docstrings(cache=cache)
     if source.startswith("hub:"):
-        return hub(*source.split(":")[1:], documents=documents)
+        return hub(*source.split(":")[1:], documents=documents, cache=cache)
     return text_file(source)
 
 
@@ -136,13 +139,23 @@ def text_file(path: str | Path) -> Corpus:
 
 
 def hub(repository: str, config: str | None = None, split: str = "train", field: str = "text",
-        documents: int = 50_000) -> Corpus:
-    """The first documents of a hub dataset, streamed (FineWeb: `hub("HuggingFaceFW/fineweb", "sample-10BT")`)."""
+        documents: int = 50_000, cache: Path | None = None) -> Corpus:
+    """The first documents of a hub dataset, streamed (FineWeb: `hub("HuggingFaceFW/fineweb", "sample-10BT")`).
+
+    With a `cache` folder they are streamed once; delete its file to fetch a newer state of the dataset.
+    """
     from datasets import load_dataset
 
+    name = ":".join(filter(None, (repository, config, split)))
+    kept = cache and Path(cache) / f"hub-{_fingerprint([f'{name}:{field}:{documents}'.encode()])}.json"
+    if kept and kept.exists():
+        return Corpus(name, json.loads(kept.read_text()))
     rows = load_dataset(repository, config, split=split, streaming=True).take(documents)
     texts = [row[field] for row in tqdm(rows, desc=repository, total=documents, unit="doc", leave=False)]
-    return Corpus(":".join(filter(None, (repository, config, split))), [text for text in texts if text.strip()])
+    corpus = Corpus(name, [text for text in texts if text.strip()])
+    if kept:
+        write_atomically(kept, json.dumps(corpus.documents).encode())
+    return corpus
 
 
 def docstrings(min_characters: int = 200, packages: Sequence[str] | None = None, cache: Path | None = None,
@@ -170,7 +183,7 @@ def docstrings(min_characters: int = 200, packages: Sequence[str] | None = None,
         return Corpus("docstrings", json.loads(kept.read_text()))
     files = [path for name in names for path in _files_of(name)] + _standard_library()
     documents: dict[str, None] = {}
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
         found = pool.map(_docstrings_of, files, chunksize=64)
         for texts in tqdm(found, total=len(files), desc="reading docstrings", unit="file", leave=False):
             documents.update((text, None) for text in texts if len(text) >= min_characters)

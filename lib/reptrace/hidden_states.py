@@ -14,7 +14,8 @@ from torch import nn
 from tqdm import tqdm
 
 # The final norm's attribute in the decoders of transformers; the blocks are found by their number.
-FINAL_NORM_NAMES = ("final_layer_norm", "norm", "ln_f", "norm_f", "final_norm", "ln_out")
+FINAL_NORM_NAMES = ("final_layer_norm", "norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "layer_norm",
+                    "ln_out")
 
 FINAL = "final"
 
@@ -53,7 +54,7 @@ def last_token_states(
     Raises
     ------
     NonFiniteError
-        Names the first sequence and layer with NaN or infinity.
+        Names a sequence and a layer with NaN or infinity (the first met; long sequences come first).
     ValueError, TypeError
         float16; no or empty sequences; ids outside the vocabulary; longer than the context; unknown layer; a model that
         is not causal.
@@ -86,8 +87,18 @@ def last_token_states(
     return features
 
 
+def placement(device: str | None = None, dtype: str | None = None) -> tuple[str, str]:
+    """Device and dtype of the forward pass: bfloat16 on a GPU where there is one, float32 on the CPU, unless given."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or ("bfloat16" if torch.device(device).type == "cuda" else "float32")
+    if dtype not in ("float32", "bfloat16", "float64"):
+        raise TypeError(f"dtype must be float32, bfloat16 or float64, got {dtype!r}: float16 overflows in Pythia and "
+                        "others.")
+    return device, dtype
+
+
 def load(name: str, revision: str | None = None, cache_dir: str | None = None, device: str | None = None,
-         dtype: torch.dtype | None = None) -> nn.Module:
+         dtype: str | None = None) -> nn.Module:
     """Open a decoder without its LM head: a hub repository at a revision, or a local folder.
 
     Parameters
@@ -98,7 +109,7 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
         Branch, tag or commit of the repository. A plain folder has none.
     cache_dir : str, optional
         Hub cache to read, default transformers' own. A suite trained here lives in one of its own (`pretrain`).
-    device, dtype : default bfloat16 on a GPU where there is one, float32 on the CPU. float16 is refused: it overflows.
+    device, dtype : str, see `placement`; float16 is refused: it overflows.
 
     Raises
     ------
@@ -109,11 +120,9 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
     """
     from transformers import AutoModel
 
-    if dtype == torch.float16:
-        raise TypeError("float16 overflows in Pythia and others: use bfloat16 or float32.")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
-    model, report = from_pretrained(AutoModel, name, revision, cache_dir, dtype=dtype, output_loading_info=True)
+    device, dtype = placement(device, dtype)
+    weights = getattr(torch, dtype)
+    model, report = from_pretrained(AutoModel, name, revision, cache_dir, dtype=weights, output_loading_info=True)
     absent = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if absent:
         raise ValueError(f"the weights of {name!r} lack {len(absent)} tensors ({', '.join(absent[:3])}, ...), which "

@@ -1,20 +1,24 @@
 """From a trajectory to its phases: warmup (collapse), entropy-seeking (expansion), compression-seeking.
 
 A trajectory is cut into moves, up or down in turn. A turn is taken only where the value afterwards moves away from it
-by more than noise alone would: the largest studentized reversal of a trajectory that never reverses (constant or
-monotone; the constant one is the hardest case) stays below `critical_value` in 95 of 100 trajectories of that length.
-So missing phases are not invented, and the number of moves is not chosen by the reader.
+by more than noise alone would: the largest studentized fall of a trajectory that never falls (constant or rising; the
+constant one is the hardest case) stays below `critical_value` in 95 of 100 trajectories of that length, and likewise
+for rises. So missing phases are not invented, and the number of moves is not chosen by the reader. Moves that are real
+but small against both their neighbours, as training makes them, do not cut a phase in two.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
 LEVEL = 0.95
 PHASES = ("warmup", "entropy-seeking", "compression-seeking")
+# A move smaller than this share of the moves before and after it (logarithms of ratios) belongs to them.
+WIGGLE = 0.2
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Phases:
     turn : Turn or None
         Maximum between expansion and compression; None where no fall follows.
     collapse, expansion, compression : Change or None
-        First to minimum, minimum to maximum (or last), maximum to the lowest value after it. None: not seen.
+        Highest value before the minimum to the minimum; minimum to maximum (or last); maximum to the lowest value after
+        it. None: not seen.
     spans : list of (phase, first index, last index)
         For shading and line styles; consecutive spans share their turn. A value that rises again after compression by
         more than noise starts a span called "later".
@@ -94,24 +99,26 @@ def claims(phases: Phases) -> dict[str, str]:
     return {name: changes[name].verdict(bound) if changes[name] else "not seen" for name, bound in thresholds.items()}
 
 
-def turn_exponent(parameters, low, high, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
-    """Exponent b of turn ~ parameters^b over several models, and its 95 % interval (b, low, high).
+def turn_exponent(parameters, turns, low, high, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
+    """Exponent b of turn ~ parameters^b over several models, and a range for it: (b, low, high).
 
-    b = 0: the turn comes at a fixed number of tokens; b = 1: at a fixed number of tokens a parameter. Each turn is
-    drawn log-uniformly from its interval [low, high], models are drawn with replacement, and ln turn is regressed on
-    ln parameters; draws with fewer than two sizes are drawn again. Nan with fewer than two sizes.
+    b = 0: the turn comes at a fixed number of tokens; b = 1: at a fixed number of tokens per parameter. ln turn is
+    regressed on ln parameters. For the range, 95 % of `draws`, each model's turn is that of a random run of its size,
+    drawn log-uniformly from its interval [low, high] (tokens, above 0). Nan with fewer than two sizes.
     """
-    x, low, high = np.log(np.asarray(parameters, float)), np.log(np.asarray(low)), np.log(np.asarray(high))
-    if len(np.unique(x)) < 2:
+    table = np.array([parameters, turns, low, high], dtype=float)
+    parameters = table[0]
+    if len(np.unique(parameters)) < 2:
         return float("nan"), float("nan"), float("nan")
+    if not (table > 0).all():
+        raise ValueError("parameters, turns and the ends of their intervals must be positive.")
+    x, y, low, high = np.log(table)
     rng = np.random.default_rng(seed)
-    slopes = []
-    while len(slopes) < draws:
-        chosen = rng.integers(len(x), size=len(x))
-        if np.ptp(x[chosen]) > 0:
-            slopes.append(np.polyfit(x[chosen], rng.uniform(low[chosen], high[chosen]), 1)[0])
-    centre = np.polyfit(x, (low + high) / 2, 1)[0]
-    return float(centre), *(float(q) for q in np.quantile(slopes, [0.025, 0.975]))
+    alike = [np.flatnonzero(parameters == size) for size in parameters]
+    chosen = np.array([rng.choice(runs, draws) for runs in alike])
+    drawn = rng.uniform(low[chosen], high[chosen])
+    slopes = np.polyfit(x, drawn, 1)[0]
+    return float(np.polyfit(x, y, 1)[0]), *(float(q) for q in np.quantile(slopes, [0.025, 0.975]))
 
 
 def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
@@ -124,7 +131,8 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
     values, stderr : array, shape (n,), positive
         The quantity (RankMe) and its standard error at each checkpoint. Gaps (nan) are left out.
     level : float, default 0.95
-        Share of trajectories without a reversal in which none is found; also the level of the intervals.
+        Share of trajectories without a fall in which none is found, and of those without a rise, each; also the level
+        of the intervals.
 
     Notes
     -----
@@ -143,7 +151,7 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
     if not (np.diff(t) > 0).all() or (y <= 0).any() or not (se > 0).all():
         raise ValueError("tokens must increase, values and standard errors must be positive.")
     threshold = critical_value(len(t), level)
-    indices, directions = _extremes(y, se, threshold)
+    indices, directions = _merge_wiggles(y, *_extremes(y, se, threshold))
 
     def turn(position: int) -> Turn:
         return _turn(t, y, se, indices, position, threshold, present)
@@ -156,6 +164,9 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
     up = 1 if down_first else 0  # position of the upward move, if there is one
     has_up = len(directions) > up and directions[up] > 0
     has_down = has_up and len(directions) > up + 1
+    if has_down:  # compression goes on to the lowest value after the turn, whatever happens on the way
+        lowest = up + 2 + int(np.argmin(y[indices[up + 2 :]]))
+        indices, directions = indices[: up + 2] + indices[lowest:], directions[: up + 2] + directions[lowest:]
     names = [*(["warmup"] if down_first else []), *PHASES[1:], "later"]
     last_names = ["later"] * len(directions)
     spans = [(name, int(present[0 if k == 0 else indices[k]]),
@@ -200,6 +211,25 @@ def _extremes(y, se, threshold: float) -> tuple[list[int], list[int]]:
             directions.append(-directions[-1])
             candidate = k
     return [*extremes, candidate], directions
+
+
+def _merge_wiggles(y, indices: list[int], directions: list[int]) -> tuple[list[int], list[int]]:
+    """Join moves smaller than WIGGLE of both neighbours to these, the smallest first; a first move, of the second.
+
+    The last move stays: it has no later neighbour to be judged by, and may be the compression that has just begun.
+    """
+    indices = list(indices)
+    while len(indices) > 2:
+        sizes = np.abs(np.diff(np.log(y[indices])))
+        inner = [(sizes[k], k) for k in range(1, len(sizes) - 1) if sizes[k] < WIGGLE * min(sizes[k - 1], sizes[k + 1])]
+        if inner:
+            k = min(inner)[1]
+            del indices[k : k + 2]
+        elif sizes[0] < WIGGLE * sizes[1]:
+            del indices[0]
+        else:
+            break
+    return indices, [int(np.sign(y[j] - y[i])) for i, j in pairwise(indices)] if directions else []
 
 
 def _apart(y, se, i: int, j: int, threshold: float) -> bool:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -23,9 +24,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from tqdm import tqdm
 
 from reptrace.corpora import Corpus, train_tokenizer
+from reptrace.processes import cores
 from reptrace.records import Store, write_atomically
 from reptrace.suites import Checkpoint, repository_folder, revisions, step_of
 
@@ -36,7 +39,7 @@ KEEP_BUFFERS = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_"
 
 @dataclass(frozen=True)
 class Run:
-    """One model to train. Everything that changes its weights is here; `name` is a hash of it.
+    """One model to train: all that is set for it. The name of its `repository` holds a hash of this.
 
     Parameters
     ----------
@@ -54,6 +57,8 @@ class Run:
         Largest gradient norm.
     corpus : str
         Fingerprint of the training text.
+    recipe : int
+        Raised by hand when this module trains differently from the same settings; older runs are then trained anew.
     """
 
     width: int
@@ -69,6 +74,7 @@ class Run:
     weight_decay: float
     corpus: str
     gradient_clip: float = 1.0
+    recipe: int = 1
 
     def __post_init__(self):
         if self.width % HEAD_WIDTH and self.width not in (HEAD_WIDTH // 2, HEAD_WIDTH * 3 // 2):
@@ -171,9 +177,17 @@ class Suite:
 
     def train(self, workers: int | None = None, progress: bool = True) -> None:
         """Train what is missing, `workers` runs side by side (default: one a core), the longest first."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / "training.lock"):  # another process on the same folder waits, then finds it done
+            self._train(workers or cores(), progress)
+
+    def _train(self, workers: int, progress: bool) -> None:
         missing = [run for run in self.runs if not self.trained(run)]
         files = {run.vocabulary: (self.tokens(run.vocabulary), self._text_file(run.vocabulary, "tokenizer"))
                  for run in missing}
+        for run in self.runs:
+            if run not in missing:  # what a kill at the very end of a run left behind
+                shutil.rmtree(_work_folder(self.folder, run), ignore_errors=True)
         missing.sort(key=lambda run: -run.steps * run.tokens_per_step * run.parameters)
         total = sum(run.steps * run.tokens_per_step for run in missing)
         lock = threading.Lock()
@@ -183,7 +197,7 @@ class Suite:
                 with lock:
                     bar.update(tokens)
 
-            with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+            with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(lambda run: _train_in_child(run, self.folder, *files[run.vocabulary], advance), missing))
 
     def trained(self, run: Run) -> bool:
@@ -226,7 +240,7 @@ def _train_in_child(run: Run, folder: Path, tokens: Path, tokenizer: Path, advan
     order = json.dumps({"run": asdict(run), "folder": str(folder), "tokens": str(tokens), "tokenizer": str(tokenizer)})
     environment = {**os.environ, **KEEP_BUFFERS, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
                    "HF_HUB_OFFLINE": "1"}
-    work = folder / "training" / run.repository.split("/")[1]
+    work = _work_folder(folder, run)
     work.mkdir(parents=True, exist_ok=True)
     with (open(work / "messages.txt", "a") as messages,
           subprocess.Popen([sys.executable, "-m", "reptrace.pretrain"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -253,7 +267,6 @@ def _train_in_child(run: Run, folder: Path, tokens: Path, tokenizer: Path, advan
 def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path) -> None:
     """Train one run to its end in this process, from its last whole Trainer checkpoint if there is one."""
     import torch
-    from filelock import FileLock
     from transformers import GPTNeoXForCausalLM, PrinterCallback, Trainer, TrainingArguments, set_seed
     from transformers.utils.logging import disable_progress_bar
 
@@ -266,9 +279,10 @@ def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path) -> None:
             (model or self.model).load_state_dict(saved.state_dict())
 
     disable_progress_bar()
+    started = time.perf_counter()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    work = folder / "training" / run.repository.split("/")[1]
+    work = _work_folder(folder, run)
     with FileLock(work / "lock"):
         set_seed(run.seed)
         model = GPTNeoXForCausalLM(run.config)
@@ -285,7 +299,8 @@ def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path) -> None:
         trainer.train(resume_from_checkpoint=_last_whole(work / "state"))
         rows = [{"step": row["step"], "tokens": row["step"] * run.tokens_per_step, "loss": row["loss"],
                  "gradient_norm": row["grad_norm"], "learning_rate": row["learning_rate"], "seed": run.seed,
-                 "device": "cpu", "dtype": "float32"} for row in trainer.state.log_history if "loss" in row]
+                 "device": "cpu", "dtype": "float32", "wall_seconds": time.perf_counter() - started}
+                for row in trainer.state.log_history if "loss" in row]
         Store(folder / "logs").write(asdict(run), rows)
         hub = folder / "hub"
         last = repository_folder(hub, run.repository) / "refs" / f"step{run.steps}"
@@ -350,6 +365,10 @@ def _keeper(run: Run, folder: Path, tokenizer: Path):
             _thin_out(Path(args.output_dir))
 
     return Keeper()
+
+
+def _work_folder(folder: Path, run: Run) -> Path:
+    return folder / "training" / run.repository.split("/")[1]
 
 
 def _last_whole(state: Path) -> str | None:

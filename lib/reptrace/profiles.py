@@ -6,9 +6,10 @@ The parameters are those of notebooks/params/*.yaml, and each notebook's paramet
 from __future__ import annotations
 
 import json
-import os
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -16,11 +17,14 @@ import pandas as pd
 
 from reptrace import corpora
 from reptrace.pretrain import Run, Suite
-from reptrace.records import Store
+from reptrace.processes import cores
+from reptrace.records import Store, provenance
 from reptrace.sweep import trace
 
 ROOT = Path(__file__).parents[2]
 CORPORA = ROOT / "build" / "corpora"  # read once for all profiles
+DEVICE, DTYPE = "cpu", "float32"  # small models gain nothing on a GPU, and the same numbers come out everywhere
+BATCH_SIZE = 128  # of the forward pass, in sequences of full length
 TRAINING_KEYS = ("vocabulary", "context", "batch", "learning_rate", "warmup_steps", "schedule", "weight_decay")
 
 
@@ -69,12 +73,34 @@ class Profile:
 
     @cached_property
     def texts(self) -> tuple[corpora.Corpus, corpora.Corpus]:
-        """Training part and held-out part of the corpus."""
-        return corpora.open_text(self.corpus, cache=CORPORA).split()
+        """Training part and held-out part of the corpus. A file is looked for in the project, wherever this runs."""
+        inside = ROOT / self.corpus
+        return corpora.open_text(str(inside) if inside.is_file() else self.corpus, cache=CORPORA).split()
 
     @cached_property
     def runs(self) -> list[Run]:
         return [self._run(size, seed) for size in self.sizes for seed in size["seeds"]]
+
+    @property
+    def sizes_of_runs(self) -> list[list[Run]]:
+        """The runs in groups that differ by their seed alone, in the order given."""
+        groups: dict[Run, list[Run]] = {}
+        for run in self.runs:
+            groups.setdefault(replace(run, seed=0), []).append(run)
+        return list(groups.values())
+
+    @property
+    def labels(self) -> dict[Run, str]:
+        """A short name for each run: its width, what else sets it apart from others of that width, a further seed."""
+        labels = {}
+        for group in self.sizes_of_runs:
+            first = asdict(group[0])
+            twins = [asdict(other[0]) for other in self.sizes_of_runs if other[0].width == first["width"]]
+            apart = [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+                     for key, value in first.items() if key != "seed" and any(twin[key] != value for twin in twins)]
+            for k, run in enumerate(group):
+                labels[run] = ", ".join([f"d = {run.width}", *apart, *([f"seed {run.seed}"] if k else [])])
+        return labels
 
     @cached_property
     def suite(self) -> Suite:
@@ -99,8 +125,8 @@ class Profile:
         for key in dict.fromkeys((run.vocabulary, run.context) for run in self.runs):
             alike = [run for run in self.runs if (run.vocabulary, run.context) == key]  # one probe, one pool of workers
             points = [point for run in alike for point in self.suite.checkpoints(run)]
-            table = trace(points, self.probe(alike[0]), self.store, layers, self.alpha_ranks, batch_size=128,
-                          workers=os.cpu_count(), progress=progress)
+            table = trace(points, self.probe(alike[0]), self.store, layers, self.alpha_ranks, BATCH_SIZE,
+                          cores(), DEVICE, DTYPE, progress)
             tables |= {run: table[table.model == run.repository].reset_index(drop=True) for run in alike}
         return {run: tables[run] for run in self.runs}
 
@@ -110,22 +136,26 @@ class Profile:
                            "min_length": self.min_length, "alpha_ranks": list(self.alpha_ranks)})
 
     def _run(self, size: dict, seed: int) -> Run:
+        unknown = set(size) - {"width", "layers", "tokens", "seeds", *TRAINING_KEYS}
+        if unknown:
+            raise ValueError(f"a size has unknown keys {', '.join(sorted(unknown))}; it may have width, layers, "
+                             f"tokens, seeds, {', '.join(TRAINING_KEYS)}.")
         setting = {**self.training, **{key: size[key] for key in TRAINING_KEYS if key in size}}
         steps = round(float(size["tokens"]) / (setting["batch"] * setting["context"]))
         return Run(width=size["width"], layers=size["layers"], seed=seed, steps=max(1, steps),
                    corpus=self.texts[0].fingerprint, **setting)
 
 
-def footer(parameters: str, started: float) -> str:
-    """Markdown: what made a page (parameters, versions, device, wall time); `started` is time.time() at its start."""
-    import time
-    from datetime import UTC, datetime
-
-    from reptrace.records import provenance
-
+def footer(profile: Profile, started: float, tables: Mapping[Run, pd.DataFrame] | None = None) -> str:
+    """Markdown: what made a page (versions, device, wall time, parameters); `started` is time.time() at its start."""
     made = provenance()
     packages = ", ".join(f"{name} {version}" for name, version in json.loads(made["packages"]).items())
+    records = ""
+    if tables:
+        seconds = pd.concat(tables.values())["wall_seconds"].sum()
+        trained = sum(profile.suite.log(run)["wall_seconds"].iloc[-1] for run in profile.runs)
+        records = (f"; its records took {trained / 60:.1f} min of training and {seconds / 60:.1f} min of measuring, on "
+                   "one core each")
     return (f"**What made this page.** reptrace {made['code']}; Python {made['python']}; {packages}; "
-            f"{made['machine']}, CPU, float32; {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; "
-            f"{time.time() - started:.0f} s for this notebook (what its records held already not counted).\n\n"
-            f"Parameters: `{parameters}`")
+            f"{made['machine']}; {DEVICE}, {DTYPE}; {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; "
+            f"{time.time() - started:.0f} s for this notebook{records}.\n\nParameters: `{profile.describe()}`")

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from reptrace.processes import cores
+
 RECORDED_PACKAGES = ("numpy", "scipy", "tokenizers", "torch", "transformers")
 
 
@@ -122,7 +124,7 @@ def provenance() -> dict[str, str]:
     """What made a record: version of the code and of the packages that decide the numbers, Python, processor."""
     packages = {name: metadata.version(name) for name in RECORDED_PACKAGES}
     return {"code": code_version(), "packages": json.dumps(packages), "python": platform.python_version(),
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"}
+            "machine": f"{platform.system()} {platform.machine()}, {cores()} cores"}
 
 
 @cache

@@ -2,8 +2,8 @@
 
 A stage is done again when the hash of what it depends on changes: a run, when its settings or its text do (`pretrain`);
 a measurement, when weights, probe or settings do (`sweep`); a notebook, when its source, its own parameters, the
-library, a table in data/ or the lock do; the pages, when the book's prose or an executed notebook does. Each stage is
-written whole or not at all, so one that was cut short is simply not there.
+library, a table in data/, the lock, the text or a record do; the pages, when the book's prose or an executed notebook
+does. Each stage is written whole or not at all, so one that was cut short is simply not there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import yaml
+from filelock import FileLock
 
 from reptrace.profiles import ROOT, Profile
 from reptrace.records import write_atomically
@@ -28,13 +30,16 @@ def make_report(parameters_file: Path) -> Path:
     """Make everything the report needs and build it; returns its first page."""
     parameters = yaml.safe_load(parameters_file.read_text())
     profile = Profile.of(parameters)
-    print("suite: training and measuring what is missing", flush=True)
-    profile.train()
-    profile.trace()
     folder = profile.folder / "book"
-    for notebook in chapters():
-        execute(notebook, parameters, folder / "source" / "notebooks" / notebook.name)
-    return build_book(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):  # a second call waits for the first and finds everything done
+        print("suite: training and measuring what is missing", flush=True)
+        profile.train()
+        tables = pd.concat(profile.trace().values())
+        state = json.dumps([profile.texts[0].fingerprint, tables[["identity", "status"]].to_dict("records")])
+        for notebook in chapters():
+            execute(notebook, parameters, folder / "source" / "notebooks" / notebook.name, state)
+        return build_book(folder)
 
 
 def chapters() -> list[Path]:
@@ -43,14 +48,18 @@ def chapters() -> list[Path]:
     return [ROOT / f"{name}.ipynb" for name in names if name.startswith("notebooks/")]
 
 
-def execute(notebook: Path, parameters: dict, target: Path) -> None:
-    """Run a notebook by papermill with those of the parameters that it declares, unless that was done."""
+def execute(notebook: Path, parameters: dict, target: Path, state: str = "") -> None:
+    """Run a notebook by papermill with those of the parameters that it declares, unless that was done.
+
+    `state` stands for the text and the records, for the notebooks that open a profile (which declare `corpus`).
+    """
     import papermill
 
     declared = papermill.inspect_notebook(str(notebook))
     own = {name: value for name, value in parameters.items() if name in declared}
+    read = state if "corpus" in declared else ""
     made_from = [*sorted((ROOT / "lib").rglob("*.py")), *sorted((ROOT / "data").rglob("*.csv"))]
-    key = _hash(notebook, *made_from, ROOT / "requirements.lock", extra=json.dumps(own))
+    key = _hash(notebook, *made_from, ROOT / "requirements.lock", extra=json.dumps([own, read]))
     if target.exists() and json.loads(target.read_text())["metadata"].get("reptrace_key") == key:
         print(f"notebook {notebook.name}: done already", flush=True)
         return
@@ -60,6 +69,7 @@ def execute(notebook: Path, parameters: dict, target: Path) -> None:
     papermill.execute_notebook(str(notebook), str(unfinished), own, kernel_name="python3", cwd=str(notebook.parent),
                                progress_bar=False, log_output=False)
     page = json.loads(unfinished.read_text())
+    del page["metadata"]["papermill"]  # paths of this machine
     page["metadata"]["reptrace_key"] = key
     page["cells"] = _with_parameters_used(page["cells"])
     write_atomically(target, json.dumps(page).encode())
@@ -87,11 +97,14 @@ def build_book(folder: Path) -> Path:
     for page in pages:
         if not any(cell.get("outputs") for cell in json.loads(page.read_text())["cells"]):
             raise ValueError(f"{page.name} holds no outputs: it was not executed. Delete {page} and run again.")
-    shutil.copytree(BOOK, source, dirs_exist_ok=True)  # keeps the times of files, by which Sphinx knows what changed
+    # copytree keeps the times of files, by which Sphinx knows what changed
+    shutil.copytree(BOOK, source, dirs_exist_ok=True, ignore=shutil.ignore_patterns("notebooks", "_build"))
     key = _hash(*sorted(path for path in BOOK.rglob("*") if path.is_file()), *pages, ROOT / "requirements.lock")
     if first.exists() and stamp.exists() and stamp.read_text() == key:
         print("book: nothing changed", flush=True)
         return first
+    if not stamp.exists():  # the last build was cut short: Sphinx would take a half-written page for a finished one
+        shutil.rmtree(folder / "_build", ignore_errors=True)
     stamp.unlink(missing_ok=True)
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(source), "--path-output", str(folder),
                "-W", "-n", "--keep-going", "-q"]

@@ -7,11 +7,13 @@ the cache after its download: the same `from_pretrained(repository, revision=...
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 # step1000, stage1-step1000-tokens3B, step_40, checkpoint-500
+TOKENS = re.compile(r"-tokens(\d+)B(?=$|[-_])")
 STEP = re.compile(r"(?:^|[-_/])(?:step|checkpoint)[-_]?(\d+)(?=$|[-_])")
 
 
@@ -44,7 +46,7 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
     revision : str, optional
         Of a repository: a revision, or a pattern with * over its branches ("step*" for the whole of a Pythia).
     tokens_per_step : int, optional
-        Training tokens an optimizer step took; fills in `tokens`.
+        Training tokens an optimizer step took; fills in `tokens`. Without it, OLMo's `-tokens3B` in a name is taken.
     """
     path = Path(model)
     if path.is_dir() and revision is None:
@@ -60,7 +62,9 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
     run = []
     for name, branch in found:
         step = step_of(branch or Path(name).name)
-        tokens = step * tokens_per_step if step is not None and tokens_per_step else None
+        stated = TOKENS.search(branch or "")
+        tokens = int(stated.group(1)) * 10**9 if stated else None
+        tokens = step * tokens_per_step if step is not None and tokens_per_step else tokens
         run.append(Checkpoint(name, branch, step, tokens, cache_dir))
     return sorted(run, key=lambda checkpoint: (checkpoint.step is None, checkpoint.step, checkpoint.label))
 
@@ -87,12 +91,18 @@ def revisions(repository: str, cache_dir: str | None = None) -> list[str]:
 
 
 def commit_of(checkpoint: Checkpoint) -> str | None:
-    """Commit hash that the checkpoint's revision stands for in its cache; None for a plain folder."""
-    from huggingface_hub import constants
+    """Commit hash that the checkpoint's revision stands for, on the hub or, out of its reach, in the cache.
+
+    None for a plain folder; the revision itself where it is known to neither.
+    """
+    from huggingface_hub import HfApi, constants
 
     if Path(checkpoint.model).is_dir():
         return None
     revision = checkpoint.revision or "main"
+    if checkpoint.cache_dir is None and not constants.HF_HUB_OFFLINE:
+        with suppress(Exception):  # no network, or no such revision: opening the model says which
+            return HfApi().model_info(checkpoint.model, revision=revision).sha
     cache = checkpoint.cache_dir or constants.HF_HUB_CACHE
     ref = repository_folder(cache, checkpoint.model) / "refs" / revision
     return ref.read_text().strip() if ref.is_file() else revision

@@ -14,11 +14,15 @@ import pandas as pd
 from tqdm import tqdm
 
 from reptrace.corpora import Probe
+from reptrace.processes import end_with_parent
 from reptrace.records import Store
 from reptrace.suites import Checkpoint, commit_of
 
+# Raised by hand when the library measures differently from the same inputs: records of older methods are then redone.
+METHOD = 1
 RANKS = (12, 100)
 SHARES = (1, 10)
+MEASURED = ("layer", "rankme", "rankme_stderr", "alpha", "alpha_stderr", "alpha_r2", "wall_seconds")
 
 
 def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = None, layer: int | str = "final",
@@ -42,9 +46,9 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
     from reptrace.hidden_states import last_token_states, load, load_tokenizer
     from reptrace.spectra import geometry
 
-    if isinstance(model, str):
-        tokenizer = tokenizer or load_tokenizer(model, revision)
-        model = load(model, revision)
+    if isinstance(model, (str, os.PathLike)):
+        tokenizer = tokenizer or load_tokenizer(str(model), revision)
+        model = load(str(model), revision)
     elif tokenizer is None:
         raise ValueError("a model object does not bring its tokenizer: pass tokenizer=...")
     ids = tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
@@ -75,13 +79,21 @@ def trace(checkpoints: Sequence[Checkpoint], probe: Probe, store: Store, layers:
     batch_size : int, default 16
     workers : int, default 1
         Checkpoints measured side by side, each by a process with one thread; worth it for small models on a CPU.
-    device, dtype : see `hidden_states.load`; dtype by name, "float32" or "bfloat16".
+    device, dtype : see `hidden_states.placement`
 
     Returns
     -------
     pandas.DataFrame, a row per checkpoint and layer, in the order given, gaps included.
     """
-    settings = {"layers": layers if isinstance(layers, str) else list(layers), "ranks": list(ranks),
+    from reptrace.hidden_states import placement
+
+    first, last = ranks
+    if not 1 <= first < last - 1:
+        raise ValueError(f"ranks must be 1-based, first and last of at least three, got {tuple(ranks)}.")
+    if batch_size < 1 or workers < 1:
+        raise ValueError(f"batch_size and workers must be positive, got {batch_size} and {workers}.")
+    device, dtype = placement(device, dtype)
+    settings = {"layers": layers if isinstance(layers, str) else list(layers), "ranks": [first, last],
                 "batch_size": batch_size, "device": device, "dtype": dtype}
     work = [(checkpoint, identity_of(checkpoint, probe, settings)) for checkpoint in checkpoints]
     missing = [item for item in work if not store.done(item[1])]
@@ -89,40 +101,49 @@ def trace(checkpoints: Sequence[Checkpoint], probe: Probe, store: Store, layers:
     bar = partial(tqdm, total=len(missing), desc="tracing", unit="checkpoint", disable=not progress or not missing)
     if workers > 1 and len(missing) > 1:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
             list(bar(pool.map(job, missing)))
     else:
         for item in bar(missing):
             job(item)
-    return store.table([identity for _, identity in work])
+    tables = [store.table([identity]).assign(**_place(checkpoint)) for checkpoint, identity in work]
+    table = pd.concat(tables, ignore_index=True)
+    return table.reindex(columns=[*table.columns, *(name for name in MEASURED if name not in table)])
 
 
 def identity_of(checkpoint: Checkpoint, probe: Probe, settings: dict) -> dict:
     """What a measurement depends on: the very weights, the very tokens and the settings."""
     return {"model": checkpoint.model if checkpoint.revision else Path(checkpoint.model).name,
             "revision": checkpoint.revision, "weights": commit_of(checkpoint) or _weights_hash(checkpoint.model),
-            "probe": probe.fingerprint, **settings}
+            "probe": probe.fingerprint, "method": METHOD, **settings}
+
+
+def _place(checkpoint: Checkpoint) -> dict:
+    """Where a checkpoint stands in its run: not part of a measurement's identity, so never taken from the record."""
+    return {"model": checkpoint.model, "revision": checkpoint.revision, "step": checkpoint.step,
+            "tokens": checkpoint.tokens}
 
 
 def _measure(item: tuple[Checkpoint, dict], probe: Probe, store: Store, settings: dict) -> None:
     checkpoint, identity = item
-    facts = {"model": checkpoint.model, "revision": checkpoint.revision, "weights": identity["weights"],
-             "step": checkpoint.step, "tokens": checkpoint.tokens, "probe": probe.name,
-             "probe_fingerprint": probe.fingerprint, "sequences": len(probe.sequences), "max_length": probe.max_length,
-             "min_length": probe.min_length, "batch_size": settings["batch_size"]}
-    store.measure(identity, partial(_rows, checkpoint, probe, settings), facts)
+    facts = {**_place(checkpoint), "weights": identity["weights"], "probe": probe.name,
+             "probe_fingerprint": probe.fingerprint, "probe_seed": probe.seed, "sequences": len(probe.sequences),
+             "max_length": probe.max_length, "min_length": probe.min_length, "batch_size": settings["batch_size"]}
+    store.measure(identity, partial(_rows, checkpoint, identity["weights"], probe, settings), facts)
 
 
-def _rows(checkpoint: Checkpoint, probe: Probe, settings: dict) -> list[dict]:
+def _rows(checkpoint: Checkpoint, commit: str, probe: Probe, settings: dict) -> list[dict]:
     import torch
 
     from reptrace import spectra
     from reptrace.hidden_states import last_token_states, load
 
-    model = load(checkpoint.model, checkpoint.revision, checkpoint.cache_dir, settings["device"],
-                 getattr(torch, settings["dtype"]) if settings["dtype"] else None)
-    parameter = next(model.parameters())
-    common = {"device": str(parameter.device), "dtype_forward": str(parameter.dtype).removeprefix("torch."),
+    # by its commit, so that what is measured is what the identity says even if the branch moves meanwhile
+    revision = None if os.path.isdir(checkpoint.model) else commit
+    model = load(checkpoint.model, revision, checkpoint.cache_dir, settings["device"], settings["dtype"])
+    cuda = settings["device"].startswith("cuda")
+    common = {"device": torch.cuda.get_device_name(settings["device"]) if cuda else settings["device"],
+              "dtype_forward": settings["dtype"],
               "dtype_covariance": "float64", "dtype_solve": "float64", "centred": True,
               "quantity": "covariance eigenvalue", "parameters": model.num_parameters()}
     features = last_token_states(model, probe.sequences, settings["layers"], settings["batch_size"])
@@ -146,9 +167,10 @@ def _summary(spectra, matrix, ranks) -> dict:
 
 
 def _weights_hash(folder: str) -> str:
-    """SHA-256 of the weight files of a plain folder, shortened; "none" where there is no such file."""
+    """SHA-256 of a plain folder's configuration and weight files, shortened; "none" where there is no such file."""
     digest = hashlib.sha256()
-    files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in Path(folder).glob(pattern))
+    patterns = ("config.json", "model*.safetensors", "pytorch_model*.bin")
+    files = sorted(path for pattern in patterns for path in Path(folder).glob(pattern))
     for path in files:
         with open(path, "rb") as file:
             while block := file.read(1 << 22):
@@ -156,8 +178,11 @@ def _weights_hash(folder: str) -> str:
     return digest.hexdigest()[:40] if files else "none"
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
+    """One thread, and an end as soon as the parent's."""
     import torch
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
+    end_with_parent()
+
