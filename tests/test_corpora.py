@@ -237,6 +237,14 @@ def test_a_dataset_of_the_hub_library_gives_its_first_documents(file, tmp_path):
     assert open_text(f"hub:{tmp_path}::train:body").documents == ["A", "B", "C"]
 
 
+def test_a_hub_text_is_streamed_once_where_there_is_a_cache(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    first = hub(str(tmp_path / "data"), documents=2, cache=tmp_path / "cache")
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: pytest.fail("streamed again"))
+    assert hub(str(tmp_path / "data"), documents=2, cache=tmp_path / "cache") == first
+
+
 # Docstrings
 
 
