@@ -162,7 +162,8 @@ def test_a_snapshot_cut_short_is_not_a_revision(tmp_path, monkeypatch):
     assert len(list((repository_folder(tmp_path / "hub", "a/b") / "snapshots").iterdir())) == 1
 
 
-@pytest.mark.parametrize("change, message", [({"width": 20}, "multiple of 16"), ({"steps": 0}, "positive")])
+@pytest.mark.parametrize("change, message", [({"width": 20}, "multiple of 16"), ({"steps": 0}, "positive"),
+                                             ({"vocabulary": 70_000}, "at most 65536")])
 def test_impossible_runs_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         a_run(**change)

@@ -81,6 +81,8 @@ class Run:
             raise ValueError(f"width must be a multiple of {HEAD_WIDTH}, or 8 or 24, got {self.width}.")
         if min(self.width, self.layers, self.steps, self.context, self.batch) < 1:
             raise ValueError(f"width, layers, steps, context and batch must be positive, got {self}.")
+        if self.vocabulary > 2**16:
+            raise ValueError(f"token ids are kept in 16 bits: a vocabulary of at most 65536, got {self.vocabulary}.")
 
     @property
     def repository(self) -> str:
