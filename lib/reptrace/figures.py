@@ -12,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from reptrace.phases import PHASES, Phases
 
@@ -39,12 +40,12 @@ def palette(models: Sequence[str]) -> dict[str, tuple]:
     return dict(zip(models, sns.color_palette("crest", len(models)), strict=True))
 
 
-def grid(rows: int, columns: int, height: float = 2.2, **options):
-    """Figure and array of axes, (rows, columns), each a column wide.
+def grid(rows: int, columns: int, height: float = 2.2, width: float = COLUMN, **options):
+    """Figure and array of axes, (rows, columns), each `width` by `height` inches.
 
     The figure is not left open in pyplot: a notebook shows it by naming it on a cell's last line, once.
     """
-    figure, axes = plt.subplots(rows, columns, figsize=(COLUMN * columns, height * rows), squeeze=False, **options)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, **options)
     plt.close(figure)
     return figure, axes
 
@@ -106,6 +107,11 @@ def intervals(ax, rows: Sequence[Mapping], scale: str = "log") -> None:
     ax.set_yticks(range(len(rows)), [row["label"] for row in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xscale(scale)
+    low, high = ax.get_xlim()
+    if scale == "log" and high / low < 1000:  # one labelled tick would be too few
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def spectrum(ax, eigenvalues, fit=None, colour="black", label: str | None = None) -> None:
