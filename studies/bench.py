@@ -63,7 +63,7 @@ def spectrum() -> list[dict]:
 
 
 def extraction() -> list[dict]:
-    """GPT-NeoX of pythia-70m's shape, random weights, 96 sequences of 40 to 512 tokens, float32."""
+    """GPT-NeoX of pythia-70m's shape, random weights, 48 sequences of 40 to 512 tokens, float32."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     torch.manual_seed(0)
@@ -71,7 +71,7 @@ def extraction() -> list[dict]:
                            intermediate_size=2048, max_position_embeddings=2048)
     model = GPTNeoXForCausalLM(config).eval()
     rng = np.random.default_rng(0)
-    sequences = [rng.integers(0, 50_000, length).tolist() for length in rng.integers(40, 513, 96)]
+    sequences = [rng.integers(0, 50_000, length).tolist() for length in rng.integers(40, 513, 48)]
     tokens = sum(map(len, sequences))
 
     @torch.inference_mode()

@@ -18,6 +18,8 @@ FINAL_NORM_NAMES = ("final_layer_norm", "norm", "ln_f", "norm_f", "final_norm", 
                     "ln_out")
 
 FINAL = "final"
+# Blocks that add their MLP's output to the residual: in the last one, the MLP then need see the last token alone.
+RESIDUAL_MLP = ("gpt_neox", "llama", "olmo2")
 
 
 class NonFiniteError(ValueError):
@@ -43,7 +45,8 @@ def last_token_states(
         k = 0..L: output of block k before any final norm, 0 being the embeddings. "final": the last block's output
         after the final norm, which the LM head receives and the paper measures. "all": every one of these.
     batch_size : int, default 16
-        Sequences of the longest length in a batch; batches of shorter sequences hold as many tokens, so more sequences.
+        At most so many sequences of the longest length in a batch; batches of shorter sequences hold as many tokens, so
+        more sequences. On a CPU batches are kept small enough for its cache.
     progress : bool, default False
         Show a progress bar.
 
@@ -73,7 +76,7 @@ def last_token_states(
         with torch.inference_mode(), _capture(decoder, names) as captured:
             _check_causal(decoder, sequences[0][0], captured, device)
             bar = tqdm(total=len(sequences), desc="hidden states", unit="seq", disable=not progress, leave=False)
-            for rows in _batches(sequences, batch_size):
+            for rows in _batches(sequences, _token_budget(decoder, sequences, batch_size)):
                 _forward(decoder, [sequences[row] for row in rows], captured, device)
                 for name in names:
                     states = captured.rows[name].to("cpu", out_dtype)
@@ -200,6 +203,11 @@ def _capture(decoder: nn.Module, names: Sequence[int | str]) -> Iterator[_Captur
     def after(name):
         return lambda module, args, output: captured.take(name, output[0] if isinstance(output, tuple) else output)
 
+    def last_token(module, args):
+        hidden, last = args[0], captured.last.to(args[0].device)
+        # (batch, 1, d): added to the residual of every token, right for the last one, and no other is looked at
+        return (hidden[torch.arange(len(last), device=hidden.device), last].unsqueeze(1), *args[1:])
+
     def before(module, args, kwargs):
         captured.take(0, args[0] if args else kwargs["hidden_states"])
 
@@ -210,6 +218,8 @@ def _capture(decoder: nn.Module, names: Sequence[int | str]) -> Iterator[_Captur
             else:
                 module = _final_norm(decoder) if name == FINAL else blocks[name - 1]
                 handles.append(module.register_forward_hook(after(name)))
+        if decoder.config.model_type in RESIDUAL_MLP:
+            handles.append(blocks[-1].mlp.register_forward_pre_hook(last_token))
         yield captured
     finally:
         for handle in handles:
@@ -227,10 +237,17 @@ def _forward(decoder: nn.Module, sequences, captured: _Captured, device, last: l
     decoder(input_ids=ids.to(device), use_cache=False)
 
 
-def _batches(sequences: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+def _token_budget(decoder: nn.Module, sequences: Sequence[Sequence[int]], batch_size: int) -> int:
+    """Tokens a batch: batch_size sequences of the longest length; on a CPU fewer, so that activations stay in cache."""
+    budget = batch_size * max(map(len, sequences))
+    if next(decoder.parameters()).device.type == "cpu":
+        budget = min(budget, max(512, 2**18 // decoder.config.hidden_size))
+    return budget
+
+
+def _batches(sequences: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
     """Row numbers, longest sequences first (memory peaks at once, little padding), a fixed number of tokens a batch."""
     order = sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
-    budget = batch_size * len(sequences[order[0]])
     start = 0
     while start < len(order):
         count = max(1, budget // len(sequences[order[start]]))

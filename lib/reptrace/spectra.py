@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 import torch
 from scipy.special import xlogy
 
-from reptrace.moments import BLOCK_ROWS, Moments
+from reptrace.moments import BLOCK_ROWS, Moments, products_dtype
 
 # An eigenvalue below this share of the largest is rounding: float32 features carry noise of relative variance
 # (6e-8)^2 = 4e-15 a direction, and the final norm removes one direction exactly.
@@ -100,10 +101,11 @@ def eigenspectrum(features) -> np.ndarray:
     eigenvalues = np.zeros(width)
     if samples < width:
         centred = _centred(features)
-        found = torch.linalg.eigvalsh(centred @ centred.T / samples)
+        matrix = centred @ centred.T
     else:
-        found = torch.linalg.eigvalsh(Moments(width, features.device).update(features).covariance())
-    eigenvalues[: len(found)] = found.flip(0).clamp(min=0).cpu().numpy()
+        matrix = Moments(width, features.device).update(features).comoment
+    found = _symmetric_eigenvalues(matrix) / samples
+    eigenvalues[: len(found)] = found[::-1].clip(min=0)
     return eigenvalues
 
 
@@ -173,7 +175,7 @@ def geometry(features, ranks: tuple[int, int] = (12, 100), shorten: bool = False
     features = _as_tensor(features)
     samples, width = features.shape
     moments = Moments(width, features.device).update(features)
-    found, vectors = torch.linalg.eigh(moments.covariance())
+    found, vectors = torch.linalg.eigh(moments.comoment / samples)  # of the lower triangle
     s, vectors = found.flip(0).clamp(min=0).cpu().numpy(), vectors.flip(1)
 
     value = rankme(s)
@@ -190,9 +192,11 @@ def geometry(features, ranks: tuple[int, int] = (12, 100), shorten: bool = False
         gradients[window, 1] = _alpha_coefficients(*fit.ranks)[0] / s[window]
     influence_squares = np.zeros(2)
     on_device = torch.as_tensor(gradients, device=features.device)
+    dtype = products_dtype(features.dtype, width)
+    mean, vectors = moments.mean.to(dtype), vectors.to(dtype)
     for block in features.split(BLOCK_ROWS):
-        z = (block.to(torch.float64) - moments.mean) @ vectors
-        phi = z.square() @ on_device - torch.as_tensor(s @ gradients, device=features.device)
+        z = (block.to(dtype) - mean) @ vectors
+        phi = z.double().square() @ on_device - torch.as_tensor(s @ gradients, device=features.device)
         influence_squares += phi.square().sum(0).cpu().numpy()
     rankme_stderr, alpha_stderr = np.sqrt(influence_squares) / samples
     return Geometry(s, value, float(rankme_stderr), fit, float(alpha_stderr) if fit else float("nan"), samples)
@@ -251,12 +255,24 @@ def _as_tensor(features) -> torch.Tensor:
         raise ValueError(f"features must have shape (sequences, width), got {tuple(features.shape)}.")
     if len(features) < 2 or features.shape[1] < 1:
         raise ValueError(f"a covariance needs at least 2 sequences and 1 dimension, got {tuple(features.shape)}.")
+    if torch.isfinite(features.sum()):  # NaN and infinity survive a sum, so one quick pass clears nearly all matrices
+        return features
     finite = torch.isfinite(features).all(1)
     if not finite.all():
         bad = (~finite).nonzero().flatten()
         raise ValueError(f"features hold NaN or infinity in {len(bad)} of {len(features)} rows, the first is row "
                          f"{int(bad[0])}: check the model's weights and the dtype of the forward pass.")
     return features
+
+
+def _symmetric_eigenvalues(matrix: torch.Tensor) -> np.ndarray:
+    """Ascending eigenvalues of a symmetric matrix given by its lower triangle; a second solver where one gives up."""
+    try:
+        if matrix.device.type == "cpu":
+            return np.linalg.eigvalsh(matrix.numpy())
+        return torch.linalg.eigvalsh(matrix).cpu().numpy()
+    except (np.linalg.LinAlgError, torch.linalg.LinAlgError):
+        return scipy.linalg.eigvalsh(matrix.cpu().numpy(), driver="ev")
 
 
 def _centred(features: torch.Tensor) -> torch.Tensor:

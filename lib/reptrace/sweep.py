@@ -14,6 +14,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from reptrace.corpora import Probe
+from reptrace.moments import products_dtype
 from reptrace.processes import end_with_parent
 from reptrace.records import Store
 from reptrace.suites import Checkpoint, commit_of
@@ -144,7 +145,7 @@ def _rows(checkpoint: Checkpoint, commit: str, probe: Probe, settings: dict) -> 
     cuda = settings["device"].startswith("cuda")
     common = {"device": torch.cuda.get_device_name(settings["device"]) if cuda else settings["device"],
               "dtype_forward": settings["dtype"],
-              "dtype_covariance": "float64", "dtype_solve": "float64", "centred": True,
+              "dtype_solve": "float64", "centred": True,
               "quantity": "covariance eigenvalue", "parameters": model.num_parameters()}
     features = last_token_states(model, probe.sequences, settings["layers"], settings["batch_size"])
     return [{**common, "layer": str(layer), **_summary(spectra, matrix, settings["ranks"])}
@@ -156,7 +157,7 @@ def _summary(spectra, matrix, ranks) -> dict:
     s, fit = found.eigenvalues, found.alpha
     nan = float("nan")
     return {
-        "width": len(s), "rankme": found.rankme, "rankme_stderr": found.rankme_stderr,
+        "dtype_covariance": str(products_dtype(matrix.dtype, len(s))).removeprefix("torch."), "width": len(s), "rankme": found.rankme, "rankme_stderr": found.rankme_stderr,
         "alpha": fit.alpha if fit else nan, "alpha_stderr": found.alpha_stderr,
         "alpha_fit_stderr": fit.stderr if fit else nan, "alpha_r2": fit.r2 if fit else nan,
         "alpha_first_rank": fit.ranks[0] if fit else None, "alpha_last_rank": fit.ranks[1] if fit else None,
