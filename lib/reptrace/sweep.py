@@ -157,7 +157,8 @@ def _summary(spectra, matrix, ranks) -> dict:
     s, fit = found.eigenvalues, found.alpha
     nan = float("nan")
     return {
-        "dtype_covariance": str(products_dtype(matrix.dtype, len(s))).removeprefix("torch."), "width": len(s), "rankme": found.rankme, "rankme_stderr": found.rankme_stderr,
+        "dtype_covariance": str(products_dtype(matrix.dtype, len(s))).removeprefix("torch."),
+        "width": len(s), "rankme": found.rankme, "rankme_stderr": found.rankme_stderr,
         "alpha": fit.alpha if fit else nan, "alpha_stderr": found.alpha_stderr,
         "alpha_fit_stderr": fit.stderr if fit else nan, "alpha_r2": fit.r2 if fit else nan,
         "alpha_first_rank": fit.ranks[0] if fit else None, "alpha_last_rank": fit.ranks[1] if fit else None,
