@@ -133,7 +133,8 @@ def small_book(tmp_path, monkeypatch):
     (tmp_path / "book/index.md").write_text("# A page\n")
     cells = [nbformat.v4.new_markdown_cell("# One"), nbformat.v4.new_code_cell("n / (n - 7)")]
     cells.insert(1, nbformat.v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]}))
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks/one.ipynb")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "notebooks/one.ipynb")
     monkeypatch.setattr(report, "BOOK", tmp_path / "book")
     (tmp_path / "requirements.lock").write_text("")
     monkeypatch.setattr(report, "ROOT", tmp_path)
