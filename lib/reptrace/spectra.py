@@ -191,12 +191,12 @@ def geometry(features, ranks: tuple[int, int] = (12, 100), shorten: bool = False
         window = slice(fit.ranks[0] - 1, fit.ranks[1])
         gradients[window, 1] = _alpha_coefficients(*fit.ranks)[0] / s[window]
     influence_squares = np.zeros(2)
-    on_device = torch.as_tensor(gradients, device=features.device)
+    on_device, expected = (torch.as_tensor(array, device=features.device) for array in (gradients, s @ gradients))
     dtype = products_dtype(features.dtype, width)
     mean, vectors = moments.mean.to(dtype), vectors.to(dtype)
     for block in features.split(BLOCK_ROWS):
         z = (block.to(dtype) - mean) @ vectors
-        phi = z.double().square() @ on_device - torch.as_tensor(s @ gradients, device=features.device)
+        phi = z.double().square() @ on_device - expected
         influence_squares += phi.square().sum(0).cpu().numpy()
     rankme_stderr, alpha_stderr = np.sqrt(influence_squares) / samples
     return Geometry(s, value, float(rankme_stderr), fit, float(alpha_stderr) if fit else float("nan"), samples)
