@@ -9,6 +9,7 @@ import ast
 import json
 import random
 from importlib import metadata
+from pathlib import Path
 
 import packaging.requirements
 import pytest
@@ -19,15 +20,16 @@ from reptrace.corpora import (
     END_OF_TEXT,
     PADDING,
     Corpus,
+    default_packages,
     docstrings,
     hub,
-    locked_names,
     open_text,
     probe,
     text_file,
     train_tokenizer,
 )
 
+LOCK = Path(__file__).parents[1] / "requirements.lock"
 WORDS = ["array", "shape", "returns", "value", "the", "of", "a", "model", "layer", "if", "given", "default", "is",
          "naïve", "café", "日本語", "🎉", "it's", "don't", "foo_bar(x,", "y=3)", ">>>", "print()"]
 
@@ -381,11 +383,12 @@ def test_the_standard_library_is_read_without_its_tests_and_without_installed_pa
     assert files == sorted(files)
 
 
-def test_the_locked_names_are_those_that_packaging_reads(tmp_path):
-    lines = [line for line in corpora.LOCK.read_text().splitlines() if line.strip() and not line.startswith(("#", "-"))]
-    assert locked_names() == [packaging.requirements.Requirement(line).name.lower() for line in lines]
-    with pytest.raises(FileNotFoundError, match=r"packages=\[\.\.\.\]"):
-        locked_names(tmp_path / "no.lock")
+def test_the_default_text_is_read_from_packages_that_the_lock_pins():
+    lines = [line for line in LOCK.read_text().splitlines() if line.strip() and not line.startswith(("#", "-"))]
+    pinned = {packaging.requirements.Requirement(line).name.lower() for line in lines}
+    names = default_packages()
+    assert set(names) <= pinned and {"torch", "numpy", "transformers"} <= set(names)
+    assert len(names) == len(set(names))
 
 
 # The tokenizer

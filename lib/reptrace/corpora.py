@@ -28,7 +28,7 @@ from reptrace.processes import end_with_parent
 from reptrace.records import write_atomically
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
-LOCK = Path(__file__).parents[2] / "requirements.lock"
+PACKAGES = Path(__file__).with_name("docstrings.txt")
 
 
 @dataclass(frozen=True)
@@ -160,14 +160,15 @@ def hub(repository: str, config: str | None = None, split: str = "train", field:
 
 def docstrings(min_characters: int = 200, packages: Sequence[str] | None = None, cache: Path | None = None,
                workers: int = 2) -> Corpus:
-    """Docstrings of the installed packages that requirements.lock pins, and of the standard library, each once.
+    """Docstrings of installed packages, and of the standard library, each once.
 
     Parameters
     ----------
     min_characters : int, default 200
         Shorter docstrings are left out.
     packages : list of str, optional
-        Distribution names, default those of requirements.lock; one that is not installed is an error.
+        Distribution names, default those that docstrings.txt, beside this module, lists; one that is not installed is an
+        error.
     cache : Path, optional
         Folder that keeps the result; read again while packages, versions and Python stay the same.
     workers : int, default 2
@@ -175,7 +176,7 @@ def docstrings(min_characters: int = 200, packages: Sequence[str] | None = None,
 
     Order: distributions by name, then "python" for the standard library; files by path; then as they stand in the file.
     """
-    names = sorted(set(packages if packages is not None else locked_names()))
+    names = sorted(set(packages if packages is not None else default_packages()))
     versions = {name: metadata.version(name) for name in names} | {"python": sys.version.split()[0]}
     key = _fingerprint([json.dumps([versions, min_characters, inspect.getsource(_docstrings_of)]).encode()])
     kept = cache and Path(cache) / f"docstrings-{key}.json"
@@ -193,12 +194,9 @@ def docstrings(min_characters: int = 200, packages: Sequence[str] | None = None,
     return corpus
 
 
-def locked_names(lock: Path = LOCK) -> list[str]:
-    """Distribution names that a requirements file pins."""
-    if not lock.is_file():
-        raise FileNotFoundError(f"{lock} is not there (installed without its repository?): pass packages=[...].")
-    pins = (re.match(r"([A-Za-z0-9._-]+)==", line) for line in lock.read_text().splitlines())
-    return [pin.group(1).lower() for pin in pins if pin]
+def default_packages() -> list[str]:
+    """Distribution names of the default text."""
+    return [line for line in PACKAGES.read_text().splitlines() if line and not line.startswith("#")]
 
 
 def train_tokenizer(documents: Sequence[str], vocabulary: int):
