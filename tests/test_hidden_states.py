@@ -8,8 +8,12 @@ large enough that attention and position matter.
 """
 
 import copy
+import json
 import re
+import threading
+import time
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,7 +31,18 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from reptrace.hidden_states import NonFiniteError, last_token_states, load, unpadded
+from reptrace import batches, hidden_states
+from reptrace.batches import TooLittleMemoryError
+from reptrace.hidden_states import (
+    NonFiniteError,
+    extract,
+    from_pretrained,
+    last_token_states,
+    load,
+    load_tokenizer,
+    placement,
+    unpadded,
+)
 
 LAYERS, VOCABULARY, CONTEXT = 3, 97, 64
 SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
@@ -41,6 +56,7 @@ CLASSES = {
 # Values reach 8. Float64 and float32 differ by the order of their sums, 1e-16 and 1e-7 of 8 each, in three blocks;
 # bfloat16 numbers near 8 lie 0.06 apart: two of these steps.
 TOLERANCES = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 0.125}
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,6 +98,10 @@ def own_states(model, name, sequences):
         rows[LAYERS].append(normless.base_model(ids).last_hidden_state[0, -1])
         rows["final"].append(model.base_model(ids).last_hidden_state[0, -1])
     return {layer: torch.stack(found) for layer, found in rows.items()}
+
+
+def same(found, expected):
+    return found.keys() == expected.keys() and all(torch.equal(found[layer], expected[layer]) for layer in expected)
 
 
 def hooks(model):
@@ -149,6 +169,14 @@ def test_batch_size_does_not_matter(batch_size, sequences):
         torch.testing.assert_close(found[layer], states, rtol=0, atol=TOLERANCES[torch.float64])
 
 
+@pytest.mark.parametrize("kind", [tuple, np.array, torch.tensor, lambda s: np.array(s, np.int32)],
+                         ids=["tuple", "array", "tensor", "int32"])
+def test_token_ids_may_come_in_any_container(kind, sequences):
+    model = tiny()
+    found = last_token_states(model, [kind(sequence) for sequence in sequences])
+    assert same(found, last_token_states(model, sequences))
+
+
 def test_rows_come_in_the_order_of_the_sequences(sequences):
     model = tiny()
     order = torch.randperm(len(sequences))
@@ -187,6 +215,202 @@ def test_features_are_float32_and_float64_only_for_a_float64_model(dtype, kept, 
     found = last_token_states(tiny(dtype=dtype), sequences)["final"]
     assert found.dtype == kept and found.shape == (len(sequences), 32) and found.device.type == "cpu"
     assert not found.requires_grad
+
+
+# Batches and memory
+
+
+@pytest.fixture
+def memory():
+    """Sets a model's memory: it raises an error at a batch of more tokens, padding included. Returns batches tried."""
+    handles = []
+
+    def limit(model, tokens, error=None):
+        tried = []
+
+        def check(module, args, kwargs):
+            tried.append(tuple(kwargs["input_ids"].shape))
+            if kwargs["input_ids"].numel() > tokens:
+                raise error or torch.OutOfMemoryError("CUDA out of memory.")
+
+        handles.append(model.base_model.register_forward_pre_hook(check, with_kwargs=True))
+        return tried
+
+    yield limit
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+                                   MemoryError()], ids=lambda error: type(error).__name__)
+def test_auto_halves_the_batch_where_memory_runs_out_and_goes_on(error, memory, sequences):
+    model = tiny()
+    expected = last_token_states(model, sequences, "all")
+    tried = memory(model, 2 * CONTEXT, error)
+    found = extract(model, sequences, "all", "auto")
+    assert found.token_budget == 2 * CONTEXT  # of 10 sequences, 5, then 2 of the longest
+    assert [(rows, length) for rows, length in tried if length > 2][:3] == [(10, 64), (5, 64), (2, 64)]
+    for layer, states in expected.items():
+        torch.testing.assert_close(found.features[layer], states, rtol=0, atol=TOLERANCES[torch.float64])
+    assert hooks(model) == 1  # the memory's own
+
+
+def test_memory_that_runs_out_later_costs_nothing_already_measured(memory, sequences):
+    model = tiny()
+    expected = last_token_states(model, sequences)["final"]
+    failures = iter([torch.OutOfMemoryError("once")])
+
+    def fail_once(module, args, kwargs):
+        if kwargs["input_ids"].shape == (4, 29) and (failure := next(failures, None)):
+            raise failure
+
+    handle = model.base_model.register_forward_pre_hook(fail_once, with_kwargs=True)
+    memory(model, 2 * CONTEXT)
+    found = extract(model, sequences, ("final",), "auto")
+    handle.remove()
+    assert found.token_budget == 2 * 29  # four of 29 had fitted into the two contexts that memory holds
+    torch.testing.assert_close(found.features["final"], expected, rtol=0, atol=TOLERANCES[torch.float64])
+
+
+def test_a_given_batch_that_does_not_fit_is_an_error_that_says_which_does(memory, sequences):
+    model = tiny()
+    memory(model, 3 * CONTEXT)
+    with pytest.raises(TooLittleMemoryError, match=r'batch of 8 sequences of 64 tokens .*cpu, 2 of them do: try '
+                                                   r'batch_size=2, or batch_size="auto"'):
+        last_token_states(model, sequences, batch_size=8)
+    assert hooks(model) == 1
+    last_token_states(model, sequences, batch_size=2)  # the advice is good
+
+
+@pytest.mark.parametrize("tokens", [CONTEXT - 1, 1])
+@pytest.mark.parametrize("batch_size", [1, 8, "auto"])
+def test_not_even_one_sequence_is_an_error_with_the_models_size_and_what_to_try(batch_size, tokens, memory, sequences):
+    model = tiny()
+    memory(model, tokens)
+    with pytest.raises(TooLittleMemoryError, match=r'not even one .*model\'s 0\.0 GB in float64.*device="auto"'):
+        last_token_states(model, sequences, batch_size=batch_size)
+
+
+@pytest.mark.parametrize(("batch_size", "budget"), [(3, 3 * CONTEXT), ("auto", 2**18 // 32)])
+def test_the_token_budget_is_told_with_the_features(batch_size, budget, memory, sequences):
+    model = tiny()
+    tried = memory(model, 10**6)
+    found = extract(model, sequences, "all", batch_size)
+    assert found.token_budget == budget >= max(rows * length for rows, length in tried)
+    assert same(found.features, last_token_states(model, sequences, "all", batch_size))
+
+
+@pytest.mark.parametrize("limit", [0, 700, 10**6])
+def test_features_gathered_before_they_are_copied_are_the_same(limit):
+    model, rows = tiny().base_model, torch.randperm(9).tolist()
+    states = {name: torch.randn(9, 32, dtype=torch.float64) for name in (0, "final")}
+    results = hidden_states._Results(model, 9, list(states), limit)
+    for start in (0, 3, 6):
+        results.add(rows[start : start + 3], {name: given[start : start + 3] for name, given in states.items()})
+    results.flush()
+    for name, given in states.items():
+        assert torch.equal(results.features[name][rows], given)
+
+
+def test_among_gathered_features_the_first_layer_and_row_of_nan_are_named():
+    results = hidden_states._Results(tiny().base_model, 9, [0, 1, "final"], 10**6)
+    for rows in ([4, 2, 7], [1, 0, 8]):
+        states = {name: torch.zeros(3, 32) for name in (0, 1, "final")}
+        if 1 in rows:
+            states[1][1], states["final"][0] = float("nan"), float("inf")
+        results.add(rows, states)
+    with pytest.raises(NonFiniteError, match="sequence 0 at layer 1 holds"):
+        results.flush()
+
+
+# Several devices
+
+
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_model_whose_weights_accelerate_puts_away_gives_the_same_to_the_bit(name, offload, tmp_path, sequences):
+    import accelerate
+
+    model = tiny(name, torch.float32)
+    expected = last_token_states(model, sequences, "all")
+    if offload == "cpu":
+        accelerate.cpu_offload(model, execution_device="cpu")
+    else:
+        accelerate.disk_offload(model, str(tmp_path), execution_device="cpu")
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert same(last_token_states(model, sequences, "all"), expected)
+
+
+def test_device_auto_without_a_gpu_is_the_cpu_in_float32(tmp_path, monkeypatch, sequences):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    tiny(dtype=torch.float32).save_pretrained(tmp_path)
+    assert placement("auto") == ("auto", "float32")
+    found = last_token_states(load(str(tmp_path), device="auto"), sequences, "all")
+    assert same(found, last_token_states(load(str(tmp_path), device="cpu"), sequences, "all"))
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_device_auto_spreads_a_model_over_the_gpus(tmp_path, sequences):
+    tiny().save_pretrained(tmp_path)
+    assert placement("auto") == ("auto", "bfloat16")
+    found = last_token_states(load(str(tmp_path), device="auto", dtype="float64"), sequences, "all")
+    for layer, states in last_token_states(tiny(), sequences, "all").items():
+        torch.testing.assert_close(found[layer], states, rtol=0, atol=TOLERANCES[torch.float64])
+
+
+def test_device_auto_leaves_on_the_disk_what_no_memory_holds(tmp_path, monkeypatch, sequences):
+    from transformers.integrations import accelerate as placing
+
+    model = tiny(dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(placing, "accelerate_max_memory", lambda *_: {"cpu": 80_000})
+    spread = load(str(tmp_path), device="auto", dtype="float32")
+    assert set(spread.hf_device_map.values()) == {"cpu", "disk"}
+    assert same(last_token_states(spread, sequences, "all"), last_token_states(model, sequences, "all"))
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch_size", [2, "auto"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_gpu_gives_what_the_cpu_gives(name, batch_size, sequences):
+    expected = last_token_states(tiny(name), sequences, "all")
+    found = last_token_states(tiny(name).cuda(), sequences, "all", batch_size)
+    for layer, states in expected.items():
+        assert found[layer].device.type == "cpu"
+        torch.testing.assert_close(found[layer], states, rtol=0, atol=TOLERANCES[torch.float64])
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_load_puts_a_model_on_the_gpu_in_bfloat16(tmp_path, sequences):
+    tiny(dtype=torch.float32).save_pretrained(tmp_path)
+    model = load(str(tmp_path))
+    assert {(parameter.device.type, parameter.dtype) for parameter in model.parameters()} == {("cuda", torch.bfloat16)}
+    expected = last_token_states(tiny(dtype=torch.float32), sequences)["final"]
+    torch.testing.assert_close(last_token_states(model, sequences)["final"], expected, rtol=0,
+                               atol=TOLERANCES[torch.bfloat16])
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_a_gpu_that_runs_out_of_memory_is_noticed(sequences):
+    torch.manual_seed(0)
+    shape = SHAPE | {"hidden_size": 512, "intermediate_size": 8192, "max_position_embeddings": 1024}
+    model = LlamaForCausalLM(LlamaConfig(**shape)).cuda().eval()
+    many = torch.randint(0, VOCABULARY, (64, 1024)).tolist()  # 64k tokens: 2 GB an intermediate in float32
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(1.5e9 / total)
+    try:
+        with pytest.raises(TooLittleMemoryError, match="of them do: try batch_size="):
+            last_token_states(model, many, batch_size=64)
+        found = last_token_states(model, many, batch_size="auto")["final"]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    one_by_one = last_token_states(model, many, batch_size=1)["final"]
+    torch.testing.assert_close(found, one_by_one, rtol=0, atol=1e-4)
 
 
 # What is left as it was
@@ -282,11 +506,18 @@ def test_float16_is_refused_by_the_forward_pass_and_by_load(sequences):
     pytest.param(lambda s: [*s, []], "sequence 10 is empty", id="an empty one"),
     pytest.param(lambda s: [*s, [VOCABULARY]], f"sequence 10 .*{VOCABULARY}.*vocabulary", id="id too high"),
     pytest.param(lambda s: [*s, [3, -1]], "sequence 10 .*token id -1", id="negative id"),
+    pytest.param(lambda s: [*s, [2**40]], f"sequence 10 .*token id {2**40}", id="far too high"),
     pytest.param(lambda s: [*s, [1] * (CONTEXT + 1)], f"sequence 10 has {CONTEXT + 1} .*is {CONTEXT}", id="long"),
 ])
 def test_sequences_that_cannot_be_measured_are_named(change, says, sequences):
     with pytest.raises(ValueError, match=says):
         last_token_states(tiny(), change(sequences))
+
+
+@pytest.mark.parametrize("wrong", [[1.0, 2.0], ["a"], [[1, 2]], [2**70]], ids=str)
+def test_sequences_that_are_not_lists_of_whole_numbers_are_named(wrong, sequences):
+    with pytest.raises(TypeError, match="sequence 1 is not a list of token ids"):
+        last_token_states(tiny(), [sequences[0], wrong])
 
 
 @pytest.mark.parametrize("layers", [[LAYERS + 1], [-1], ["last"], [], "final", [0.5]])
@@ -385,3 +616,112 @@ def test_a_truncated_weight_file_is_an_error_that_names_the_model(tmp_path):
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises((OSError, ValueError, RuntimeError), match=re.escape(str(tmp_path))):
         load(str(tmp_path), device="cpu")
+
+
+def test_weights_in_bin_files_are_the_same_weights(tmp_path):
+    model = tiny(dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    opened, expected = load(str(tmp_path), device="cpu").state_dict(), model.base_model.state_dict()
+    assert opened.keys() == expected.keys()
+    assert all(torch.equal(weight, expected[key]) for key, weight in opened.items())
+
+
+class Intruder:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_bin_file_is_not_run(zipped, tmp_path):
+    model, mark = tiny(dtype=torch.float32), tmp_path / "was here"
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    file = tmp_path / "pytorch_model.bin"
+    torch.save({**model.state_dict(), "intruder": Intruder(mark)}, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path)) + ".* more than tensors.*Nothing in it was run"):
+        load(str(tmp_path), device="cpu")
+    assert not mark.exists()
+    torch.load(file, weights_only=False)["intruder"].close()
+    assert mark.exists()  # the intruder does work
+
+
+CUSTOM = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaModel
+Path({mark!r}).touch()
+class HouseConfig(LlamaConfig):
+    model_type = "house"
+class HouseModel(LlamaModel):
+    config_class = HouseConfig
+"""
+
+
+def test_code_of_a_repository_is_run_only_where_that_is_allowed(tmp_path, monkeypatch, sequences):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model, folder, mark = tiny(dtype=torch.float32), tmp_path / "house", tmp_path / "was here"
+    model.base_model.save_pretrained(folder)
+    (folder / "house.py").write_text(CUSTOM.format(mark=str(mark)))
+    config = json.loads((folder / "config.json").read_text())
+    code = {"AutoConfig": "house.HouseConfig", "AutoModel": "house.HouseModel"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "house", "auto_map": code}))
+    tokenizer = {"tokenizer_class": "HouseTokenizer", "auto_map": {"AutoTokenizer": [None, "house.HouseTokenizer"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    for opener in (load, load_tokenizer):
+        with pytest.raises(ValueError, match=r"Python code of its own, .*this one repository: trust_remote_code"):
+            opener(str(folder))
+    assert not mark.exists()
+    opened = load(str(folder), device="cpu", trust_remote_code=True)
+    assert mark.exists() and type(opened).__name__ == "HouseModel"
+    found, expected = (last_token_states(m, sequences)["final"] for m in (opened, model))
+    # its last block, of a type not known here, computes every token: a product of another shape
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_larger_than_the_free_memory_is_refused_with_its_size(dtype, tmp_path, monkeypatch):
+    tiny(dtype=torch.float32).save_pretrained(tmp_path)
+    size = sum(parameter.nbytes for parameter in load(str(tmp_path), device="cpu", dtype=dtype).parameters())
+    monkeypatch.setattr(batches, "free_bytes", lambda device: size)
+    load(str(tmp_path), device="cpu", dtype=dtype)
+    monkeypatch.setattr(batches, "free_bytes", lambda device: size - 1)
+    with pytest.raises(TooLittleMemoryError, match=f"{re.escape(str(tmp_path))}' in {dtype} needs 0.0 GB, cpu has"):
+        load(str(tmp_path), device="cpu", dtype=dtype)
+
+
+def test_threads_that_load_side_by_side_take_turns_and_leave_the_process_as_it_was():
+    inside, overlaps = [], []
+
+    class Loader:
+        @staticmethod
+        def from_pretrained(name, **options):
+            inside.append(name)
+            overlaps.append(len(inside) > 1 or logging.get_verbosity() != logging.ERROR)
+            default = torch.get_default_dtype()  # what transformers does with it
+            torch.set_default_dtype(torch.bfloat16)
+            time.sleep(0.01)
+            torch.set_default_dtype(default)
+            inside.remove(name)
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
+    threads = [threading.Thread(target=from_pretrained, args=(Loader, f"me/{k}", None)) for k in range(4)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert overlaps == [False] * 4
+        assert logging.get_verbosity() == logging.INFO and logging.is_progress_bar_enabled()
+        assert torch.get_default_dtype() == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+        logging.set_verbosity(before)
+        logging.disable_progress_bar()

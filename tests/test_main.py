@@ -43,7 +43,7 @@ def trace(folder, out, *options):
 def test_one_checkpoint_gives_a_record_and_a_line(folder, tmp_path, capsys):
     assert trace(folder, tmp_path, "--model", str(folder / "run" / "checkpoint-8")) == 0
     (line,) = capsys.readouterr().out.splitlines()
-    (record,) = (tmp_path / "records").iterdir()
+    (record,) = (tmp_path / "records").glob("*.parquet")
     row = pd.read_parquet(record).iloc[0]
     assert f"RankMe {row.rankme:.2f}" in line and "ranks 2..10" in line and "M = 40, d = 16" in line
     assert json.loads(row.identity)["batch_size"] == 8

@@ -8,7 +8,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_HOMES = {"measure": "sweep", "trace": "sweep", "GeometryCallback": "callback", "eigenspectrum": "spectra",
+_HOMES = {"measure": "measurement", "trace": "sweep", "GeometryCallback": "callback", "eigenspectrum": "spectra",
           "geometry": "spectra", "rankme": "spectra", "alpha_req": "spectra", "find_phases": "phases",
           "load": "hidden_states"}
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m reptrace trace ...` and `python -m reptrace report ...`."""
+"""The command line: `python -m reptrace suites | sweep | trace | report`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 EPILOG = """examples:
+  python -m reptrace suites
+  python -m reptrace sweep pythia-1b olmo2-1b --text hub:HuggingFaceFW/fineweb:sample-10BT --checkpoints 40 --dry-run
+  python -m reptrace sweep pythia-1b olmo2-1b --text hub:HuggingFaceFW/fineweb:sample-10BT --checkpoints 40 --out traces
   python -m reptrace trace --model EleutherAI/pythia-70m --revision step3000 --text probe.jsonl \\
       --max-length 512 --sequences 15000 --out traces
   python -m reptrace trace --model EleutherAI/pythia-70m --revision 'step*' --tokens-per-step 2097152 \\
@@ -15,12 +18,40 @@ EPILOG = """examples:
 """
 
 
+TEXT = ('.txt (blank lines between documents) or .jsonl (field "text"); docstrings; or '
+        "hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]]")
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     main = argparse.ArgumentParser(prog="python -m reptrace",
                                    description="Trace the representation geometry of language models through training.",
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = main.add_subparsers(dest="command", required=True, metavar="trace | report")
+    commands = main.add_subparsers(dest="command", required=True, metavar="suites | sweep | trace | report")
+    listing = commands.add_parser("suites", help="list the registered suites",
+                                  description="List the suites that can be swept by name, and what they consist of.")
+    listing.add_argument("--suites", nargs="+", default=[], metavar="FILE", help="YAML files with suites of your own")
+    sweep = commands.add_parser(
+        "sweep", help="measure registered suites",
+        description="Measure checkpoints of registered suites on one text or several. Weights are fetched ahead, "
+                    "checked and deleted once measured. Records, a table (table.csv) and a picture a suite go to "
+                    "--out. What is done is not done again; several calls may share one --out.")
+    add = sweep.add_argument
+    add("names", nargs="+", metavar="SUITE", help="names, as `python -m reptrace suites` lists them")
+    add("--suites", nargs="+", default=[], metavar="FILE", help="YAML files with suites of your own")
+    add("--text", required=True, nargs="+", help=TEXT)
+    add("--checkpoints", type=int, metavar="N", help="of each suite, spread on a log scale (default: all)")
+    add("--refine", type=int, default=0, metavar="N", help="so many more of each suite, where its RankMe bends")
+    add("--faulty", action="store_true", help="measure checkpoints with a known fault too")
+    add("--dry-run", action="store_true", help="print what would be done, with bytes, operations and hours; do nothing")
+    add("--gpu", default="H100", help="that the hours of a dry run are for (default H100)")
+    add("--workers", type=int, default=1, help="checkpoints side by side on this machine, one a GPU (default 1)")
+    add("--scheduler", metavar="ADDRESS",
+        help="of a Dask cluster whose workers are to measure (tcp://HOST:PORT, or the path of a scheduler file)")
+    add("--disk", type=float, metavar="GB", help="of fetched weights at once, a worker (default: two checkpoints)")
+    add("--keep", action="store_true", help="keep the weights once they were measured")
+    add("--trust", nargs="+", default=[], metavar="REPOSITORY", help="whose own Python code may run (default: none)")
+    _measuring(add)
     trace = commands.add_parser(
         "trace", help="measure a checkpoint, or every checkpoint of a run",
         description="Measure spectrum, RankMe and alpha of a model's last-token states; records, a table (table.csv) "
@@ -30,35 +61,45 @@ def parser() -> argparse.ArgumentParser:
     add("--revision", help='branch, tag or commit of the repository, or a pattern over its branches ("step*")')
     add("--cache-dir", help="hub cache to read offline (default: transformers' own, filled from the hub as needed)")
     add("--tokenizer", help="repository or folder of the tokenizer (default: the model's)")
-    add("--text", required=True, help='.txt (blank lines between documents) or .jsonl (field "text"); docstrings; or '
-                                      "hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]]")
-    add("--max-length", type=int, default=512, help="tokens a sequence at most (default 512)")
-    add("--min-length", type=int, default=32, help="shorter documents are passed over (default 32)")
-    add("--sequences", type=int, default=15_000, help="M (default 15000); keep it well above the model's width")
-    add("--batch-size", type=int, default=16, help="sequences of full length a batch (default 16)")
-    add("--layers", nargs="+", default=["final"], metavar="L",
-        help='0 (embeddings) to the number of blocks, before any final norm; "final": after it (default); or "all"')
-    add("--ranks", nargs=2, type=int, default=[12, 100], metavar=("FIRST", "LAST"),
-        help="alpha's window of 1-based ranks (default 12 100), shortened where the spectrum is shorter")
+    add("--text", required=True, help=TEXT)
     add("--tokens-per-step", type=int, help="training tokens an optimizer step took, for the axis of the picture")
-    add("--device", help="default: the GPU if there is one")
-    add("--dtype", choices=["float32", "bfloat16", "float64"], help="default: bfloat16 on a GPU, float32 on the CPU")
-    add("--seed", type=int, default=0, help="which documents are drawn (default 0)")
-    add("--out", required=True, type=Path, help="folder for the records")
+    _measuring(add)
     report = commands.add_parser("report", help="train the suite, run the notebooks, build the book (make report)",
                                  description="Make the report; what is done already is not done again.")
     report.add_argument("--params", type=Path, default=Path("notebooks/params/tiny.yaml"),
                         help="parameters file (default notebooks/params/tiny.yaml)")
-    main.epilog = f"{trace.format_help()}\n{report.format_help()}\n{EPILOG}"
+    helps = "\n".join(command.format_help() for command in (listing, sweep, trace, report))
+    main.epilog = f"{helps}\n{EPILOG}"
     return main
+
+
+def _measuring(add) -> None:
+    """Options of every command that measures."""
+    add("--max-length", type=int, default=512, help="tokens a sequence at most (default 512)")
+    add("--min-length", type=int, default=32, help="shorter documents are passed over (default 32)")
+    add("--sequences", type=int, default=15_000, help="M (default 15000); keep it well above the model's width")
+    add("--batch-size", type=_batch_size, default="auto",
+        help="sequences of full length a batch (default auto: as memory allows)")
+    add("--layers", nargs="+", default=["final"], metavar="L",
+        help='0 (embeddings) to the number of blocks, before any final norm; "final": after it (default); or "all"')
+    add("--ranks", nargs=2, type=int, default=[12, 100], metavar=("FIRST", "LAST"),
+        help="alpha's window of 1-based ranks (default 12 100), shortened where the spectrum is shorter")
+    add("--device", help="default: the GPU if there is one; auto: a model spread over all GPUs")
+    add("--dtype", choices=["float32", "bfloat16", "float64"], help="default: bfloat16 on a GPU, float32 on the CPU")
+    add("--seed", type=int, default=0, help="which documents are drawn (default 0)")
+    add("--out", type=Path, help="folder for the records")
+
+
+def _batch_size(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors that a user can mend are one line on standard error, and code 1."""
     options = parser().parse_args(arguments)
     try:
-        return _trace(options) if options.command == "trace" else _report(options)
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
+        return {"suites": _suites, "sweep": _sweep, "trace": _trace, "report": _report}[options.command](options)
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, MemoryError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"reptrace: {message}", file=sys.stderr)
         return 1
@@ -74,44 +115,112 @@ def _report(options) -> int:
     return 0
 
 
+def _suites(options) -> int:
+    from reptrace import suites
+
+    known = suites.registered(*options.suites)
+    wide = max(map(len, known))
+    for name, suite in known.items():
+        shape = suite.shape
+        size = f"{shape['parameters'] / 1e6:,.0f} M weights, {shape['layers']} x {shape['width']}" if shape else ""
+        stages = ", ".join(dict.fromkeys(stage.repository + (" (gated)" if stage.gated else "")
+                                         for stage in suite.stages))
+        print(f"{name:{wide}}  {size:32}  {stages}{': ' + suite.about if suite.about else ''}")
+    return 0
+
+
+def _sweep(options) -> int:
+    from reptrace import suites
+    from reptrace.sweep import sweep
+
+    if options.dry_run:
+        return _dry_run([suites.suite(name, *options.suites) for name in options.names], options)
+    out, client = _out(options), None
+    if options.scheduler:
+        from distributed import Client
+
+        is_file = Path(options.scheduler).is_file()
+        client = Client(**({"scheduler_file": options.scheduler} if is_file else {"address": options.scheduler}))
+    table = sweep(options.names, options.text, out, options.checkpoints, options.refine, options.sequences,
+                  options.max_length, min(options.min_length, options.max_length), options.seed, options.suites,
+                  workers=options.workers, client=client, disk=options.disk and int(options.disk * 1e9),
+                  keep=options.keep, trust=options.trust, faulty=options.faulty, **_settings(options))
+    _print(table)
+    for suite, rows in table.groupby("suite", sort=False):
+        for number, (_, part) in enumerate(rows.groupby("probe_fingerprint", sort=False)):
+            _draw(part, out / f"{suite}{f'-{number + 1}' if number else ''}.svg")
+    return _write_out(table, out)
+
+
+def _dry_run(chosen, options) -> int:
+    from reptrace.plan import estimate
+    from reptrace.records import Store
+
+    table = estimate(chosen, options.checkpoints, options.sequences, options.max_length, len(options.text), options.gpu,
+                     options.workers, store=Store(options.out / "records") if options.out else None)
+    print(table.to_string(index=False, float_format="{:,.1f}".format))
+    print(f"On {options.workers} {options.gpu} at 40 % of its peak, downloading 200 MB/s; gb_disk: fetched weights at "
+          "once. Estimates: measure yours with make bench.")
+    return 0
+
+
 def _trace(options) -> int:
     from reptrace import corpora, suites, sweep
     from reptrace.hidden_states import load_tokenizer
     from reptrace.records import Store
 
+    out = _out(options)
     checkpoints = suites.checkpoints(options.model, options.revision, options.cache_dir, options.tokens_per_step)
     last = checkpoints[-1]
     tokenizer = (load_tokenizer(options.tokenizer) if options.tokenizer
                  else load_tokenizer(last.model, last.revision, last.cache_dir))
-    store = Store(options.out / "records")
-    corpus = corpora.open_text(options.text, 4 * options.sequences, cache=options.out / "corpora")
+    corpus = corpora.open_text(options.text, 4 * options.sequences, cache=out / "corpora")
     probe = corpora.probe(corpus, tokenizer, options.sequences, options.max_length,
                           min(options.min_length, options.max_length), options.seed)
+    table = sweep.trace(checkpoints, probe, Store(out / "records"), **_settings(options))
+    _print(table)
+    _draw(table, out / "trajectory.svg")
+    return _write_out(table, out)
+
+
+def _settings(options) -> dict:
     layers = "all" if options.layers == ["all"] else [int(name) if name.isdigit() else name for name in options.layers]
-    table = sweep.trace(checkpoints, probe, store, layers, tuple(options.ranks), options.batch_size,
-                        device=options.device, dtype=options.dtype)
+    return {"layers": layers, "ranks": tuple(options.ranks), "batch_size": options.batch_size,
+            "device": options.device, "dtype": options.dtype}
+
+
+def _out(options) -> Path:
+    if options.out is None:
+        raise ValueError("--out FOLDER is needed: where the records go.")
+    return options.out
+
+
+def _print(table) -> None:
     for row in table.itertuples():
         print(_summary(row))
-    _write_out(table, options.out)
-    return int((table.status == "failed").any())
 
 
 def _summary(row) -> str:
     name = f"{row.model}@{row.revision}" if row.revision else row.model
-    if row.status == "failed":
-        return f"{name}: failed: {row.reason}"
+    if row.status != "measured":
+        return f"{name}: {row.status}: {row.reason}"
     window = f"ranks {row.alpha_first_rank:.0f}..{row.alpha_last_rank:.0f}, " if row.alpha == row.alpha else ""
     return (f"{name} layer {row.layer}: RankMe {row.rankme:.2f} +- {row.rankme_stderr:.2f} (covariance eigenvalues, "
             f"centred), alpha {row.alpha:.3f} +- {row.alpha_stderr:.3f} ({window}R2 {row.alpha_r2:.3f}), "
             f"M = {row.sequences}, d = {row.width:.0f}")
 
 
-def _write_out(table, folder: Path) -> None:
-    """The table beside the records and, where there are steps to draw along, the trajectory of RankMe and alpha."""
+def _write_out(table, folder: Path) -> int:
+    """The table beside the records; 1 where it has failures."""
     from reptrace.records import write_atomically
 
     plain = table.drop(columns="eigenvalues", errors="ignore")
     write_atomically(folder / "table.csv", plain.to_csv(index=False).encode())
+    return int((table.status == "failed").any())
+
+
+def _draw(table, path: Path) -> None:
+    """Where there are steps to draw along, the trajectory of RankMe and alpha."""
     axis = next((name for name in ("tokens", "step") if table[name].notna().all()), None)
     if axis is None or "rankme" not in table or table[axis].nunique() < 3:
         return
@@ -122,7 +231,8 @@ def _write_out(table, folder: Path) -> None:
     for layer, rows in table[table.status == "measured"].groupby("layer", sort=False):
         enough = len(rows) >= 3 and table.layer.nunique() == 1 and table[axis].is_unique
         phases[layer] = find_phases(table[axis], table.rankme, table.rankme_stderr) if enough else None
-    figures.save(figures.run_picture(table, phases, axis), folder / "trajectory.svg")
+    if phases:
+        figures.save(figures.run_picture(table, phases, axis), path)
 
 
 if __name__ == "__main__":

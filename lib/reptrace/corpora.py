@@ -17,11 +17,12 @@ import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 
+import pandas as pd
 from tqdm import tqdm
 
 from reptrace.processes import end_with_parent
@@ -58,13 +59,17 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Probe:
-    """Token sequences to measure a model on: M lists of ids, and what identifies them in a record."""
+    """Token sequences to measure a model on: M lists of ids, and what identifies them in a record.
+
+    `documents` holds the SHA-256 of the document that each sequence was cut from, where they are known.
+    """
 
     name: str
     sequences: list[list[int]]
     max_length: int
     min_length: int
     seed: int = 0
+    documents: list[str] = field(default_factory=list, repr=False)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -73,6 +78,14 @@ class Probe:
     @property
     def tokens(self) -> int:
         return sum(map(len, self.sequences))
+
+    def pin(self, folder: Path) -> Path:
+        """Write, once, which documents these are: a Parquet file by fingerprint, columns document (SHA-256), tokens."""
+        path = Path(folder) / f"{self.fingerprint}.parquet"
+        if not path.exists():
+            table = pd.DataFrame({"document": self.documents, "tokens": list(map(len, self.sequences))})
+            write_atomically(path, table.assign(probe=self.name, seed=self.seed).to_parquet(index=False))
+        return path
 
 
 def probe(corpus: Corpus, tokenizer, sequences: int, max_length: int = 512, min_length: int = 32,
@@ -97,15 +110,18 @@ def probe(corpus: Corpus, tokenizer, sequences: int, max_length: int = 512, min_
         raise ValueError("a probe needs sequences >= 2 and 1 <= min_length <= max_length, got "
                          f"sequences={sequences}, min_length={min_length}, max_length={max_length}.")
     order = sorted(dict.fromkeys(corpus.documents), key=lambda document: _order_key(f"probe {seed}", document))
-    kept: list[list[int]] = []
+    kept: list[tuple[list[int], str]] = []
     longest = max(map(len, tokenizer.get_vocab()))
     for start in range(0, len(order), 1024):
         # Characters beyond the longest token's each cannot matter, and cutting them keeps long files cheap.
         texts = [document[: longest * max_length] for document in order[start : start + 1024]]
         encoded = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
-        kept += [ids for ids in encoded if len(ids) >= min_length]
+        documents = zip(encoded, order[start : start + 1024], strict=True)
+        kept += [(ids, document) for ids, document in documents if len(ids) >= min_length]
         if len(kept) >= sequences:
-            return Probe(corpus.name, kept[:sequences], max_length, min_length, seed)
+            chosen, sources = zip(*kept[:sequences], strict=True)
+            hashes = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in sources]
+            return Probe(corpus.name, list(chosen), max_length, min_length, seed, hashes)
     raise ValueError(f"{sequences} sequences of at least {min_length} tokens were asked for, {corpus.name!r} has "
                      f"{len(kept)} among {len(order)} different documents: ask for fewer, lower the minimum length "
                      "(min_length, --min-length), or bring more text.")
@@ -140,21 +156,26 @@ def text_file(path: str | Path) -> Corpus:
 
 def hub(repository: str, config: str | None = None, split: str = "train", field: str = "text",
         documents: int = 50_000, cache: Path | None = None) -> Corpus:
-    """The first documents of a hub dataset, streamed (FineWeb: `hub("HuggingFaceFW/fineweb", "sample-10BT")`).
+    """The first documents of a hub dataset, or of a folder of data files, streamed.
 
-    With a `cache` folder they are streamed once; delete its file to fetch a newer state of the dataset.
+    FineWeb: `hub("HuggingFaceFW/fineweb", "sample-10BT")`.
+
+    The dataset is read at the commit that its main branch stands for now; the corpus's name says which. With a `cache`
+    folder it is streamed once; delete its file to fetch a newer state of the dataset.
     """
     from datasets import load_dataset
+    from huggingface_hub import HfApi
 
     name = ":".join(filter(None, (repository, config, split)))
-    kept = cache and Path(cache) / f"hub-{_fingerprint([f'{name}:{field}:{documents}'.encode()])}.json"
+    kept = cache and Path(cache) / f"hub-{_fingerprint([f'pinned {name}:{field}:{documents}'.encode()])}.json"
     if kept and kept.exists():
-        return Corpus(name, json.loads(kept.read_text()))
-    rows = load_dataset(repository, config, split=split, streaming=True).take(documents)
+        return Corpus(**json.loads(kept.read_text()))
+    commit = None if Path(repository).is_dir() else HfApi().dataset_info(repository).sha
+    rows = load_dataset(repository, config, split=split, streaming=True, revision=commit).take(documents)
     texts = [row[field] for row in tqdm(rows, desc=repository, total=documents, unit="doc", leave=False)]
-    corpus = Corpus(name, [text for text in texts if text.strip()])
+    corpus = Corpus(f"{name}@{commit[:12]}" if commit else name, [text for text in texts if text.strip()])
     if kept:
-        write_atomically(kept, json.dumps(corpus.documents).encode())
+        write_atomically(kept, json.dumps({"name": corpus.name, "documents": corpus.documents}).encode())
     return corpus
 
 
@@ -167,8 +188,7 @@ def docstrings(min_characters: int = 200, packages: Sequence[str] | None = None,
     min_characters : int, default 200
         Shorter docstrings are left out.
     packages : list of str, optional
-        Distribution names, default those that docstrings.txt, beside this module, lists; one that is not installed is an
-        error.
+        Distribution names, default those in docstrings.txt beside this module; one that is not installed is an error.
     cache : Path, optional
         Folder that keeps the result; read again while packages, versions and Python stay the same.
     workers : int, default 2

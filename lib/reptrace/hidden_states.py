@@ -6,12 +6,18 @@ of every layer's output just one token a sequence is kept, by hooks, while the p
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
+
+from reptrace import batches
+from reptrace.batches import AUTO, TooLittleMemoryError
 
 # The final norm's attribute in the decoders of transformers; the blocks are found by their number.
 FINAL_NORM_NAMES = ("final_layer_norm", "norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "layer_norm",
@@ -20,17 +26,37 @@ FINAL_NORM_NAMES = ("final_layer_norm", "norm", "ln_f", "norm_f", "final_norm", 
 FINAL = "final"
 # Blocks that add their MLP's output to the residual: in the last one, the MLP then need see the last token alone.
 RESIDUAL_MLP = ("gpt_neox", "llama", "olmo2")
+# Features gathered on a GPU before they are copied to the CPU: waiting for every batch would leave the GPU idle.
+GATHERED_BYTES = 2**28
+# transformers changes torch's default dtype, its own verbosity and progress bars while it loads: one thread at a time.
+_LOADING = threading.Lock()
 
 
 class NonFiniteError(ValueError):
     """A hidden state holds NaN or infinity."""
 
 
+@dataclass(frozen=True)
+class Extraction:
+    """Features of some sequences, and the batches they were made in.
+
+    Attributes
+    ----------
+    features : dict of layer -> tensor of shape (M, d), see `last_token_states`
+    token_budget : int
+        Tokens a batch, padding included; bfloat16 rounds differently in other batches. Where "auto" met the end of the
+        memory, what it came down to.
+    """
+
+    features: dict[int | str, torch.Tensor]
+    token_budget: int
+
+
 def last_token_states(
     model: nn.Module,
     sequences: Sequence[Sequence[int]],
     layers: Sequence[int | str] | str = (FINAL,),
-    batch_size: int = 16,
+    batch_size: int | str = 16,
     progress: bool = False,
 ) -> dict[int | str, torch.Tensor]:
     """Features of every sequence at its last token, in one forward pass.
@@ -38,15 +64,16 @@ def last_token_states(
     Parameters
     ----------
     model : transformers decoder (with or without LM head), in float32, bfloat16 or float64
-        Left as it is (its training mode too). `load` opens one.
+        Left as it is (its training mode too). `load` opens one. It may be spread over several devices by accelerate.
     sequences : M lists of token ids, of any lengths from 1 up, without padding
         From a padded batch: `unpadded(batch)`, whatever the padding side.
     layers : sequence of int or "final", or "all"; default ("final",)
         k = 0..L: output of block k before any final norm, 0 being the embeddings. "final": the last block's output
         after the final norm, which the LM head receives and the paper measures. "all": every one of these.
-    batch_size : int, default 16
+    batch_size : int or "auto", default 16
         At most so many sequences of the longest length in a batch; batches of shorter sequences hold as many tokens, so
-        more sequences. On a CPU batches are kept small enough for its cache.
+        more sequences. "auto": as many as fit into a GPU's free memory, up to what is of use, and fewer where memory
+        runs out all the same. On a CPU batches are kept small enough for its cache.
     progress : bool, default False
         Show a progress bar.
 
@@ -58,42 +85,72 @@ def last_token_states(
     ------
     NonFiniteError
         Names a sequence and a layer with NaN or infinity (the first met; long sequences come first).
+    TooLittleMemoryError
+        A batch does not fit into memory; says the largest that does.
     ValueError, TypeError
         float16; no or empty sequences; ids outside the vocabulary; longer than the context; unknown layer; a model that
         is not causal.
     """
+    return extract(model, sequences, layers, batch_size, progress).features
+
+
+def extract(
+    model: nn.Module,
+    sequences: Sequence[Sequence[int]],
+    layers: Sequence[int | str] | str = (FINAL,),
+    batch_size: int | str = 16,
+    progress: bool = False,
+) -> Extraction:
+    """As `last_token_states`, with the token budget that was used, for a record."""
     decoder = _decoder(model)
     names = _layer_names(decoder, layers)
     _check_dtype(model)
-    _check_sequences(decoder, sequences, batch_size)
-    device = next(decoder.parameters()).device
-    out_dtype = torch.float64 if next(decoder.parameters()).dtype == torch.float64 else torch.float32
-    features = {name: torch.empty(len(sequences), decoder.config.hidden_size, dtype=out_dtype) for name in names}
+    batches.check_batch_size(batch_size)
+    sequences = _checked(decoder, sequences)
+    devices = _devices(decoder)
+    longest = max(map(len, sequences))
+    budget = batches.token_budget(decoder, longest, batch_size, devices)
+    results = _Results(decoder, len(sequences), names, GATHERED_BYTES if devices[0].type == "cuda" else 0)
+    order, start = batches.by_length(sequences), 0
 
     modes = [(module, module.training) for module in decoder.modules()]
     decoder.eval()
     try:
-        with torch.inference_mode(), _capture(decoder, names) as captured:
-            _check_causal(decoder, sequences[0][0], captured, device)
-            bar = tqdm(total=len(sequences), desc="hidden states", unit="seq", disable=not progress, leave=False)
-            for rows in _batches(sequences, _token_budget(decoder, sequences, batch_size)):
-                _forward(decoder, [sequences[row] for row in rows], captured, device)
-                for name in names:
-                    states = captured.rows[name].to("cpu", out_dtype)
-                    _check_finite(states, rows, name)
-                    features[name][rows] = states
-                bar.update(len(rows))
-            bar.close()
+        with (torch.inference_mode(), _capture(decoder, names) as captured,
+              tqdm(total=len(order), desc="hidden states", unit="seq", disable=not progress, leave=False) as bar):
+
+            def fits(rows: list[int]) -> bool:
+                return _fits(decoder, [sequences[row] for row in rows], captured, devices)
+
+            _check_causal(decoder, int(sequences[0][0]), captured, devices)
+            while start < len(order):
+                length = len(sequences[order[start]])
+                rows = order[start : start + max(1, budget // length)]
+                if fits(rows):
+                    results.add(rows, captured.rows)
+                    start += len(rows)
+                    bar.update(len(rows))
+                elif batch_size == AUTO and len(rows) > 1:
+                    results.flush()
+                    budget = length * (len(rows) // 2)
+                else:
+                    fit = batches.largest(rows, fits)
+                    raise batches.too_little(decoder, devices, length, len(rows), fit, longest)
+            results.flush()
     finally:
         for module, training in modes:
             module.training = training
-    return features
+    return Extraction(results.features, budget)
 
 
 def placement(device: str | None = None, dtype: str | None = None) -> tuple[str, str]:
-    """Device and dtype of the forward pass: bfloat16 on a GPU where there is one, float32 on the CPU, unless given."""
+    """Device and dtype of the forward pass: bfloat16 on a GPU where there is one, float32 on the CPU, unless given.
+
+    The device "auto" is all of them: accelerate spreads the model over the GPUs, then the CPU, then the disk.
+    """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("bfloat16" if torch.device(device).type == "cuda" else "float32")
+    gpu = torch.cuda.is_available() if device == AUTO else torch.device(device).type == "cuda"
+    dtype = dtype or ("bfloat16" if gpu else "float32")
     if dtype not in ("float32", "bfloat16", "float64"):
         raise TypeError(f"dtype must be float32, bfloat16 or float64, got {dtype!r}: float16 overflows in Pythia and "
                         "others.")
@@ -101,8 +158,11 @@ def placement(device: str | None = None, dtype: str | None = None) -> tuple[str,
 
 
 def load(name: str, revision: str | None = None, cache_dir: str | None = None, device: str | None = None,
-         dtype: str | None = None) -> nn.Module:
+         dtype: str | None = None, *, trust_remote_code: bool = False) -> nn.Module:
     """Open a decoder without its LM head: a hub repository at a revision, or a local folder.
+
+    Weights are read from safetensors or, where there are none, from .bin files as bare tensors: a pickle that holds
+    anything else is refused, and nothing in it is run.
 
     Parameters
     ----------
@@ -113,39 +173,55 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
     cache_dir : str, optional
         Hub cache to read, default transformers' own. A suite trained here lives in one of its own (`pretrain`).
     device, dtype : str, see `placement`; float16 is refused: it overflows.
+    trust_remote_code : bool, default False
+        Run Python code that comes with this one repository. Read it first.
 
     Raises
     ------
     FileNotFoundError
         No such model or revision; says which revisions there are, where that is known.
+    TooLittleMemoryError
+        The weights alone are more than the device's free memory (of the CPU's, where Linux tells it).
     ValueError
-        Weights that are damaged, incomplete or of other shapes than the configuration says.
+        Weights that are damaged, incomplete, of other shapes than the configuration says, or not bare tensors; a
+        repository with code of its own, which it was not allowed to run.
     """
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
 
     device, dtype = placement(device, dtype)
-    weights = getattr(torch, dtype)
-    model, report = from_pretrained(AutoModel, name, revision, cache_dir, dtype=weights, output_loading_info=True)
+    source = (name, revision, cache_dir)
+    weights, trust = getattr(torch, dtype), {"trust_remote_code": trust_remote_code}
+    if device != AUTO:
+        config = from_pretrained(AutoConfig, *source, **trust)
+        batches.check_memory(_bytes(config, weights, trust), torch.device(device), f"the model {name!r} in {dtype}")
+    # Straight to the GPU, so that the CPU's memory need not hold the model.
+    spread = {} if device == "cpu" else {"device_map": AUTO if device == AUTO else torch.device(device)}
+    model, report = from_pretrained(AutoModel, *source, dtype=weights, output_loading_info=True, weights_only=True,
+                                    **spread, **trust)
     absent = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if absent:
         raise ValueError(f"the weights of {name!r} lack {len(absent)} tensors ({', '.join(absent[:3])}, ...), which "
                          "would be random: an incomplete download or save?")
-    return model.to(device).eval()
+    return model.eval() if device == AUTO else model.to(device).eval()
 
 
-def load_tokenizer(name: str, revision: str | None = None, cache_dir: str | None = None):
-    """The tokenizer stored with a model; FileNotFoundError where there is none."""
+def load_tokenizer(name: str, revision: str | None = None, cache_dir: str | None = None, *,
+                   trust_remote_code: bool = False):
+    """The tokenizer stored with a model; FileNotFoundError where there is none. Code that comes with it: see `load`."""
     from transformers import AutoTokenizer
 
-    return from_pretrained(AutoTokenizer, name, revision, cache_dir)
+    return from_pretrained(AutoTokenizer, name, revision, cache_dir, trust_remote_code=trust_remote_code)
 
 
 def from_pretrained(loader, name: str, revision: str | None, cache_dir: str | None = None, **options):
-    """`loader.from_pretrained`, quiet, with an error that says what was looked for and what there is."""
+    """`loader.from_pretrained`, quiet, with an error that says what was looked for and what there is.
+
+    Threads may call it side by side: they take turns.
+    """
     import os
+    from pickle import UnpicklingError
 
     from safetensors import SafetensorError
-    from transformers.utils import logging
 
     from reptrace.suites import revisions
 
@@ -155,24 +231,52 @@ def from_pretrained(loader, name: str, revision: str | None, cache_dir: str | No
     where = {} if folder else {"revision": revision or "main", "cache_dir": cache_dir,
                                "local_files_only": cache_dir is not None}
     at = f" at revision {revision!r}" if revision else ""
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        return loader.from_pretrained(name, **where, **options)
+        with _LOADING, _quiet():
+            return loader.from_pretrained(name, **where, **options)
+    except UnpicklingError as error:
+        raise ValueError(f"the weights of {name!r}{at} are a pickle that holds more than tensors, or a damaged one. "
+                         "Nothing in it was run. Ask for safetensors, or convert it where you trust it.") from error
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(f"{name!r}{at} comes with Python code of its own, which is not run unless you say so. "
+                             "Read it; then allow it for this one repository: trust_remote_code=True.") from error
         known = [] if folder else revisions(name, cache_dir)
         hint = f" It has {', '.join(known[:6])}{' ...' if len(known) > 6 else ''}." if known else ""
         raise FileNotFoundError(
             f"cannot open model {name!r}{at}: not a folder with a config and weights, and not a repository in "
             f"{cache_dir or 'the hub cache or on the hub'}.{hint} ({str(error).splitlines()[0]})") from error
     except (SafetensorError, RuntimeError) as error:
+        if batches.is_out_of_memory(error):
+            raise TooLittleMemoryError(f"memory ran out while {name!r}{at} was loaded: try dtype=\"bfloat16\", or "
+                                       f"device=\"auto\" ({str(error).splitlines()[0]}).") from error
         raise ValueError(f"the weights of {name!r}{at} cannot be read: cut short, damaged, or of another shape than "
                          f"the configuration says ({str(error).splitlines()[0]}).") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers without messages and progress bars, for the whole process: not for two threads at once."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if bar:
             logging.enable_progress_bar()
+
+
+def _bytes(config, dtype: torch.dtype, trust: dict) -> int:
+    """Size of a decoder's weights, from its shape: it is built on the device "meta", which takes no memory."""
+    from transformers import AutoModel
+
+    with _LOADING, torch.device("meta"):
+        model = AutoModel.from_config(config, dtype=dtype, **trust)
+    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
 
 
 def unpadded(batch: Mapping[str, torch.Tensor]) -> list[list[int]]:
@@ -191,8 +295,42 @@ class _Captured:
         self.rows: dict[int | str, torch.Tensor] = {}
 
     def take(self, name: int | str, hidden: torch.Tensor) -> None:
-        last = self.last.to(hidden.device)
-        self.rows[name] = hidden[torch.arange(len(last), device=hidden.device), last]
+        self.rows[name] = self.last_tokens(hidden)
+
+    def last_tokens(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens, d) -> (batch, d)"""
+        if self.last.device != hidden.device:  # a model spread over several
+            self.last = self.last.to(hidden.device)
+        return hidden[torch.arange(len(self.last), device=hidden.device), self.last]
+
+
+class _Results:
+    """Features on the CPU, row by row, and those still on the device: waiting for it costs less often than always."""
+
+    def __init__(self, decoder: nn.Module, count: int, names: Sequence[int | str], gathered_bytes: int):
+        dtype = torch.float64 if next(decoder.parameters()).dtype == torch.float64 else torch.float32
+        self.features = {name: torch.empty(count, decoder.config.hidden_size, dtype=dtype) for name in names}
+        self._limit = gathered_bytes
+        self._rows: list[int] = []
+        self._states: list[dict[int | str, torch.Tensor]] = []
+        self._bytes = 0
+
+    def add(self, rows: Sequence[int], states: Mapping[int | str, torch.Tensor]) -> None:
+        self._rows += rows
+        self._states.append(states)
+        self._bytes += sum(tensor.nbytes for tensor in states.values())
+        if self._bytes > self._limit:
+            self.flush()
+
+    def flush(self) -> None:
+        """Copy what there is to the CPU. NonFiniteError names the first layer, and in it the first row, of NaN."""
+        rows, states = self._rows, self._states
+        self._rows, self._states, self._bytes = [], [], 0
+        for name, features in self.features.items():
+            if rows:
+                found = torch.cat([batch[name].to("cpu", features.dtype) for batch in states])
+                _check_finite(found, rows, name)
+                features[rows] = found
 
 
 @contextmanager
@@ -204,9 +342,8 @@ def _capture(decoder: nn.Module, names: Sequence[int | str]) -> Iterator[_Captur
         return lambda module, args, output: captured.take(name, output[0] if isinstance(output, tuple) else output)
 
     def last_token(module, args):
-        hidden, last = args[0], captured.last.to(args[0].device)
         # (batch, 1, d): added to the residual of every token, right for the last one, and no other is looked at
-        return (hidden[torch.arange(len(last), device=hidden.device), last].unsqueeze(1), *args[1:])
+        return (captured.last_tokens(args[0]).unsqueeze(1), *args[1:])
 
     def before(module, args, kwargs):
         captured.take(0, args[0] if args else kwargs["hidden_states"])
@@ -226,33 +363,45 @@ def _capture(decoder: nn.Module, names: Sequence[int | str]) -> Iterator[_Captur
             handle.remove()
 
 
-def _forward(decoder: nn.Module, sequences, captured: _Captured, device, last: list[int] | None = None) -> None:
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    ids = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.as_tensor(sequence)
-    captured.last = lengths - 1 if last is None else torch.tensor(last)
-    captured.rows = {}
+def _forward(decoder: nn.Module, sequences: Sequence[np.ndarray], captured: _Captured, device: torch.device,
+             last: Sequence[int] | None = None) -> None:
+    ids, ends = batches.padded(sequences)
+    captured.last, captured.rows = _to(device, ends if last is None else torch.tensor(last)), {}
     # Padded on the right and causal: no real token sees the padding, so no mask is needed and attention stays fast.
-    decoder(input_ids=ids.to(device), use_cache=False)
+    decoder(input_ids=_to(device, ids), use_cache=False)
 
 
-def _token_budget(decoder: nn.Module, sequences: Sequence[Sequence[int]], batch_size: int) -> int:
-    """Tokens a batch: batch_size sequences of the longest length; on a CPU fewer, so that activations stay in cache."""
-    budget = batch_size * max(map(len, sequences))
-    if next(decoder.parameters()).device.type == "cpu":
-        budget = min(budget, max(512, 2**18 // decoder.config.hidden_size))
-    return budget
+def _to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+    """To a GPU from pinned memory, without waiting: the next batch is made while this one is computed."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def _batches(sequences: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
-    """Row numbers, longest sequences first (memory peaks at once, little padding), a fixed number of tokens a batch."""
-    order = sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
-    start = 0
-    while start < len(order):
-        count = max(1, budget // len(sequences[order[start]]))
-        yield order[start : start + count]
-        start += count
+def _fits(decoder: nn.Module, sequences: Sequence[np.ndarray], captured: _Captured, devices: Sequence[torch.device],
+          last: Sequence[int] | None = None) -> bool:
+    """One batch through the model; False where memory ran out on the way."""
+    try:
+        _forward(decoder, sequences, captured, devices[0], last)
+        return True
+    except (RuntimeError, MemoryError) as error:
+        if not batches.is_out_of_memory(error):
+            raise
+    # Only now: until the exception is forgotten, its traceback keeps the activations alive.
+    captured.rows = {}
+    if any(device.type == "cuda" for device in devices):
+        torch.cuda.empty_cache()
+    return False
+
+
+def _devices(decoder: nn.Module) -> list[torch.device]:
+    """Where the model computes: first the device that takes the token ids, then the others that hold weights.
+
+    Weights that accelerate has put away on the CPU or the disk are on the device "meta" between their turns.
+    """
+    embeddings = decoder.get_input_embeddings()
+    device = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
+    first = embeddings.weight.device if device is None else torch.empty(0, device=device).device
+    devices = [first, *(parameter.device for parameter in decoder.parameters())]
+    return [device for device in dict.fromkeys(devices) if device.type != "meta"]
 
 
 def _decoder(model: nn.Module) -> nn.Module:
@@ -292,31 +441,35 @@ def _check_dtype(model: nn.Module) -> None:
         raise TypeError("the model is in float16, which overflows in Pythia and others: use bfloat16 or float32.")
 
 
-def _check_sequences(decoder: nn.Module, sequences, batch_size: int) -> None:
-    if int(batch_size) != batch_size or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive whole number, got {batch_size!r}.")
+def _checked(decoder: nn.Module, sequences) -> list[np.ndarray]:
+    """The sequences as arrays, once they are known to be some that the model can read."""
     if len(sequences) == 0:
         raise ValueError("there are no sequences to measure.")
     context = getattr(decoder.config, "max_position_embeddings", None)
     vocabulary = decoder.get_input_embeddings().num_embeddings
-    for row, sequence in enumerate(sequences):
-        if len(sequence) == 0:
+    arrays = [np.asarray(sequence) for sequence in sequences]
+    for row, array in enumerate(arrays):
+        if len(array) == 0:
             raise ValueError(f"sequence {row} is empty: it has no last token.")
-        if context and len(sequence) > context:
-            raise ValueError(f"sequence {row} has {len(sequence)} tokens, the model's context is {context}: "
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise TypeError(f"sequence {row} is not a list of token ids, which are whole numbers.")
+        if context and len(array) > context:
+            raise ValueError(f"sequence {row} has {len(array)} tokens, the model's context is {context}: "
                              f"cut at max_length={context} or less.")
-        wrong = max(sequence) if max(sequence) >= vocabulary else min(sequence)
+        wrong = array.max() if array.max() >= vocabulary else array.min()
         if not 0 <= wrong < vocabulary:
             raise ValueError(f"sequence {row} holds token id {wrong}, the model's vocabulary has {vocabulary}: "
                              "is it another model's tokenizer?")
+    return arrays
 
 
-def _check_causal(decoder: nn.Module, token: int, captured: _Captured, device) -> None:
+def _check_causal(decoder: nn.Module, token: int, captured: _Captured, devices: Sequence[torch.device]) -> None:
     """The state of a token must not change with what follows it: padding is left unmasked on that ground."""
     states = []
     for following in (0, decoder.get_input_embeddings().num_embeddings - 1):
-        _forward(decoder, [[token, following]], captured, device, last=[0])
-        states.append(torch.cat([rows.flatten() for rows in captured.rows.values()]).float())
+        if not _fits(decoder, [np.array([token, following])], captured, devices, last=[0]):
+            raise batches.too_little(decoder, devices, 2, 1, 0, 2)
+        states.append(torch.cat([rows.flatten().float().cpu() for rows in captured.rows.values()]))
     scale = states[0].abs().max()
     # The same shapes and the same numbers up to the token: equal but for rounding. NaN is reported by the caller.
     rounding = 1e-2 if next(decoder.parameters()).dtype == torch.bfloat16 else 1e-5

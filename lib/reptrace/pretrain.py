@@ -28,9 +28,10 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from reptrace.corpora import Corpus, train_tokenizer
+from reptrace.hub import repository_folder
 from reptrace.processes import cores
 from reptrace.records import Store, write_atomically
-from reptrace.suites import Checkpoint, repository_folder, revisions, step_of
+from reptrace.suites import Checkpoint, revisions, step_of
 
 HEAD_WIDTH = 16  # of an attention head; a model narrower than two of them has one
 # glibc returns every large buffer to the system and faults it in again the next step; keeping them saves about a fifth.

@@ -26,3 +26,14 @@ def rankme_landmarks() -> pd.DataFrame:
     # OLMo-2 7B rises a little at the end; the fall is counted to the lowest value after the peak, as in `phases`
     wide["lowest_after_value"] = wide[["trough_value", "last_value"]].min(axis=1)
     return wide
+
+
+def faults() -> pd.DataFrame:
+    """Known faults of published checkpoints: repository, steps (as `suites.read_steps` reads them), fault, source."""
+    return pd.read_csv(FOLDER / "faults.csv", dtype=str)
+
+
+def steps(table: str, model: str) -> list[int]:
+    """Published steps of a model from a table of columns model, step."""
+    rows = pd.read_csv(FOLDER / table)
+    return sorted(rows[rows.model == model].step.tolist())

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from reptrace.processes import cores
 
@@ -83,25 +84,33 @@ class Store:
         write_atomically(self.path(identity), frame.to_parquet(index=False))
 
     def measure(self, identity: Mapping, measurement: Callable[[], list[Mapping]], facts: Mapping) -> bool:
-        """Do a measurement unless it is done; a failure becomes a row with its reason. True if there is a good record.
+        """Do a measurement unless it is done, and write it (see `attempt`). True if there is a good record.
 
-        `facts` are columns of either row. Running out of disk is not a failed measurement: it stops the work.
+        `facts` are columns of every row.
         """
         if self.done(identity):
             return True
-        started = time.perf_counter()
-        try:
-            rows = measurement()
-            for row in rows:
-                row["wall_seconds"] = time.perf_counter() - started
-            if not rows:
-                raise ValueError("the measurement returned no rows.")
-        except Exception as error:  # whatever went wrong with one checkpoint, the others go on
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            rows = [{"status": "failed", "reason": f"{type(error).__name__}: {error}"}]
+        rows = attempt(measurement)
         self.write(identity, [{**facts, **row} for row in rows])
         return rows[0].get("status") != "failed"
+
+    def claim(self, identity: Mapping) -> FileLock | None:
+        """The right to make this record, held until it is released; None while another process has it.
+
+        A lock of the operating system: it ends with the process that holds it, however that ends, and reaches across
+        machines on shared storage that keeps such locks (NFS 4, Lustre mounted with flock).
+        """
+        folder = self.folder / ".claims"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise type(error)(error.errno, f"cannot write to folder {str(self.folder)!r} ({error.strerror}): choose "
+                                           "another one, or mend its permissions or space") from error
+        lock = FileLock(folder / f"{self.path(identity).stem}.lock", thread_local=False)
+        try:
+            return lock.acquire(timeout=0).lock
+        except Timeout:
+            return None
 
     def table(self, identities: list[Mapping] | None = None) -> pd.DataFrame:
         """All records, or those of the given identities that exist, as one table."""
@@ -117,6 +126,23 @@ class Store:
         except Exception as error:
             raise RecordError(f"the record {str(path)!r} is damaged ({type(error).__name__}: {error}). Delete that "
                               "file and run again: it alone is measured anew.") from error
+
+
+def attempt(measurement: Callable[[], list[Mapping]]) -> list[dict]:
+    """Rows of a measurement with its wall time and provenance; a failure is one row with its reason.
+
+    Running out of disk is not a failed measurement: it is raised, and stops the work.
+    """
+    started = time.perf_counter()
+    try:
+        rows = measurement()
+        if not rows:
+            raise ValueError("the measurement returned no rows.")
+        return [{**provenance(), **row, "wall_seconds": time.perf_counter() - started} for row in rows]
+    except Exception as error:  # whatever went wrong with one checkpoint, the others go on
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return [{**provenance(), "status": "failed", "reason": f"{type(error).__name__}: {error}"}]
 
 
 @cache

@@ -1,4 +1,7 @@
-"""Named checkpoints of one training run: which model, which revision, how many tokens seen.
+"""Suites by name, and the checkpoints that they stand for: which model, which revision, how many tokens seen.
+
+The published suites are listed in suites.yaml beside this module; a file of the same form adds others. Their step lists
+come from the hub's own branches where it can be asked, each with its commit, and from the listed steps otherwise.
 
 A suite trained here is a repository in a hub cache of its own, one revision a step, exactly as a Pythia branch lies in
 the cache after its download: the same `from_pretrained(repository, revision=...)` reads both.
@@ -7,21 +10,33 @@ the cache after its download: the same `from_pretrained(repository, revision=...
 from __future__ import annotations
 
 import re
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cache, cached_property
+from itertools import product
 from pathlib import Path
 
+import yaml
+
+from reptrace import hub, published
+
+SUITES = Path(__file__).with_name("suites.yaml")
 # step1000, stage1-step1000-tokens3B, step_40, checkpoint-500
 TOKENS = re.compile(r"-tokens(\d+)B(?=$|[-_])")
 STEP = re.compile(r"(?:^|[-_/])(?:step|checkpoint)[-_]?(\d+)(?=$|[-_])")
+STAGE_KEYS = {"stage", "repository", "branch", "steps", "tokens_per_step", "tokens_before", "gated", "cache_dir"}
+SUITE_KEYS = {"for", "about", "stages", "shape"} | STAGE_KEYS
+SHAPE_KEYS = {"parameters", "layers", "width", "vocabulary", "context", "bytes_per_weight"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """One model on the way: a repository with a revision (in `cache_dir` if given), or a folder.
 
-    `step` counts optimizer steps, `tokens` the training tokens seen; None where they are not known.
+    `step` counts optimizer steps of its stage, `tokens` the pretraining tokens seen; None where they are not known.
+    `stage` is the part of the training it belongs to, `commit` the hash its revision stood for when it was listed,
+    `fault` what is known to be wrong with what is published under that name.
     """
 
     model: str
@@ -29,15 +44,203 @@ class Checkpoint:
     step: int | None = None
     tokens: int | None = None
     cache_dir: str | None = None
+    stage: str | None = None
+    commit: str | None = None
+    fault: str | None = None
 
     @property
     def label(self) -> str:
         return f"{self.model}@{self.revision}" if self.revision else self.model
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training whose checkpoints are branches of one repository (or its main revision, or a folder).
+
+    Parameters
+    ----------
+    repository : str
+    stage : str, default "pretraining"
+    branch : str, optional
+        How its branches are named, with {step} and, where it is in the name, {tokens} for the tokens in units of 1e9
+        rounded up; {any} stands for anything else. Without it, the stage is the main revision.
+    steps : str
+        Published steps, "0 1 2 4 1000-143000/1000" or "TABLE.csv:MODEL" for a table of data/published; used where the
+        hub cannot be asked. Empty: only the hub knows them.
+    tokens_per_step, tokens_before : int
+        Training tokens an optimizer step takes; those seen before the stage.
+    gated : bool
+        Whether a token with access is needed.
+    cache_dir : str, optional
+        Hub cache that holds the repository; default transformers' own.
+    """
+
+    repository: str
+    stage: str = "pretraining"
+    branch: str | None = None
+    steps: str = ""
+    tokens_per_step: int | None = None
+    tokens_before: int = 0
+    gated: bool = False
+    cache_dir: str | None = None
+
+    @cached_property
+    def pattern(self) -> re.Pattern:
+        """What a branch of this stage looks like, with a group `step`."""
+        parts = {"{step}": r"(?P<step>\d+)", "{tokens}": r"\d+", "{any}": ".+"}
+        pieces = re.split(r"(\{\w+\})", self.branch)
+        return re.compile("".join(parts.get(piece, re.escape(piece)) for piece in pieces))
+
+    def checkpoints(self, known: Mapping[str, str] | None) -> list[Checkpoint]:
+        """In order of their steps; `known` maps the repository's branches to commits, None where it was not asked."""
+        if Path(self.repository).is_dir():
+            return [replace(point, stage=self.stage)
+                    for point in checkpoints(self.repository, tokens_per_step=self.tokens_per_step)]
+        if self.branch is None:
+            tokens = self.tokens_before or None
+            return [Checkpoint(self.repository, None, None, tokens, self.cache_dir, self.stage,
+                               (known or {}).get("main"))]
+        if known is None:
+            steps = {self._name(step): step for step in read_steps(self.steps)}
+        else:
+            steps = {name: int(match["step"]) for name in known if (match := self.pattern.fullmatch(name))}
+        return [Checkpoint(self.repository, name, step, self._tokens(step), self.cache_dir, self.stage,
+                           (known or {}).get(name)) for name, step in sorted(steps.items(), key=lambda pair: pair[1])]
+
+    def _tokens(self, step: int) -> int | None:
+        return None if self.tokens_per_step is None else self.tokens_before + step * self.tokens_per_step
+
+    def _name(self, step: int) -> str:
+        return self.branch.format(step=step, tokens=-(-step * (self.tokens_per_step or 0) // 10**9), any="*")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A training by name: its stages in order, and the shape of its models (see SHAPE_KEYS; {} if not known)."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    shape: Mapping[str, int] = field(default_factory=dict)
+    about: str = ""
+
+    def checkpoints(self, ask: bool = True) -> list[Checkpoint]:
+        """Every checkpoint, stage by stage, in order of steps; known faults in `fault`.
+
+        Parameters
+        ----------
+        ask : bool, default True
+            Ask the hub (or the stage's cache) which branches there are and freeze their commits. Where it does not
+            answer, or with False, the listed steps are taken, without commits.
+        """
+        found = []
+        for stage in self.stages:
+            found += stage.checkpoints(self._branches(stage) if ask or stage.cache_dir else None)
+        if not found:
+            raise hub.HubError(f"no checkpoints of {self.name!r} are known: the hub lists none and suites.yaml has no "
+                               "steps for it.")
+        return [replace(point, fault=fault_of(point)) for point in found]
+
+    @staticmethod
+    def _branches(stage: Stage) -> dict[str, str] | None:
+        if stage.cache_dir is None and (not hub.reachable() or Path(stage.repository).is_dir()):
+            return None
+        try:
+            return hub.branches(stage.repository, stage.cache_dir)
+        except hub.HubError:
+            if stage.branch is None or stage.steps:  # what suites.yaml lists; opening says what is wrong with the hub
+                return None
+            raise
+
+
+def registered(*extra: str | Path) -> dict[str, Suite]:
+    """Every suite by name: those of suites.yaml, then those of further files of the same form."""
+    suites: dict[str, Suite] = {}
+    for path in (SUITES, *map(Path, extra)):
+        suites |= read_suites(path)
+    return suites
+
+
+def suite(name: str, *extra: str | Path) -> Suite:
+    """A suite by its name; KeyError with names like it where there is none."""
+    known = registered(*extra)
+    if name not in known:
+        raise KeyError(f"there is no suite {name!r}.{hub.near(name, known)} `python -m reptrace suites` lists all; "
+                       "--suites FILE adds your own.")
+    return known[name]
+
+
+def read_suites(path: Path) -> dict[str, Suite]:
+    """Suites of one YAML file: name -> stages, or the keys of its one stage; `for` repeats an entry over values."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of suites {str(path)!r}.")
+    content = yaml.safe_load(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected suites by name (name: {{repository: ..., branch: step{{step}}}}), got "
+                         f"{type(content).__name__}.")
+    shapes, found = content.pop("shapes", {}), {}
+    for template, entry in content.items():
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path}: suite {template!r} must be a mapping with a repository or stages, "
+                             f"got {entry!r}.")
+        values = entry.get("for", {})
+        for chosen in product(*values.values()):
+            built = _built(path, template, entry, dict(zip(values, map(str, chosen), strict=True)), shapes)
+            found[built.name] = built
+    return found
+
+
+def _built(path: Path, template: str, entry: dict, chosen: dict[str, str], shapes: dict) -> Suite:
+    def filled(value):
+        """With {size} and the like put in; {step} and {tokens} stay."""
+        for key, word in chosen.items():
+            value = value.replace(f"{{{key}}}", word) if isinstance(value, str) else value
+        return value
+
+    stages = entry.get("stages", [{key: entry[key] for key in STAGE_KEYS & set(entry)}])
+    unknown = sorted((set(entry) - SUITE_KEYS).union(*(set(stage) - STAGE_KEYS for stage in stages)))
+    if unknown or any("repository" not in stage for stage in stages):
+        raise ValueError(f"{path}: suite {template!r} " + (f"has unknown keys {', '.join(unknown)}; it may have "
+                         f"{', '.join(sorted(SUITE_KEYS))}." if unknown else "has a stage without a repository."))
+    shape = filled(entry.get("shape", {}))
+    if isinstance(shape, str) and shape not in shapes:
+        raise ValueError(f"{path}: suite {template!r} names shape {shape!r}, which stands under no `shapes`.")
+    shape = shapes[shape] if isinstance(shape, str) else shape
+    if set(shape) - SHAPE_KEYS:
+        raise ValueError(f"{path}: a shape has keys {', '.join(sorted(SHAPE_KEYS))}, got {', '.join(shape)}.")
+    return Suite(filled(template), tuple(Stage(**{key: filled(value) for key, value in stage.items()})
+                                         for stage in stages), shape, filled(entry.get("about", "")))
+
+
+def read_steps(text: str) -> list[int]:
+    """Steps written as "0 1 512 1000-143000/1000", or "TABLE.csv:MODEL" of data/published."""
+    text = str(text)
+    if ".csv:" in text:
+        table, model = text.split(":")
+        return published.steps(table, model)
+    steps: list[int] = []
+    for part in text.split():
+        match = re.fullmatch(r"(\d+)(?:-(\d+)/(\d+))?", part)
+        if not match:
+            raise ValueError(f'steps are numbers and ranges FIRST-LAST/EVERY ("0 1 1000-143000/1000"), got {part!r}.')
+        first, last, every = (int(group) if group else 0 for group in match.groups())
+        steps += range(first, last + 1, every) if every else [first]
+    return steps
+
+
+def fault_of(checkpoint: Checkpoint) -> str | None:
+    """What is known to be wrong with a published checkpoint, with its source, or None."""
+    return _faults().get((checkpoint.model, checkpoint.step))
+
+
+@cache
+def _faults() -> dict[tuple[str, int], str]:
+    return {(row.repository, step): f"{row.fault} ({row.source})"
+            for row in published.faults().itertuples() for step in read_steps(row.steps)}
+
+
 def checkpoints(model: str, revision: str | None = None, cache_dir: str | None = None,
                 tokens_per_step: int | None = None) -> list[Checkpoint]:
-    """The checkpoints that a name stands for, in order of their steps.
+    """The checkpoints that a model's own name stands for, in order of their steps.
 
     Parameters
     ----------
@@ -49,14 +252,16 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
         Training tokens an optimizer step took; fills in `tokens`. Without it, OLMo's `-tokens3B` in a name is taken.
     """
     path = Path(model)
+    known: dict[str, str] = {}
     if path.is_dir() and revision is None:
         found = [(str(child), None) for child in path.glob("checkpoint-*") if child.is_dir()]
         found = found or [(model, None)]
     elif revision and "*" in revision:
-        found = [(model, branch) for branch in revisions(model, cache_dir) if fnmatchcase(branch, revision)]
+        known = hub.branches(model, cache_dir)
+        found = [(model, branch) for branch in known if fnmatchcase(branch, revision)]
         if not found:
             raise FileNotFoundError(f"{model!r} has no revision that fits {revision!r}; it has "
-                                    f"{', '.join(revisions(model, cache_dir)[:8]) or 'none that can be listed'}.")
+                                    f"{', '.join(by_step(known)[:8]) or 'none'}.")
     else:
         found = [(model, revision)]
     run = []
@@ -65,8 +270,9 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
         stated = TOKENS.search(branch or "")
         tokens = int(stated.group(1)) * 10**9 if stated else None
         tokens = step * tokens_per_step if step is not None and tokens_per_step else tokens
-        run.append(Checkpoint(name, branch, step, tokens, cache_dir))
-    return sorted(run, key=lambda checkpoint: (checkpoint.step is None, checkpoint.step, checkpoint.label))
+        run.append(Checkpoint(name, branch, step, tokens, cache_dir, commit=known.get(branch)))
+    run = [replace(point, fault=fault_of(point)) for point in run]
+    return sorted(run, key=lambda point: (point.step is None, point.step, point.label))
 
 
 def step_of(name: str) -> int | None:
@@ -75,39 +281,14 @@ def step_of(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def by_step(names) -> list[str]:
+    """Names of branches in order of the steps they state; those without a step last."""
+    return sorted(names, key=lambda name: (step_of(name) is None, step_of(name) or 0, name))
+
+
 def revisions(repository: str, cache_dir: str | None = None) -> list[str]:
-    """Branches of a repository: of a cache if `cache_dir` is given, else of the hub ([] where it is out of reach)."""
-    if cache_dir is not None:
-        refs = repository_folder(cache_dir, repository) / "refs"
-        found = [str(path.relative_to(refs)) for path in refs.rglob("*") if path.is_file()] if refs.is_dir() else []
-    else:
-        from huggingface_hub import HfApi
-
-        try:
-            found = [ref.name for ref in HfApi().list_repo_refs(repository).branches]
-        except Exception:  # offline, or no such repository: the caller's own error says what was asked for
-            found = []
-    return sorted(found, key=lambda name: (step_of(name) is None, step_of(name) or 0, name))
-
-
-def commit_of(checkpoint: Checkpoint) -> str | None:
-    """Commit hash that the checkpoint's revision stands for, on the hub or, out of its reach, in the cache.
-
-    None for a plain folder; the revision itself where it is known to neither.
-    """
-    from huggingface_hub import HfApi, constants
-
-    if Path(checkpoint.model).is_dir():
-        return None
-    revision = checkpoint.revision or "main"
-    if checkpoint.cache_dir is None and not constants.HF_HUB_OFFLINE:
-        with suppress(Exception):  # no network, or no such revision: opening the model says which
-            return HfApi().model_info(checkpoint.model, revision=revision).sha
-    cache = checkpoint.cache_dir or constants.HF_HUB_CACHE
-    ref = repository_folder(cache, checkpoint.model) / "refs" / revision
-    return ref.read_text().strip() if ref.is_file() else revision
-
-
-def repository_folder(cache_dir: str | Path, repository: str) -> Path:
-    """Folder of a repository inside a hub cache."""
-    return Path(cache_dir) / ("models--" + repository.replace("/", "--"))
+    """Branches in order of their steps, of a cache or of the hub; [] where it does not answer."""
+    try:
+        return by_step(hub.branches(repository, cache_dir))
+    except hub.HubError:
+        return []

@@ -1,171 +1,248 @@
-"""Checkpoints x one probe -> records: what is missing is measured, what is there is read."""
+"""Suites x probes x layers -> records: what is missing is measured, what is there is read.
+
+One checkpoint is one piece of work: its weights are opened once for all probes and layers. This module says what there
+is to do; `measurement` says what doing it is, and `dispatch` gets it done, here or on a cluster.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
+from reptrace import corpora, hub, suites
 from reptrace.corpora import Probe
-from reptrace.moments import products_dtype
-from reptrace.processes import end_with_parent
+from reptrace.dispatch import local_cluster, work_off
+from reptrace.measurement import RANKS, Job, Settings, facts_of, place
 from reptrace.records import Store
-from reptrace.suites import Checkpoint, commit_of
+from reptrace.selection import refine as refine_selection
+from reptrace.selection import spread
+from reptrace.suites import Checkpoint
 
-# Raised by hand when the library measures differently from the same inputs: records of older methods are then redone.
-METHOD = 1
-RANKS = (12, 100)
-SHARES = (1, 10)
 MEASURED = ("layer", "rankme", "rankme_stderr", "alpha", "alpha_stderr", "alpha_r2", "wall_seconds")
 
 
-def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = None, layer: int | str = "final",
-            max_length: int = 512, min_length: int = 1, batch_size: int = 16, ranks: tuple[int, int] = RANKS):
-    """Geometry of a model's representation of some texts: eigenvalues, RankMe and alpha with their intervals.
+def sweep(names: str | Sequence[str], texts: str | Sequence[str], folder: str | Path, count: int | None = None,
+          refine: int = 0, sequences: int = 15_000, max_length: int = 512, min_length: int = 32, seed: int = 0,
+          suite_files: Sequence[str | Path] = (), **options) -> pd.DataFrame:
+    """Registered suites on texts: which checkpoints there are, which to measure, the probes, and the tracing itself.
 
     Parameters
     ----------
-    model : transformers model, or a repository or folder by name
-    texts : M strings; more than the model's width of them, or RankMe is biased down
-    tokenizer : transformers tokenizer; default the one stored with the named model
-    revision : str, optional, of a named repository
-    layer, batch_size : see `hidden_states.last_token_states`
-    max_length, min_length : int, default 512 and 1, tokens; texts are cut at the first, passed over below the second
-    ranks : (int, int), default (12, 100), shortened where the spectrum is shorter (`.alpha.ranks` says so)
+    names : names of suites (`python -m reptrace suites` lists them)
+    texts : sources of text, see `corpora.open_text`; every suite's own tokenizer turns each into a probe
+    folder : str or Path
+        Holds `records`, `probes` (the documents' hashes) and `corpora`.
+    count : int, optional
+        Checkpoints of each suite, spread on a log scale (`selection.spread`); default all.
+    refine : int, default 0
+        So many more of each suite afterwards, where its RankMe bends (`selection.refine`).
+    sequences, max_length, min_length, seed : see `corpora.probe`
+    suite_files : further YAML files of suites
+    options : see `trace`
 
     Returns
     -------
-    spectra.Geometry
+    pandas.DataFrame as of `trace`, with a column `suite`; known faults stand in it as "quarantined".
     """
-    from reptrace.hidden_states import last_token_states, load, load_tokenizer
-    from reptrace.spectra import geometry
+    folder, progress = Path(folder), options.get("progress", True)
+    names, texts = ([value] if isinstance(value, str) else list(value) for value in (names, texts))
+    known = {name: suites.suite(name, *suite_files).checkpoints() for name in names}
+    corpus = {text: corpora.open_text(text, 4 * sequences, folder / "corpora") for text in texts}
+    store, tables = Store(folder / "records"), []
+    for name, points in known.items():
+        chosen = with_faults(spread(points, count), points)
+        tokenizer = tokenizer_of(points, max_length, options.get("trust", ()))
+        probes = [corpora.probe(corpus[text], tokenizer, sequences, max_length, min_length, seed) for text in texts]
+        for probe in probes:
+            probe.pin(folder / "probes")
+        twins = report_twins(points, progress)
+        table, left = trace(chosen, probes, store, **options), refine
+        while left > 0 and (more := next_ones(table, points, -(-left // 2))):
+            left -= len(more)
+            chosen = [point for point in points if point in chosen or point in more]
+            table = trace(chosen, probes, store, **options)
+        others = {(point.model, point.revision): text for point, text in twins.items()}
+        same = [others.get(key) for key in zip(table.model, table.revision, strict=True)]
+        tables.append(table.assign(suite=name, same_weights_as=same))
+    return pd.concat(tables, ignore_index=True)
 
-    if isinstance(model, (str, os.PathLike)):
-        tokenizer = tokenizer or load_tokenizer(str(model), revision)
-        model = load(str(model), revision)
-    elif tokenizer is None:
-        raise ValueError("a model object does not bring its tokenizer: pass tokenizer=...")
-    ids = tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
-    kept = [sequence for sequence in ids if len(sequence) >= max(1, min_length)]
-    if len(kept) < 2:
-        raise ValueError(f"{len(kept)} of {len(ids)} texts have at least {max(1, min_length)} tokens, a spectrum needs "
-                         "two or more: bring more text, or lower min_length.")
-    return geometry(last_token_states(model, kept, (layer,), batch_size)[layer], ranks, shorten=True)
+
+def with_faults(chosen: Sequence[Checkpoint], points: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """The chosen ones and, so that they are seen, those with a known fault, in the suite's order."""
+    wanted = set(chosen)
+    return [point for point in points if point in wanted or point.fault]
 
 
-def trace(checkpoints: Sequence[Checkpoint], probe: Probe, store: Store, layers: Sequence[int | str] | str = ("final",),
-          ranks: tuple[int, int] = RANKS, batch_size: int = 16, workers: int = 1, device: str | None = None,
-          dtype: str | None = None, progress: bool = True) -> pd.DataFrame:
-    """Spectrum, RankMe and alpha of every checkpoint at every chosen layer, with standard errors.
+def next_ones(table: pd.DataFrame, points: Sequence[Checkpoint], count: int) -> list[Checkpoint]:
+    """What to measure next, by the last layer and the first probe of a table."""
+    rows = table[(table.probe_fingerprint == table.probe_fingerprint.iloc[0])
+                 & (table.layer == table.layer.dropna().iloc[-1])] if table.layer.notna().any() else table.iloc[:0]
+    return refine_selection(rows, points, count)
 
-    A checkpoint already in the store with the same weights, probe and settings is not measured again; one that failed
-    is tried again. A failure is a row with status "failed" and its reason.
+
+def tokenizer_of(points: Sequence[Checkpoint], max_length: int, trust: Sequence[str] = ()):
+    """The tokenizer of a suite: its last checkpoint's, or that of the nearest before it which has one.
+
+    Raises
+    ------
+    ValueError
+        The probe's sequences would be longer than the models' context.
+    """
+    from transformers import AutoConfig
+
+    from reptrace.hidden_states import from_pretrained, load_tokenizer
+
+    good = [point for point in points if not point.fault] or list(points)
+    point = good[-1]
+    revision = None if os.path.isdir(point.model) else point.commit or point.revision
+    trusted = point.model in trust
+    config = from_pretrained(AutoConfig, point.model, revision, point.cache_dir, trust_remote_code=trusted)
+    context = getattr(config, "max_position_embeddings", None)
+    if context and max_length > context:
+        raise ValueError(f"sequences of up to {max_length} tokens were asked for, the context of {point.label} is "
+                         f"{context}: lower the maximum length (max_length, --max-length).")
+    return load_tokenizer(point.model, revision, point.cache_dir, trust_remote_code=trusted)
+
+
+def report_twins(points: Sequence[Checkpoint], progress: bool = True) -> dict[Checkpoint, str]:
+    """Compare the weight files of all revisions of a suite by their hashes, and say which are identical."""
+    online = [point for point in points if on_hub(point) and point.commit]
+    found = hub.files_of_all([(point.model, point.commit) for point in online], progress)
+    files = {point: found[point.model, point.commit] for point in online}
+    twins = same_weights({point: each for point, each in files.items() if isinstance(each, hub.Files)})
+    for point, others in twins.items():
+        if not point.fault:
+            tqdm.write(f"{point.label} serves the weights of {others}", file=sys.stderr)
+    return twins
+
+
+def trace(checkpoints: Sequence[Checkpoint], probe: Probe | Sequence[Probe], store: Store,
+          layers: Sequence[int | str] | str = ("final",), ranks: tuple[int, int] = RANKS,
+          batch_size: int | str = "auto", workers: int = 1, device: str | None = None, dtype: str | None = None,
+          progress: bool = True, client=None, disk: int | None = None, keep: bool = False, trust: Sequence[str] = (),
+          faulty: bool = False) -> pd.DataFrame:
+    """Spectrum, RankMe and alpha of every checkpoint on every probe at every chosen layer, with standard errors.
+
+    A checkpoint already in the store with the same weights, probe and settings is not measured again, not even when
+    several sweeps over one store run at once; one that failed is tried again. Interrupted at any moment, the next call
+    goes on. Weights from the hub are fetched ahead, checked by their hashes and deleted once measured.
 
     Parameters
     ----------
-    checkpoints : list of Checkpoint (`suites.checkpoints` lists those of a folder or repository)
-    probe : Probe
+    checkpoints : list of Checkpoint (`suites` lists those of a name, a folder or a repository)
+    probe : Probe, or several; the weights are opened once for all
     store : Store
-    layers : see `hidden_states.last_token_states`
-    ranks : (int, int), default (12, 100)
-        alpha's window, 1-based, both ends fitted; shortened where the spectrum ends before (`alpha_last_rank` says so),
-        and no alpha (nan) where fewer than three ranks are left.
-    batch_size : int, default 16
+    layers, ranks, batch_size, device, dtype, trust : see `Settings`
     workers : int, default 1
-        Checkpoints measured side by side, each by a process with one thread; worth it for small models on a CPU.
-    device, dtype : see `hidden_states.placement`
+        Checkpoints measured side by side on this machine, each by a process of its own: one a GPU, or with one thread
+        where there is none (worth it for small models).
+    client : distributed.Client, optional
+        Use the workers of this Dask cluster instead. Weights never pass through it; records come back and are written
+        here.
+    disk : int, optional
+        Bytes of fetched weights that may lie on the disk at once, a worker; default two checkpoints.
+    keep : bool, default False
+        Do not delete fetched weights.
+    faulty : bool, default False
+        Measure checkpoints with a known fault too; otherwise they are rows with status "quarantined".
 
     Returns
     -------
-    pandas.DataFrame, a row per checkpoint and layer, in the order given, gaps included.
+    pandas.DataFrame, a row per checkpoint, probe and layer, in the order given, gaps included. `status` is "measured",
+    "failed" or "quarantined", `reason` says why; `same_weights_as` names a revision with identical files.
     """
+    if workers < 1:
+        raise ValueError(f"workers must be positive, got {workers}.")
+    probes = (probe,) if isinstance(probe, Probe) else tuple(probe)
+    settings = Settings(layers, tuple(ranks), batch_size, device, dtype, tuple(trust))
+    with nullcontext(client) if client is not None or workers == 1 else local_cluster(workers, device) as client:
+        settings = placed(settings, client)
+        jobs = jobs_of(checkpoints, probes, settings, progress, faulty)
+        work_off(jobs, store, client, disk, keep, progress)
+    return table_of(checkpoints, probes, jobs, store)
+
+
+def placed(settings: Settings, client=None) -> Settings:
+    """The settings with device and dtype decided, as a worker sees them where there is a cluster."""
     from reptrace.hidden_states import placement
 
-    first, last = ranks
-    if not 1 <= first < last - 1:
-        raise ValueError(f"ranks must be 1-based, first and last of at least three, got {tuple(ranks)}.")
-    if batch_size < 1 or workers < 1:
-        raise ValueError(f"batch_size and workers must be positive, got {batch_size} and {workers}.")
-    device, dtype = placement(device, dtype)
-    settings = {"layers": layers if isinstance(layers, str) else list(layers), "ranks": [first, last],
-                "batch_size": batch_size, "device": device, "dtype": dtype}
-    work = [(checkpoint, identity_of(checkpoint, probe, settings)) for checkpoint in checkpoints]
-    missing = [item for item in work if not store.done(item[1])]
-    job = partial(_measure, probe=probe, store=store, settings=settings)
-    bar = partial(tqdm, total=len(missing), desc="tracing", unit="checkpoint", disable=not progress or not missing)
-    if workers > 1 and len(missing) > 1:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-            list(bar(pool.map(job, missing)))
-    else:
-        for item in bar(missing):
-            job(item)
-    tables = [store.table([identity]).assign(**_place(checkpoint)) for checkpoint, identity in work]
+    decide = placement if client is None else lambda *given: client.submit(placement, *given, pure=False).result()
+    device, dtype = decide(settings.device, settings.dtype)
+    return replace(settings, device=device, dtype=dtype)
+
+
+def jobs_of(checkpoints: Sequence[Checkpoint], probes: Sequence[Probe], settings: Settings, progress: bool = True,
+            faulty: bool = False) -> list[Job]:
+    """A job for each checkpoint (none for those with a known fault), with its commit and, from the hub, its files."""
+    wanted = [point for point in checkpoints if faulty or not point.fault]
+    commits = {point: weights_of(point) for point in wanted}
+    online = [point for point in wanted if on_hub(point)]
+    found = hub.files_of_all([(point.model, commits[point]) for point in online], progress)
+    jobs = []
+    for point in wanted:
+        files = found.get((point.model, commits[point])) if point in online else None
+        trouble = str(files) if isinstance(files, hub.HubError) else ""
+        weights = files.commit if isinstance(files, hub.Files) else commits[point]
+        jobs.append(Job(point, tuple(probes), settings, weights, None if trouble else files, trouble))
+    return jobs
+
+
+def on_hub(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is to be fetched: not a folder, not in a cache that was named, and the hub may be asked."""
+    return checkpoint.cache_dir is None and not os.path.isdir(checkpoint.model) and hub.reachable()
+
+
+def weights_of(checkpoint: Checkpoint) -> str:
+    """Commit of a repository's revision; of a plain folder, a hash of its configuration and weights."""
+    if os.path.isdir(checkpoint.model):
+        return _weights_hash(checkpoint.model)
+    return checkpoint.commit or hub.commit_of(checkpoint.model, checkpoint.revision, checkpoint.cache_dir)
+
+
+def table_of(checkpoints: Sequence[Checkpoint], probes: Sequence[Probe], jobs: Sequence[Job],
+             store: Store) -> pd.DataFrame:
+    """What the store holds of these jobs, in the order of the checkpoints, with gaps and known faults."""
+    by_point = {job.checkpoint: job for job in jobs}
+    twins = same_weights({job.checkpoint: job.files for job in jobs if job.files})
+    tables = []
+    for point in checkpoints:
+        job = by_point.get(point)
+        for probe in probes:
+            if job is None:
+                table = pd.DataFrame([{"status": "quarantined", "reason": point.fault, **facts_of(probe)}])
+            else:
+                table = store.table([job.identity(probe)])
+            tables.append(table.assign(**place(point), same_weights_as=twins.get(point)))
     table = pd.concat(tables, ignore_index=True)
     return table.reindex(columns=[*table.columns, *(name for name in MEASURED if name not in table)])
 
 
-def identity_of(checkpoint: Checkpoint, probe: Probe, settings: dict) -> dict:
-    """What a measurement depends on: the very weights, the very tokens and the settings."""
-    return {"model": checkpoint.model if checkpoint.revision else Path(checkpoint.model).name,
-            "revision": checkpoint.revision, "weights": commit_of(checkpoint) or _weights_hash(checkpoint.model),
-            "probe": probe.fingerprint, "method": METHOD, **settings}
+def same_weights(files: Mapping[Checkpoint, hub.Files]) -> dict[Checkpoint, str]:
+    """Checkpoints that share weight files, by their hashes, with others: which others, and how many of the files."""
+    holders: dict[tuple[str, str], list[Checkpoint]] = {}
+    for point, found in files.items():
+        for file in found.weights:
+            holders.setdefault(file, []).append(point)
+    shared: dict[Checkpoint, Counter[Checkpoint]] = {}
+    for group in holders.values():
+        for point in group if len(group) > 1 else []:
+            shared.setdefault(point, Counter()).update(other for other in group if other != point)
+    return {point: ", ".join(_twin(other, count, len(files[point].weights)) for other, count in others.items())
+            for point, others in shared.items()}
 
 
-def _place(checkpoint: Checkpoint) -> dict:
-    """Where a checkpoint stands in its run: not part of a measurement's identity, so never taken from the record."""
-    return {"model": checkpoint.model, "revision": checkpoint.revision, "step": checkpoint.step,
-            "tokens": checkpoint.tokens}
-
-
-def _measure(item: tuple[Checkpoint, dict], probe: Probe, store: Store, settings: dict) -> None:
-    checkpoint, identity = item
-    facts = {**_place(checkpoint), "weights": identity["weights"], "probe": probe.name,
-             "probe_fingerprint": probe.fingerprint, "probe_seed": probe.seed, "sequences": len(probe.sequences),
-             "max_length": probe.max_length, "min_length": probe.min_length, "batch_size": settings["batch_size"]}
-    store.measure(identity, partial(_rows, checkpoint, identity["weights"], probe, settings), facts)
-
-
-def _rows(checkpoint: Checkpoint, commit: str, probe: Probe, settings: dict) -> list[dict]:
-    import torch
-
-    from reptrace import spectra
-    from reptrace.hidden_states import last_token_states, load
-
-    # by its commit, so that what is measured is what the identity says even if the branch moves meanwhile
-    revision = None if os.path.isdir(checkpoint.model) else commit
-    model = load(checkpoint.model, revision, checkpoint.cache_dir, settings["device"], settings["dtype"])
-    cuda = settings["device"].startswith("cuda")
-    common = {"device": torch.cuda.get_device_name(settings["device"]) if cuda else settings["device"],
-              "dtype_forward": settings["dtype"],
-              "dtype_solve": "float64", "centred": True,
-              "quantity": "covariance eigenvalue", "parameters": model.num_parameters()}
-    features = last_token_states(model, probe.sequences, settings["layers"], settings["batch_size"])
-    return [{**common, "layer": str(layer), **_summary(spectra, matrix, settings["ranks"])}
-            for layer, matrix in features.items()]
-
-
-def _summary(spectra, matrix, ranks) -> dict:
-    found = spectra.geometry(matrix, tuple(ranks), shorten=True)
-    s, fit = found.eigenvalues, found.alpha
-    nan = float("nan")
-    return {
-        "dtype_covariance": str(products_dtype(matrix.dtype, len(s))).removeprefix("torch."),
-        "width": len(s), "rankme": found.rankme, "rankme_stderr": found.rankme_stderr,
-        "alpha": fit.alpha if fit else nan, "alpha_stderr": found.alpha_stderr,
-        "alpha_fit_stderr": fit.stderr if fit else nan, "alpha_r2": fit.r2 if fit else nan,
-        "alpha_first_rank": fit.ranks[0] if fit else None, "alpha_last_rank": fit.ranks[1] if fit else None,
-        "participation_ratio": spectra.participation_ratio(s), "stable_rank": spectra.stable_rank(s),
-        **{f"share_top{k}": spectra.variance_share(s, k) for k in SHARES if k <= len(s)},
-        "total_variance": float(s.sum()), "eigenvalues": s.tolist(),
-    }
+def _twin(other: Checkpoint, count: int, of: int) -> str:
+    name = other.revision or other.model
+    return name if count == of else f"{name} ({count} of {of} files)"
 
 
 def _weights_hash(folder: str) -> str:
@@ -178,13 +255,3 @@ def _weights_hash(folder: str) -> str:
             while block := file.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()[:40] if files else "none"
-
-
-def _start_worker() -> None:
-    """One thread, and an end as soon as the parent's."""
-    import torch
-
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    torch.set_num_threads(1)
-    end_with_parent()
-

@@ -1,0 +1,269 @@
+"""Getting the jobs of a sweep done: in this process, or on the workers of a Dask cluster, however these come and go.
+
+The process that called holds the store: it claims a job, so that no other sweep over the same store takes it too, hands
+it out, and writes what comes back. A worker gets the name of a checkpoint, fetches its weights itself, and returns a
+small table. With each job it is told its next one, whose weights it fetches meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from reptrace.corpora import Probe
+from reptrace.downloads import Downloads
+from reptrace.measurement import Job, measure_job
+from reptrace.records import Store, attempt, provenance
+from reptrace.suites import Checkpoint
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+POLL = 0.3  # seconds between two looks at the cluster's workers
+DEATHS = 3  # workers that one job may take with it
+_downloads: dict[tuple, Downloads] = {}  # of this process
+_probes: dict[str, Probe] = {}  # that a worker was given, by fingerprint
+
+
+def work_off(jobs: Sequence[Job], store: Store, client=None, disk: int | None = None, keep: bool = False,
+             progress: bool = True) -> None:
+    """Do what is missing of these jobs and write it to the store; other sweeps' share is waited for.
+
+    Running out of disk, here or on a worker, stops the work once what is under way has been written.
+    """
+    missing = [job for job in jobs if not all(store.done(job.identity(probe)) for probe in job.probes)]
+    weight = {job.checkpoint: job.files.bytes if job.files else 1 for job in missing}
+    bar = tqdm(total=sum(weight.values()) or 1, desc="tracing", disable=not progress or not missing,
+               bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]")
+    with bar, Queue(missing, store, lambda job: bar.update(weight[job.checkpoint]), bar.set_postfix_str) as queue:
+        if client is None:
+            _here(queue, disk, keep)
+        else:
+            _Cluster(client, queue, disk, keep).run()
+
+
+class Queue:
+    """Jobs still to do, taken by claiming them in the store. A context: claims are released on leaving."""
+
+    def __init__(self, jobs: Sequence[Job], store: Store, done=lambda job: None, say=lambda text: None):
+        self.pending, self.store, self.say = list(jobs), store, say
+        self.total, self.finished, self.failed = len(self.pending), 0, 0
+        self._done = done
+        self._claims: dict[Checkpoint, list[FileLock]] = {}
+        self._deaths: Counter[Checkpoint] = Counter()
+
+    def __enter__(self) -> Queue:
+        self._tell()
+        return self
+
+    def __exit__(self, *error) -> None:
+        for checkpoint in list(self._claims):
+            self._release(checkpoint)
+
+    def take(self) -> Job | None:
+        """The next job that nobody else is doing, less what is done of it; None where there is none just now."""
+        for job in list(self.pending):
+            claims = [self.store.claim(job.identity(probe)) for probe in job.probes]
+            self._claims[job.checkpoint] = [claim for claim in claims if claim is not None]
+            left = () if None in claims else tuple(p for p in job.probes if not self.store.done(job.identity(p)))
+            if left:
+                self.pending.remove(job)
+                return replace(job, probes=left)
+            self._release(job.checkpoint)
+            if None not in claims:  # done by another sweep meanwhile
+                self.pending.remove(job)
+                self._count(job)
+        return None
+
+    def give_back(self, job: Job) -> None:
+        """A job that was taken and not begun."""
+        self._release(job.checkpoint)
+        self.pending.insert(0, job)
+
+    def finish(self, job: Job, results: Sequence[Sequence[dict]]) -> None:
+        """Write the rows of a job's probes and let go of it."""
+        for probe, rows in zip(job.probes, results, strict=True):
+            self.store.write(job.identity(probe), [{**job.facts(probe), **row} for row in rows])
+        self.failed += any(row.get("status") == "failed" for rows in results for row in rows)
+        self._release(job.checkpoint)
+        self._count(job)
+
+    def died(self, job: Job, reason: str) -> None:
+        """A job that came to nothing: to be done by another worker, but not for ever."""
+        self._deaths[job.checkpoint] += 1
+        if self._deaths[job.checkpoint] < DEATHS:
+            return self.give_back(job)
+        row = {**provenance(), "status": "failed", "reason": f"{reason}, {DEATHS} times"}
+        return self.finish(job, [[row] for _ in job.probes])
+
+    def _release(self, checkpoint: Checkpoint) -> None:
+        for claim in self._claims.pop(checkpoint, []):
+            claim.release()
+
+    def _count(self, job: Job) -> None:
+        self.finished += 1
+        self._done(job)
+        self._tell()
+
+    def _tell(self) -> None:
+        failed = f", {self.failed} failed" if self.failed else ""
+        self.say(f"{self.finished} of {self.total} checkpoints{failed}")
+
+
+def _here(queue: Queue, disk: int | None, keep: bool) -> None:
+    """One after the other in this process, the next one's weights on their way."""
+    job, downloads = queue.take(), Downloads(disk, keep)
+    try:
+        while job or queue.pending:
+            if job is None:  # all that is left is in other sweeps' hands
+                time.sleep(1)
+                job = queue.take()
+                continue
+            following = queue.take()
+            queue.finish(job, measured(job, following, downloads))
+            job = following
+    finally:
+        downloads.close()
+
+
+def measured(job: Job, following: Job | None, downloads: Downloads) -> list[list[dict]]:
+    """Rows of a job's probes. Its weights are fetched first, those of the following job meanwhile."""
+    if job.files is None:
+        return measure_job(job)
+
+    def work() -> list[dict]:
+        with downloads.holding(job.files, following.files if following else None) as cache:
+            return [{"results": measure_job(job, cache)}]
+
+    done = attempt(work)  # a download that fails is a gap on every probe
+    return done[0]["results"] if "results" in done[0] else [done for _ in job.probes]
+
+
+# On a cluster
+
+
+@contextmanager
+def local_cluster(workers: int, device: str | None = None) -> Iterator:
+    """Client of a Dask cluster of processes on this machine: one a GPU where there are GPUs, else one thread each."""
+    import torch
+    from distributed import Client, Nanny, Scheduler, SpecCluster
+
+    gpus = torch.cuda.device_count() if (device or "cuda").startswith("cuda") else 0
+    if gpus and workers > gpus:
+        raise ValueError(f"{workers} workers were asked for, this machine has {gpus} GPUs: one checkpoint a GPU.")
+    any_port = {"dashboard_address": "127.0.0.1:0"}  # otherwise all want the same one
+    options = {"nthreads": 1, "memory_limit": 0, **any_port}
+    specs = {k: {"cls": Nanny, "options": {**options, **(
+        {"env": {"CUDA_VISIBLE_DEVICES": str(k)}, "resources": {"GPU": 1}} if gpus else {})}} for k in range(workers)}
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, **any_port}}
+    with SpecCluster(specs, scheduler=scheduler, silence_logs=40) as cluster, Client(cluster) as client:
+        client.wait_for_workers(workers)
+        yield client
+
+
+@dataclass
+class _Slot:
+    """One place to measure at: a GPU or a thread of a worker."""
+
+    address: str
+    future: Future | None = None
+    job: Job | None = None
+    following: Job | None = None
+
+
+class _Cluster:
+    """Hands the jobs of a queue to the workers of a Dask cluster."""
+
+    def __init__(self, client: Client, queue: Queue, disk: int | None, keep: bool):
+        self.client, self.queue, self.options = client, queue, (disk, keep)
+        self.slots: list[_Slot] = []
+        self.resources: dict[str, float] | None = None
+        self.given: set[tuple[str, str]] = set()  # (worker, probe)
+        self.stop: OSError | None = None
+
+    def run(self) -> None:
+        try:
+            while self.queue.pending or any(slot.job or slot.following for slot in self.slots):
+                self._see_workers()
+                for slot in self.slots:
+                    self._serve(slot)
+                if self.stop and not any(slot.job for slot in self.slots):
+                    raise self.stop
+                self._wait()
+        finally:
+            self.client.cancel([slot.future for slot in self.slots if slot.future is not None])
+
+    def _see_workers(self) -> None:
+        """Slots for workers that have come; the jobs of those that have gone go back into the queue."""
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        for slot in [slot for slot in self.slots if slot.address not in workers]:
+            self.slots.remove(slot)
+            if slot.following:
+                self.queue.give_back(slot.following)
+            if slot.job:
+                self.client.cancel([slot.future])
+                self.queue.died(slot.job, "the worker died (out of memory? a smaller batch needs less)")
+        known = {slot.address for slot in self.slots}
+        gpus = any("GPU" in worker["resources"] for worker in workers.values())
+        self.resources = {"GPU": 1} if gpus else None
+        for address, worker in workers.items():
+            if address not in known:
+                places = int(worker["resources"].get("GPU", 0)) if gpus else worker["nthreads"]
+                self.slots += [_Slot(address) for _ in range(places)]
+        if not self.slots:
+            self.queue.say("no workers yet")
+
+    def _serve(self, slot: _Slot) -> None:
+        """Take in what a slot has finished and hand it the next job."""
+        if slot.future is not None and slot.future.done():
+            self._take_in(slot)
+        if slot.job is None and not self.stop:
+            slot.job, slot.following = slot.following or self.queue.take(), None
+            if slot.job:
+                slot.following = self.queue.take() if slot.job.files else None
+                self._submit(slot)
+
+    def _submit(self, slot: _Slot) -> None:
+        probes = {probe.fingerprint: probe for probe in slot.job.probes}
+        new = {key: probe for key, probe in probes.items() if (slot.address, key) not in self.given}
+        if new:  # straight to the worker and once: not through the scheduler with every job
+            self.client.run(_give, new, workers=[slot.address])
+            self.given |= {(slot.address, key) for key in new}
+        light = [replace(job, probes=()) if job else None for job in (slot.job, slot.following)]
+        slot.future = self.client.submit(_on_worker, *light, list(probes), *self.options, workers=[slot.address],
+                                         allow_other_workers=False, resources=self.resources, pure=False)
+
+    def _take_in(self, slot: _Slot) -> None:
+        job, future, slot.job, slot.future = slot.job, slot.future, None, None
+        if future.status == "finished":
+            return self.queue.finish(job, future.result())
+        error = future.exception()
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            self.stop = error
+        self.given = {pair for pair in self.given if pair[0] != slot.address}
+        return self.queue.died(job, f"{type(error).__name__} on the worker: {error}")
+
+    def _wait(self) -> None:
+        from distributed import wait
+
+        running = [slot.future for slot in self.slots if slot.future is not None and not slot.future.done()]
+        with suppress(TimeoutError):
+            wait(running, timeout=POLL, return_when="FIRST_COMPLETED") if running else time.sleep(POLL)
+
+
+def _give(probes: dict[str, Probe]) -> None:
+    _probes.update(probes)
+
+
+def _on_worker(job: Job, following: Job | None, probes: list[str], disk: int | None, keep: bool) -> list[list[dict]]:
+    """`measured`, in a worker's process, whose downloads outlive the job."""
+    downloads = _downloads.setdefault((disk, keep), Downloads(disk, keep))
+    return measured(replace(job, probes=tuple(_probes[key] for key in probes)), following, downloads)

@@ -1,0 +1,196 @@
+"""What the hub, or a cache of it, says of a repository: its branches, their commits, the files of a commit.
+
+Answers come with their reason when there is none: a repository that is gated, missing or out of reach. Short failures
+(rate limits, server errors, lost connections) are tried again, with waits that grow.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+
+from tqdm import tqdm
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+# Files that opening a model or a tokenizer reads, beside its weights.
+SMALL = re.compile(r"[^/]*\.(json|txt|model|jinja|py)")
+WEIGHTS = {"safetensors": re.compile(r"model([-.][^/]*)?\.safetensors"),
+           "bin": re.compile(r"pytorch_model([-.][^/]*)?\.bin")}
+ATTEMPTS, LONGEST_WAIT = 5, 60  # of one request; seconds between two
+
+
+class HubError(RuntimeError):
+    """The hub has no such repository, refuses it, or cannot be reached; the message says which and what to try."""
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """The files of one commit that opening the model needs: name -> (bytes, SHA-256 where the hub states one)."""
+
+    repository: str
+    commit: str
+    needed: Mapping[str, tuple[int, str | None]]
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for size, _ in self.needed.values())
+
+    @property
+    def weights(self) -> frozenset[tuple[str, str]]:
+        """Names and hashes of the weight files: equal for two commits if and only if their weights are."""
+        return frozenset((name, digest) for name, (_, digest) in self.needed.items() if digest and is_weights(name))
+
+
+def branches(repository: str, cache_dir: str | Path | None = None) -> dict[str, str]:
+    """Branch -> commit hash: of a cache if `cache_dir` is given, else of the hub. Empty where a cache has none.
+
+    Raises
+    ------
+    HubError
+        The hub does not answer, does not know the repository or refuses it.
+    """
+    if cache_dir is not None:
+        refs = repository_folder(cache_dir, repository) / "refs"
+        files = [path for path in refs.rglob("*") if path.is_file()] if refs.is_dir() else []
+        return {str(path.relative_to(refs)): path.read_text().strip() for path in files}
+    from huggingface_hub import HfApi
+
+    refs = asked(repository, lambda: HfApi().list_repo_refs(repository))
+    return {branch.name: branch.target_commit for branch in refs.branches}
+
+
+def commit_of(repository: str, revision: str | None = None, cache_dir: str | Path | None = None) -> str:
+    """Commit hash that a revision stands for, on the hub or, out of its reach, in the cache; itself if in neither."""
+    from huggingface_hub import constants
+
+    revision = revision or "main"
+    if COMMIT.fullmatch(revision):
+        return revision
+    if cache_dir is None and not constants.HF_HUB_OFFLINE:
+        with suppress(HubError):  # no network, or no such revision: opening the model says which
+            return _info(repository, revision).sha
+    ref = repository_folder(cache_dir or constants.HF_HUB_CACHE, repository) / "refs" / revision
+    return ref.read_text().strip() if ref.is_file() else revision
+
+
+def repository_folder(cache_dir: str | Path, repository: str) -> Path:
+    """Folder of a repository inside a hub cache."""
+    return Path(cache_dir) / ("models--" + repository.replace("/", "--"))
+
+
+def reachable() -> bool:
+    """Whether the hub may be asked at all (HF_HUB_OFFLINE is not set)."""
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_OFFLINE
+
+
+@lru_cache(maxsize=4096)  # a commit never changes
+def files(repository: str, commit: str) -> Files:
+    """Files of a commit that opening its model needs, with sizes and hashes; safetensors are preferred to .bin."""
+    siblings = _info(repository, commit, files_metadata=True).siblings or []
+    listed = {s.rfilename: (s.size or 0, s.lfs.sha256 if s.lfs else None) for s in siblings}
+    chosen: set[str] = set()
+    for pattern in WEIGHTS.values():
+        chosen = chosen or {name for name in listed if pattern.fullmatch(name)}
+    if not chosen:
+        raise HubError(f"{repository!r} at {commit[:12]} has no weights under a known name (model*.safetensors or "
+                       f"pytorch_model*.bin); it has {', '.join(sorted(listed)[:6]) or 'no files'}.")
+    needed = chosen | {name for name in listed if SMALL.fullmatch(name)}
+    return Files(repository, commit, {name: listed[name] for name in sorted(needed)})
+
+
+def files_of_all(pairs: Iterable[tuple[str, str]], progress: bool = True) -> dict[tuple[str, str], Files | HubError]:
+    """`files` of many (repository, commit) pairs, eight requests at a time; an error stands in its place."""
+    pairs = list(dict.fromkeys(pairs))
+
+    def ask(pair):
+        try:
+            return files(*pair)
+        except HubError as error:
+            return error
+
+    with ThreadPoolExecutor(8) as pool:
+        bar = tqdm(pool.map(ask, pairs), total=len(pairs), desc="comparing files", unit="revision", leave=False,
+                   disable=not progress or len(pairs) < 8)
+        return dict(zip(pairs, bar, strict=True))
+
+
+def is_weights(name: str) -> bool:
+    return any(pattern.fullmatch(name) for pattern in WEIGHTS.values())
+
+
+def near(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Names like this one, as a hint at the end of an error; "" if there are none."""
+    names = get_close_matches(name, list(known), count, cutoff=0.5)
+    return f" Did you mean {', '.join(names)}?" if names else ""
+
+
+def _info(repository: str, revision: str, **options):
+    from huggingface_hub import HfApi
+
+    return asked(repository, lambda: HfApi().model_info(repository, revision=revision, **options), revision)
+
+
+def asked(repository: str, request: Callable, revision: str | None = None):
+    """The answer to a request, tried again after short failures; every other failure as a HubError.
+
+    Running out of disk space is let through as it is.
+    """
+    import httpx2
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RevisionNotFoundError,
+    )
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt
+
+    def short(error) -> bool:
+        if isinstance(error, HfHubHTTPError):
+            return error.response.status_code == 429 or error.response.status_code >= 500
+        return isinstance(error, httpx2.TransportError) and not isinstance(error, httpx2.ConnectError)
+
+    at = f"{repository!r}{f' at revision {revision!r}' if revision else ''}"
+    try:
+        return Retrying(retry=retry_if_exception(short), stop=stop_after_attempt(ATTEMPTS), wait=_wait,
+                        reraise=True)(request)
+    except GatedRepoError as error:
+        raise HubError(f"{at} is gated: accept its terms on its page, then log in (`hf auth login`) or set "
+                       "HF_TOKEN.") from error
+    except RevisionNotFoundError as error:
+        raise HubError(f"{repository!r} has no revision {revision!r}.{_near_revisions(repository, revision)}"
+                       ) from error
+    except OfflineModeIsEnabled as error:
+        raise HubError(f"{at} was not looked up: HF_HUB_OFFLINE is set.") from error
+    except HfHubHTTPError as error:
+        code = error.response.status_code
+        known = "the hub knows no such repository, or not with this token" if code in (401, 404) else f"code {code}"
+        raise HubError(f"{at}: {known}.") from error
+    except (httpx2.HTTPError, LocalEntryNotFoundError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise HubError(f"{at}: the connection to the hub failed ({type(error).__name__}: {error}).") from error
+
+
+def _wait(state) -> float:
+    """Seconds before the next attempt: 1, 2, 4, ..., or what the hub asks for, up to LONGEST_WAIT."""
+    response = getattr(state.outcome.exception(), "response", None)
+    stated = response.headers.get("Retry-After", "") if response is not None else ""
+    return min(LONGEST_WAIT, max(2.0 ** (state.attempt_number - 1), float(stated) if stated.isdigit() else 0))
+
+
+def _near_revisions(repository: str, revision: str) -> str:
+    try:
+        return near(revision, branches(repository))
+    except HubError:
+        return ""

@@ -1,0 +1,183 @@
+"""One checkpoint on its probes -> rows: what is measured, how, and on what a measurement depends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from reptrace import hub
+from reptrace.corpora import Probe
+from reptrace.moments import products_dtype
+from reptrace.records import attempt
+from reptrace.suites import Checkpoint
+
+# Raised by hand when the library measures differently from the same inputs: records of older methods are then redone.
+METHOD = 1
+RANKS = (12, 100)
+SHARES = (1, 10)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every checkpoint of a sweep is measured; what decides the numbers is part of a record's identity.
+
+    Parameters
+    ----------
+    layers, batch_size : see `hidden_states.last_token_states`
+    ranks : (int, int), default (12, 100)
+        alpha's window, 1-based, both ends fitted; shortened where the spectrum ends before (`alpha_last_rank` says so),
+        and no alpha (nan) where fewer than three ranks are left.
+    device, dtype : see `hidden_states.placement`
+    trust : repositories whose own code may run; default none
+    """
+
+    layers: Sequence[int | str] | str = ("final",)
+    ranks: tuple[int, int] = RANKS
+    batch_size: int | str = 16
+    device: str | None = None
+    dtype: str | None = None
+    trust: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        first, last = self.ranks
+        if not 1 <= first < last - 1:
+            raise ValueError(f"ranks must be 1-based, first and last of at least three, got {tuple(self.ranks)}.")
+        if self.batch_size != "auto" and self.batch_size < 1:
+            raise ValueError(f'batch_size must be positive or "auto", got {self.batch_size}.')
+
+    @property
+    def identity(self) -> dict:
+        return {"layers": self.layers if isinstance(self.layers, str) else list(self.layers),
+                "ranks": list(self.ranks), "batch_size": self.batch_size, "device": self.device, "dtype": self.dtype}
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One checkpoint with the probes that it is to be measured on, and the files to fetch for it (None: it lies here).
+
+    `trouble` is what the hub said instead of its files.
+    """
+
+    checkpoint: Checkpoint
+    probes: tuple[Probe, ...] = field(repr=False)
+    settings: Settings
+    weights: str | None = None
+    files: hub.Files | None = None
+    trouble: str = ""
+
+    def identity(self, probe: Probe) -> dict:
+        """What a measurement depends on: the very weights, the very tokens and the settings."""
+        point = self.checkpoint
+        return {"model": point.model if point.revision else Path(point.model).name, "revision": point.revision,
+                "weights": self.weights, "probe": probe.fingerprint, "method": METHOD, **self.settings.identity}
+
+    def facts(self, probe: Probe) -> dict:
+        """Columns of its record that are known beforehand."""
+        return {**place(self.checkpoint), "weights": self.weights, **facts_of(probe),
+                "batch_size": str(self.settings.batch_size)}
+
+
+def place(checkpoint: Checkpoint) -> dict:
+    """Where a checkpoint stands in its run: not part of a measurement's identity, so never taken from the record."""
+    return {"model": checkpoint.model, "revision": checkpoint.revision, "stage": checkpoint.stage,
+            "step": checkpoint.step, "tokens": checkpoint.tokens, "fault": checkpoint.fault}
+
+
+def facts_of(probe: Probe) -> dict:
+    return {"probe": probe.name, "probe_fingerprint": probe.fingerprint, "probe_seed": probe.seed,
+            "sequences": len(probe.sequences), "max_length": probe.max_length, "min_length": probe.min_length}
+
+
+def measure_job(job: Job, cache_dir: str | Path | None = None) -> list[list[dict]]:
+    """Rows of a job's probes, a list for each, failures included; the weights are opened once."""
+    model = attempt(partial(_opened, job, cache_dir))
+    if "status" in model[0]:  # it could not be opened: every probe has the same gap
+        return [model for _ in job.probes]
+    return [attempt(partial(_rows, model[0]["model"], probe, job.settings)) for probe in job.probes]
+
+
+def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = None, layer: int | str = "final",
+            max_length: int = 512, min_length: int = 1, batch_size: int | str = "auto",
+            ranks: tuple[int, int] = RANKS):
+    """Geometry of a model's representation of some texts: eigenvalues, RankMe and alpha with their intervals.
+
+    Parameters
+    ----------
+    model : transformers model, or a repository or folder by name
+    texts : M strings; more than the model's width of them, or RankMe is biased down
+    tokenizer : transformers tokenizer; default the one stored with the named model
+    revision : str, optional, of a named repository
+    layer, batch_size : see `hidden_states.last_token_states`
+    max_length, min_length : int, default 512 and 1, tokens; texts are cut at the first, passed over below the second
+    ranks : (int, int), default (12, 100), shortened where the spectrum is shorter (`.alpha.ranks` says so)
+
+    Returns
+    -------
+    spectra.Geometry
+    """
+    from reptrace.hidden_states import last_token_states, load, load_tokenizer
+    from reptrace.spectra import geometry
+
+    if isinstance(model, (str, os.PathLike)):
+        tokenizer = tokenizer or load_tokenizer(str(model), revision)
+        model = load(str(model), revision)
+    elif tokenizer is None:
+        raise ValueError("a model object does not bring its tokenizer: pass tokenizer=...")
+    ids = tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
+    kept = [sequence for sequence in ids if len(sequence) >= max(1, min_length)]
+    if len(kept) < 2:
+        raise ValueError(f"{len(kept)} of {len(ids)} texts have at least {max(1, min_length)} tokens, a spectrum needs "
+                         "two or more: bring more text, or lower min_length.")
+    return geometry(last_token_states(model, kept, (layer,), batch_size)[layer], ranks, shorten=True)
+
+
+def _opened(job: Job, cache_dir: str | Path | None) -> list[dict]:
+    from reptrace.hidden_states import load
+
+    point = job.checkpoint
+    # by its commit, so that what is measured is what the identity says even if the branch moves meanwhile
+    revision = None if os.path.isdir(point.model) else job.weights
+    try:
+        model = load(point.model, revision, cache_dir or point.cache_dir, job.settings.device, job.settings.dtype,
+                     trust_remote_code=point.model in job.settings.trust)
+    except FileNotFoundError as error:
+        if job.trouble:
+            raise hub.HubError(job.trouble) from error
+        raise
+    return [{"model": model}]
+
+
+def _rows(model, probe: Probe, settings: Settings) -> list[dict]:
+    import torch
+
+    from reptrace import spectra
+    from reptrace.hidden_states import extract
+
+    device = str(next(model.parameters()).device)
+    cuda = device.startswith("cuda")
+    found = extract(model, probe.sequences, settings.layers, settings.batch_size)
+    common = {"device": torch.cuda.get_device_name(device) if cuda else device, "dtype_forward": settings.dtype,
+              "dtype_solve": "float64", "centred": True, "quantity": "covariance eigenvalue",
+              "parameters": model.num_parameters(), "batch_tokens": found.token_budget}
+    return [{**common, "layer": str(layer),
+             **_summary(spectra, matrix.to(device) if cuda else matrix, settings.ranks)}
+            for layer, matrix in found.features.items()]
+
+
+def _summary(spectra, matrix, ranks) -> dict:
+    found = spectra.geometry(matrix, tuple(ranks), shorten=True)
+    s, fit = found.eigenvalues, found.alpha
+    nan = float("nan")
+    return {
+        "dtype_covariance": str(products_dtype(matrix.dtype, len(s))).removeprefix("torch."),
+        "width": len(s), "rankme": found.rankme, "rankme_stderr": found.rankme_stderr,
+        "alpha": fit.alpha if fit else nan, "alpha_stderr": found.alpha_stderr,
+        "alpha_fit_stderr": fit.stderr if fit else nan, "alpha_r2": fit.r2 if fit else nan,
+        "alpha_first_rank": fit.ranks[0] if fit else None, "alpha_last_rank": fit.ranks[1] if fit else None,
+        "participation_ratio": spectra.participation_ratio(s), "stable_rank": spectra.stable_rank(s),
+        **{f"share_top{k}": spectra.variance_share(s, k) for k in SHARES if k <= len(s)},
+        "total_variance": float(s.sum()), "eigenvalues": s.tolist(),
+    }
