@@ -1,88 +1,206 @@
-"""Speed as ratios within one run: the spectrum against scikit-learn's PCA, extraction against two plain loops.
+"""Speed, as ratios within one run and as shares of what the processor can do; memory beside it.
 
     make bench
 
-Each pair is timed alternately, several times, and the ratio is that of the medians. Writes data/results/bench.csv.
+The spectrum is compared with scikit-learn's PCA, the extraction of hidden states with two plain loops, on models of
+random weights. What is compared runs in turn, several times, and medians are taken. Writes data/results/bench.csv; the
+rows of a GPU stay empty, and say so, where there is none.
 """
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
-from reptrace.hidden_states import last_token_states
+from reptrace.hidden_states import extract
 from reptrace.records import provenance, write_atomically
 from reptrace.spectra import eigenspectrum, geometry
 
 OUT = Path(__file__).parents[1] / "data" / "results" / "bench.csv"
+COLUMNS = ("what", "against", "seconds", "against_seconds", "ratio", "required", "required_seconds",
+           "tokens_per_second", "peak_tflops", "peak_share", "required_peak_share", "memory_gb", "against_memory_gb",
+           "token_budget", "repeats", "device", "note")
+NO_GPU = "not yet measured: no GPU on this machine"
+REPEATS = 3
+
+# Width, blocks and heads of three models of Pythia.
+SHAPES = {"70m": (512, 6, 8), "1b": (2048, 16, 8), "6.9b": (4096, 32, 32)}
+SINGLE = "loop over single sequences"
+HEADLESS = "loop over single sequences, head replaced by nn.Identity"
+PADDED = "padded unsorted batches of 16, output_hidden_states"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sequences through a model; `required` is the ratio that must be reached against each loop."""
+
+    shape: str
+    device: str
+    dtype: torch.dtype
+    sequences: int
+    lengths: tuple[int, int]
+    batch_size: int | str
+    required: Mapping[str, float] = field(default_factory=dict)
+    required_share: float | None = None
+
+    @property
+    def name(self) -> str:
+        shortest, longest = self.lengths
+        tokens = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
+        return f"last_token_states, {self.shape} shape, {self.sequences} sequences of {tokens} tokens"
+
+
+CASES = [
+    Case("70m", "cpu", torch.float32, 48, (40, 512), 16, {SINGLE: 2.5, HEADLESS: 0, PADDED: 2.5}),
+    *(Case(shape, "cuda", torch.bfloat16, 512, lengths, "auto", {HEADLESS: 5, PADDED: 2}, 0.5)
+      for shape in ("1b", "6.9b") for lengths in ((64, 512), (512, 512))),
+]
 
 
 def main() -> None:
-    rows = [*spectrum(), *extraction()]
+    rows = [*spectrum(), *gpu_spectrum()]
+    for case in CASES:
+        rows += extraction(case)
     table = pd.DataFrame([{**row, "threads": torch.get_num_threads(), **provenance()} for row in rows])
+    table = table[[*COLUMNS, *table.columns.difference(COLUMNS, sort=False)]]
     write_atomically(OUT, table.to_csv(index=False).encode())
-    print(table[["what", "against", "seconds", "against_seconds", "ratio", "required", "note"]].to_string(index=False))
+    shown = ["what", "against", "seconds", "ratio", "required", "tokens_per_second", "peak_share", "memory_gb", "note"]
+    print(table[shown].to_string(index=False, na_rep=""))
 
 
-def compare(what: str, against: str, ours, theirs, required: float, repeats: int, note: str = "") -> dict:
-    times: tuple[list[float], list[float]] = ([], [])
+def medians(tasks: Mapping[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, float]:
+    """Median seconds of each task; they run in turn, so that whatever slows the machine slows all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(repeats):
-        for task, taken in zip((ours, theirs), times, strict=True):
+        for name, task in tasks.items():
+            wait()
             started = time.perf_counter()
             task()
-            taken.append(time.perf_counter() - started)
-    seconds, against_seconds = (statistics.median(taken) for taken in times)
-    return {"what": what, "against": against, "seconds": round(seconds, 3),
-            "against_seconds": round(against_seconds, 3), "ratio": round(against_seconds / seconds, 2),
-            "required": required, "repeats": repeats, "note": note}
+            wait()
+            taken[name].append(time.perf_counter() - started)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def wait() -> None:
+    """A GPU works on after the call that started it has returned."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def row(what: str, against: str = "", seconds: float | None = None, against_seconds: float | None = None,
+        **more) -> dict:
+    ratio = against_seconds / seconds if seconds and against_seconds else None
+    facts = {"what": what, "against": against, "seconds": seconds, "against_seconds": against_seconds, "ratio": ratio,
+             "repeats": REPEATS if seconds else None, **more}
+    return dict.fromkeys(COLUMNS) | {
+        key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in facts.items()}
+
+
+def gpu_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cuda"
+
+
+def decaying(samples: int, width: int, device: str = "cpu") -> torch.Tensor:
+    """Features in float32 whose covariance has eigenvalues s_i ~ 1/i, in random directions."""
+    generator = torch.Generator(device).manual_seed(0)
+    scale = torch.arange(1, width + 1, device=device) ** -0.5
+    directions, _ = torch.linalg.qr(torch.randn(width, width, generator=generator, device=device))
+    return torch.randn(samples, width, generator=generator, device=device) * scale @ directions
 
 
 def spectrum() -> list[dict]:
-    """15,000 x 2048 float32 features with s_i ~ 1/i: eigenvalues, and geometry with its standard errors."""
+    """Eigenvalues of 15,000 x 2048 on the CPU against a full PCA, and geometry with its standard errors."""
     from sklearn.decomposition import PCA
 
-    rng = np.random.default_rng(0)
-    directions, _ = np.linalg.qr(rng.standard_normal((2048, 2048)))
-    features = (rng.standard_normal((15_000, 2048)) * np.arange(1, 2049) ** -0.5 @ directions).astype(np.float32)
+    features = decaying(15_000, 2048).numpy()
     ours = eigenspectrum(features)
     pca = PCA(svd_solver="full").fit(features)
     theirs = pca.explained_variance_ * (len(features) - 1) / len(features)
     difference = np.abs(ours[:1000] / theirs[:1000] - 1).max()
-    note = f"eigenvalues agree to {difference:.1e} relative over the top 1000"
-    fit = lambda: PCA(svd_solver="full").fit(features)  # noqa: E731
+    seconds = medians({"ours": lambda: eigenspectrum(features), "geometry": lambda: geometry(features),
+                       "pca": lambda: PCA(svd_solver="full").fit(features)})
     size = "15000 x 2048 float32"
-    return [compare(f"eigenspectrum, {size}", "sklearn PCA(svd_solver='full')", lambda: eigenspectrum(features), fit,
-                    10, 3, note),
-            compare(f"geometry with standard errors, {size}", "eigenspectrum alone", lambda: geometry(features),
-                    lambda: eigenspectrum(features), 0, 3)]
+    return [row(f"eigenspectrum, {size}", "sklearn PCA(svd_solver='full')", seconds["ours"], seconds["pca"],
+                required=10, device="cpu", note=f"eigenvalues agree to {difference:.1e} relative over the top 1000"),
+            row(f"geometry with standard errors, {size}", "eigenspectrum alone", seconds["geometry"], seconds["ours"],
+                required=0, device="cpu")]
 
 
-def extraction() -> list[dict]:
-    """GPT-NeoX of pythia-70m's shape, random weights, 48 sequences of 40 to 512 tokens, float32."""
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+def gpu_spectrum() -> list[dict]:
+    """Covariance and eigenvalues of 15,000 x 4096 features that are on the GPU."""
+    what, facts = "eigenspectrum, 15000 x 4096 float32", {"required_seconds": 2, "device": gpu_name()}
+    if not torch.cuda.is_available():
+        return [row(what, **facts, note=NO_GPU)]
+    features = decaying(15_000, 4096, "cuda")
+    _, taken = memory("cuda", lambda: eigenspectrum(features))  # and a first call, which takes longer
+    return [row(what, seconds=medians({what: lambda: eigenspectrum(features)})[what], memory_gb=taken, **facts)]
 
+
+def extraction(case: Case) -> list[dict]:
+    """A row for each loop that `last_token_states` is compared with."""
+    if case.device == "cuda" and not torch.cuda.is_available():
+        return [row(case.name, loop, required=required, required_peak_share=case.required_share, device=gpu_name(),
+                    note=NO_GPU) for loop, required in case.required.items()]
+    model, rng = random_model(case), np.random.default_rng(0)
+    shortest, longest = case.lengths
+    sequences = [rng.integers(0, 50_000, n).tolist() for n in rng.integers(shortest, longest + 1, case.sequences)]
+
+    def ours():
+        return extract(model, sequences, batch_size=case.batch_size)
+
+    tasks = {name: loop for name, loop in loops(model, sequences).items() if name in case.required}
+    found, taken = memory(case.device, ours)
+    theirs = {name: memory(case.device, loop) for name, loop in tasks.items()}
+    peak = matmul_peak(case.device, case.dtype)
+    seconds = medians({"ours": ours, **tasks})
+    common = {"tokens_per_second": round(sum(map(len, sequences)) / seconds["ours"]), "peak_tflops": peak / 1e12,
+              "peak_share": operations(model, sequences) / seconds["ours"] / peak, "memory_gb": taken,
+              "required_peak_share": case.required_share, "token_budget": found.token_budget,
+              "device": gpu_name() if case.device == "cuda" else "cpu"}
+    precision = str(case.dtype).removeprefix("torch.")
+    return [row(case.name, name, seconds["ours"], seconds[name], required=case.required[name], **common,
+                against_memory_gb=their_memory,
+                note=f"states agree to {worst(states, found.features['final']):.0e}; peak: {precision} matmul")
+            for name, (states, their_memory) in theirs.items()]
+
+
+def random_model(case: Case) -> nn.Module:
+    from transformers import AutoModelForCausalLM, GPTNeoXConfig
+
+    width, blocks, heads = SHAPES[case.shape]
+    config = GPTNeoXConfig(vocab_size=50_304, hidden_size=width, num_hidden_layers=blocks, num_attention_heads=heads,
+                           intermediate_size=4 * width, max_position_embeddings=2048)
     torch.manual_seed(0)
-    config = GPTNeoXConfig(vocab_size=50_304, hidden_size=512, num_hidden_layers=6, num_attention_heads=8,
-                           intermediate_size=2048, max_position_embeddings=2048)
-    model = GPTNeoXForCausalLM(config).eval()
-    rng = np.random.default_rng(0)
-    sequences = [rng.integers(0, 50_000, length).tolist() for length in rng.integers(40, 513, 48)]
-    tokens = sum(map(len, sequences))
+    with torch.device(case.device):
+        return AutoModelForCausalLM.from_config(config, dtype=case.dtype).eval()
+
+
+def loops(model: nn.Module, sequences: list[list[int]]) -> dict[str, Callable[[], torch.Tensor]]:
+    """What one would write first: states of the last tokens, shape (M, d)."""
+    device = model.device
 
     @torch.inference_mode()
     def single():
-        return torch.stack([model(torch.tensor([s]), output_hidden_states=True).hidden_states[-1][0, -1]
+        return torch.stack([model(torch.tensor([s], device=device), output_hidden_states=True).hidden_states[-1][0, -1]
                             for s in sequences])
 
     @torch.inference_mode()
-    def single_without_head():
-        return torch.stack([model.base_model(torch.tensor([s]), use_cache=False).last_hidden_state[0, -1]
-                            for s in sequences])
+    def headless():
+        head = model.get_output_embeddings()
+        model.set_output_embeddings(nn.Identity())
+        try:
+            return torch.stack([model(torch.tensor([s], device=device)).logits[0, -1].clone() for s in sequences])
+        finally:
+            model.set_output_embeddings(head)
 
     @torch.inference_mode()
     def padded():
@@ -91,23 +209,70 @@ def extraction() -> list[dict]:
             batch = sequences[start : start + 16]
             ids = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.long)
             mask = torch.zeros_like(ids)
-            for row, s in enumerate(batch):
-                ids[row, : len(s)], mask[row, : len(s)] = torch.tensor(s), 1
+            for number, s in enumerate(batch):
+                ids[number, : len(s)], mask[number, : len(s)] = torch.tensor(s), 1
+            ids, mask = ids.to(device), mask.to(device)
             hidden = model(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
-            rows.append(hidden[torch.arange(len(batch)), mask.sum(1) - 1])
+            rows.append(hidden[torch.arange(len(batch), device=device), mask.sum(1) - 1])
         return torch.cat(rows)
 
-    def ours():
-        return last_token_states(model, sequences)["final"]
+    return {SINGLE: single, HEADLESS: headless, PADDED: padded}
 
-    reference, rows = ours(), []
-    for name, loop, required in (("loop over single sequences", single, 2.5),
-                                 ("loop over single sequences, without LM head", single_without_head, 0),
-                                 ("padded unsorted batches of 16, output_hidden_states", padded, 2.5)):
-        worst = float((loop() - reference).abs().max() / reference.abs().max())
-        row = compare("last_token_states, 70m shape", name, ours, loop, required, 3, f"states agree to {worst:.0e}")
-        rows.append(row | {"note": f"{tokens / row['seconds']:,.0f} tokens a second; {row['note']}"})
-    return rows
+
+def worst(states: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((states.cpu().float() - reference).abs().max() / reference.abs().max())
+
+
+def operations(model: nn.Module, sequences: list[list[int]]) -> float:
+    """Floating-point operations of the decoder on these sequences, without padding.
+
+    Two for each parameter but the embeddings and each token; and for the causal attention of n tokens, in every block,
+    n^2 / 2 pairs, with a product of width d for the score and one for the value: 2 n^2 d. The last block is counted in
+    full, though its MLP is run on one token a sequence: 2 to 11 % of the whole that were not done (32 to 6 blocks).
+    """
+    decoder = model.base_model
+    parameters = sum(p.numel() for p in decoder.parameters()) - decoder.get_input_embeddings().weight.numel()
+    lengths = np.array([len(sequence) for sequence in sequences], float)
+    attention = 2 * decoder.config.hidden_size * decoder.config.num_hidden_layers * (lengths**2).sum()
+    return float(2 * parameters * lengths.sum() + attention)
+
+
+def matmul_peak(device: str, dtype: torch.dtype) -> float:
+    """Operations a second in a large square product: the best of several, which nothing on this device exceeds."""
+    size, times = (8192, 20) if device == "cuda" else (2048, 1)
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        wait()
+        started = time.perf_counter()
+        for _ in range(times):
+            left @ right
+        wait()
+        best = min(best, (time.perf_counter() - started) / times)
+    return 2 * size**3 / best
+
+
+def memory(device: str, task: Callable[[], object]) -> tuple[object, float | None]:
+    """A task's result, and the most memory it took at once beyond what there was already (the weights, say), in GB.
+
+    On a GPU that of tensors; on the CPU that of the process, which Linux alone tells: None elsewhere.
+    """
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        return task(), (torch.cuda.max_memory_allocated() - before) / 1e9
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # hand back what earlier tasks left free, or it would be used unseen
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = resident("VmRSS")
+    except (OSError, AttributeError):
+        return task(), None
+    return task(), (resident("VmHWM") - before) / 1e9
+
+
+def resident(kind: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
 
 
 if __name__ == "__main__":

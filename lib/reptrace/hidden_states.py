@@ -191,9 +191,9 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
     device, dtype = placement(device, dtype)
     source = (name, revision, cache_dir)
     weights, trust = getattr(torch, dtype), {"trust_remote_code": trust_remote_code}
-    if device != AUTO:
+    if device != AUTO and not trust_remote_code:  # a repository's own code may not build on the device "meta"
         config = from_pretrained(AutoConfig, *source, **trust)
-        batches.check_memory(_bytes(config, weights, trust), torch.device(device), f"the model {name!r} in {dtype}")
+        batches.check_memory(_bytes(config, weights), torch.device(device), f"the model {name!r} in {dtype}")
     # Straight to the GPU, so that the CPU's memory need not hold the model.
     spread = {} if device == "cpu" else {"device_map": AUTO if device == AUTO else torch.device(device)}
     model, report = from_pretrained(AutoModel, *source, dtype=weights, output_loading_info=True, weights_only=True,
@@ -270,12 +270,12 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _bytes(config, dtype: torch.dtype, trust: dict) -> int:
+def _bytes(config, dtype: torch.dtype) -> int:
     """Size of a decoder's weights, from its shape: it is built on the device "meta", which takes no memory."""
     from transformers import AutoModel
 
     with _LOADING, torch.device("meta"):
-        model = AutoModel.from_config(config, dtype=dtype, **trust)
+        model = AutoModel.from_config(config, dtype=dtype, trust_remote_code=False)
     return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
 
 
