@@ -37,3 +37,9 @@ def steps(table: str, model: str) -> list[int]:
     """Published steps of a model from a table of columns model, step."""
     rows = pd.read_csv(FOLDER / table)
     return sorted(rows[rows.model == model].step.tolist())
+
+
+def pythia_accuracy(task: str) -> dict[str, pd.DataFrame]:
+    """EleutherAI's own evaluations: model ("pythia-1b") -> step, value (accuracy, 0 to 1), stderr."""
+    rows = pd.read_csv(FOLDER / "pythia_evals.csv").query("task == @task")
+    return {model: group.reset_index(drop=True) for model, group in rows.groupby("model")}
