@@ -42,6 +42,18 @@ def test_a_failed_checkpoint_is_a_mark_and_a_gap(run):
     assert list(mark.get_xdata()) == [4000.0]
 
 
+def test_known_faults_and_doubted_checkpoints_are_marked(run):
+    run.loc[3, ["rankme", "rankme_stderr"]] = np.nan
+    run.loc[3, "status"] = "quarantined"
+    run["same_weights_as"] = [None] * 9 + ["step1"]
+    run["same_geometry_as"] = [None, "step7", *[None] * 8]
+    with figures.style():
+        _, axes = figures.grid(1, 1)
+        figures.trajectory(axes[0, 0], run, "rankme", find_phases(run.tokens, run.rankme, run.rankme_stderr))
+    marks = {line.get_marker(): list(line.get_xdata()) for line in axes[0, 0].lines}
+    assert marks["|"] == [4000.0] and marks["o"] == [1000.0, 256000.0]
+
+
 def test_the_fitted_line_lies_on_a_power_law():
     s = np.arange(1, 201) ** -1.5
     with figures.style():

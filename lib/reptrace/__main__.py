@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 EPILOG = """examples:
@@ -42,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--text", required=True, nargs="+", help=TEXT)
     add("--checkpoints", type=int, metavar="N", help="of each suite, spread on a log scale (default: all)")
     add("--refine", type=int, default=0, metavar="N", help="so many more of each suite, where its RankMe bends")
+    add("--stages", nargs="+", default=[], metavar="STAGE", help='only these ("pretraining", "RLVR"; default: all)')
     add("--faulty", action="store_true", help="measure checkpoints with a known fault too")
     add("--dry-run", action="store_true", help="print what would be done, with bytes, operations and hours; do nothing")
     add("--gpu", default="H100", help="that the hours of a dry run are for (default H100)")
@@ -135,21 +137,24 @@ def _sweep(options) -> int:
 
     if options.dry_run:
         return _dry_run([suites.suite(name, *options.suites) for name in options.names], options)
-    out, client = _out(options), None
-    if options.scheduler:
-        from distributed import Client
-
-        is_file = Path(options.scheduler).is_file()
-        client = Client(**({"scheduler_file": options.scheduler} if is_file else {"address": options.scheduler}))
-    table = sweep(options.names, options.text, out, options.checkpoints, options.refine, options.sequences,
-                  options.max_length, min(options.min_length, options.max_length), options.seed, options.suites,
-                  workers=options.workers, client=client, disk=options.disk and int(options.disk * 1e9),
-                  keep=options.keep, trust=options.trust, faulty=options.faulty, **_settings(options))
+    out = _out(options)
+    with _client(options.scheduler) if options.scheduler else nullcontext() as client:
+        table = sweep(options.names, options.text, out, options.checkpoints, options.refine, options.sequences,
+                      options.max_length, min(options.min_length, options.max_length), options.seed, options.suites,
+                      options.stages, workers=options.workers, client=client,
+                      disk=options.disk and int(options.disk * 1e9), keep=options.keep, trust=options.trust,
+                      faulty=options.faulty, **_settings(options))
     _print(table)
     for suite, rows in table.groupby("suite", sort=False):
         for number, (_, part) in enumerate(rows.groupby("probe_fingerprint", sort=False)):
             _draw(part, out / f"{suite}{f'-{number + 1}' if number else ''}.svg")
     return _write_out(table, out)
+
+
+def _client(scheduler: str):
+    from distributed import Client
+
+    return Client(**({"scheduler_file": scheduler} if Path(scheduler).is_file() else {"address": scheduler}))
 
 
 def _dry_run(chosen, options) -> int:

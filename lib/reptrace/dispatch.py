@@ -8,10 +8,12 @@ small table. With each job it is told its next one, whose weights it fetches mea
 from __future__ import annotations
 
 import errno
+import os
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -27,19 +29,26 @@ from reptrace.suites import Checkpoint
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+DIED = "the worker died (out of memory? a smaller batch needs less)"
 POLL = 0.3  # seconds between two looks at the cluster's workers
+FETCH = 30  # seconds that a small table may take from a worker
 DEATHS = 3  # workers that one job may take with it
 _downloads: dict[tuple, Downloads] = {}  # of this process
 _probes: dict[str, Probe] = {}  # that a worker was given, by fingerprint
+_unwanted: set[str] = set()  # commits that this process was to fetch ahead for a sweep that has ended since
 
 
-def work_off(jobs: Sequence[Job], store: Store, client=None, disk: int | None = None, keep: bool = False,
+def unfinished(jobs: Sequence[Job], store: Store) -> list[Job]:
+    """Jobs that lack a good record of one of their probes at least."""
+    return [job for job in jobs if not all(store.done(job.identity(probe)) for probe in job.probes)]
+
+
+def work_off(missing: Sequence[Job], store: Store, client=None, disk: int | None = None, keep: bool = False,
              progress: bool = True) -> None:
-    """Do what is missing of these jobs and write it to the store; other sweeps' share is waited for.
+    """Do these jobs and write them to the store; other sweeps' share is waited for.
 
     Running out of disk, here or on a worker, stops the work once what is under way has been written.
     """
-    missing = [job for job in jobs if not all(store.done(job.identity(probe)) for probe in job.probes)]
     weight = {job.checkpoint: job.files.bytes if job.files else 1 for job in missing}
     bar = tqdm(total=sum(weight.values()) or 1, desc="tracing", disable=not progress or not missing,
                bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]")
@@ -159,14 +168,35 @@ def local_cluster(workers: int, device: str | None = None) -> Iterator:
     gpus = torch.cuda.device_count() if (device or "cuda").startswith("cuda") else 0
     if gpus and workers > gpus:
         raise ValueError(f"{workers} workers were asked for, this machine has {gpus} GPUs: one checkpoint a GPU.")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
     any_port = {"dashboard_address": "127.0.0.1:0"}  # otherwise all want the same one
     options = {"nthreads": 1, "memory_limit": 0, **any_port}
     specs = {k: {"cls": Nanny, "options": {**options, **(
-        {"env": {"CUDA_VISIBLE_DEVICES": str(k)}, "resources": {"GPU": 1}} if gpus else {})}} for k in range(workers)}
+        {"env": {"CUDA_VISIBLE_DEVICES": visible[k]}, "resources": {"GPU": 1}} if gpus else {})}}
+        for k in range(workers)}
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, **any_port}}
-    with SpecCluster(specs, scheduler=scheduler, silence_logs=40) as cluster, Client(cluster) as client:
-        client.wait_for_workers(workers)
-        yield client
+    with ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(SpecCluster(specs, scheduler=scheduler, silence_logs=40))
+        except RuntimeError as error:
+            raise RuntimeError(f"no worker processes could be started ({error}): they import the script that starts "
+                               'them, which must do its work under `if __name__ == "__main__":`.') from error
+        yield stack.enter_context(Client(cluster))
+
+
+def on_a_worker(client: Client, function: Callable, *arguments):
+    """What a function says on one of the workers that would measure; the first worker is waited for."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    if not workers:
+        tqdm.write("waiting for the cluster's first worker", file=sys.stderr)
+        client.wait_for_workers(1)
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+    gpu = {"GPU": 1} if _have_gpus(workers) else None
+    return client.submit(function, *arguments, resources=gpu, pure=False).result()
+
+
+def _have_gpus(workers: Mapping[str, Mapping]) -> bool:
+    return any(worker["resources"].get("GPU", 0) >= 1 for worker in workers.values())
 
 
 @dataclass
@@ -174,6 +204,7 @@ class _Slot:
     """One place to measure at: a GPU or a thread of a worker."""
 
     address: str
+    resources: dict[str, float] | None
     future: Future | None = None
     job: Job | None = None
     following: Job | None = None
@@ -185,7 +216,7 @@ class _Cluster:
     def __init__(self, client: Client, queue: Queue, disk: int | None, keep: bool):
         self.client, self.queue, self.options = client, queue, (disk, keep)
         self.slots: list[_Slot] = []
-        self.resources: dict[str, float] | None = None
+        self.gpus = False  # whether a worker has declared one: then new workers without are left alone
         self.given: set[tuple[str, str]] = set()  # (worker, probe)
         self.stop: OSError | None = None
 
@@ -198,8 +229,22 @@ class _Cluster:
                 if self.stop and not any(slot.job for slot in self.slots):
                     raise self.stop
                 self._wait()
+        except Exception as error:
+            if self.client.status != "running":
+                raise ConnectionError("the connection to the Dask scheduler was lost. What is measured is kept; call "
+                                      "again with a client of a cluster that runs.") from error
+            raise
         finally:
-            self.client.cancel([slot.future for slot in self.slots if slot.future is not None])
+            if self.client.status == "running":
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Cancel what is under way, and delete what was fetched ahead: its lock would keep others waiting for it."""
+        self.client.cancel([slot.future for slot in self.slots if slot.future is not None])
+        for slot in self.slots:
+            if slot.following and slot.following.files:
+                with suppress(Exception):  # the worker has gone, and its lock with it
+                    self.client.run(_leave, slot.following.files.commit, *self.options, workers=[slot.address])
 
     def _see_workers(self) -> None:
         """Slots for workers that have come; the jobs of those that have gone go back into the queue."""
@@ -210,21 +255,20 @@ class _Cluster:
                 self.queue.give_back(slot.following)
             if slot.job:
                 self.client.cancel([slot.future])
-                self.queue.died(slot.job, "the worker died (out of memory? a smaller batch needs less)")
+                self.queue.died(slot.job, DIED)
         known = {slot.address for slot in self.slots}
-        gpus = any("GPU" in worker["resources"] for worker in workers.values())
-        self.resources = {"GPU": 1} if gpus else None
+        self.gpus = self.gpus or _have_gpus(workers)
         for address, worker in workers.items():
             if address not in known:
-                places = int(worker["resources"].get("GPU", 0)) if gpus else worker["nthreads"]
-                self.slots += [_Slot(address) for _ in range(places)]
+                places = int(worker["resources"].get("GPU", 0)) if self.gpus else worker["nthreads"]
+                self.slots += [_Slot(address, {"GPU": 1} if self.gpus else None) for _ in range(places)]
         if not self.slots:
             self.queue.say("no workers yet")
 
     def _serve(self, slot: _Slot) -> None:
         """Take in what a slot has finished and hand it the next job."""
-        if slot.future is not None and slot.future.done():
-            self._take_in(slot)
+        if slot.future is not None and slot.future.done() and not self._take_in(slot):
+            return  # first to see whether its worker is still there
         if slot.job is None and not self.stop:
             slot.job, slot.following = slot.following or self.queue.take(), None
             if slot.job:
@@ -232,24 +276,39 @@ class _Cluster:
                 self._submit(slot)
 
     def _submit(self, slot: _Slot) -> None:
+        """The job in a slot to its worker."""
         probes = {probe.fingerprint: probe for probe in slot.job.probes}
         new = {key: probe for key, probe in probes.items() if (slot.address, key) not in self.given}
-        if new:  # straight to the worker and once: not through the scheduler with every job
-            self.client.run(_give, new, workers=[slot.address])
+        if new:  # once to a worker, not with every job
+            try:
+                self.client.run(_give, new, workers=[slot.address])
+            except Exception as error:  # most likely it has gone since the last look
+                job, slot.job = slot.job, None
+                self.queue.died(job, f"a worker did not take the probes ({type(error).__name__}: {error})")
+                return
             self.given |= {(slot.address, key) for key in new}
         light = [replace(job, probes=()) if job else None for job in (slot.job, slot.following)]
         slot.future = self.client.submit(_on_worker, *light, list(probes), *self.options, workers=[slot.address],
-                                         allow_other_workers=False, resources=self.resources, pure=False)
+                                         allow_other_workers=False, resources=slot.resources, pure=False)
 
-    def _take_in(self, slot: _Slot) -> None:
-        job, future, slot.job, slot.future = slot.job, slot.future, None, None
-        if future.status == "finished":
-            return self.queue.finish(job, future.result())
-        error = future.exception()
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            self.stop = error
-        self.given = {pair for pair in self.given if pair[0] != slot.address}
-        return self.queue.died(job, f"{type(error).__name__} on the worker: {error}")
+    def _take_in(self, slot: _Slot) -> bool:
+        """Write what a slot's worker has measured; False where there is nothing, because it failed or died."""
+        from distributed import KilledWorker
+
+        try:
+            results = slot.future.result(timeout=FETCH)
+        except Exception as error:
+            if slot.future.status in ("error", "cancelled"):
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                    self.stop = error
+                self.given = {pair for pair in self.given if pair[0] != slot.address}
+                job, slot.job, slot.future = slot.job, None, None
+                self.queue.died(job, DIED if isinstance(error, KilledWorker) else
+                                f"{type(error).__name__} on the worker: {error}")
+            return False  # else: lost with its worker, as the next look at the workers will show
+        job, slot.job, slot.future = slot.job, None, None
+        self.queue.finish(job, results)
+        return True
 
     def _wait(self) -> None:
         from distributed import wait
@@ -263,7 +322,19 @@ def _give(probes: dict[str, Probe]) -> None:
     _probes.update(probes)
 
 
+def _leave(commit: str, *options) -> None:
+    _unwanted.add(commit)  # a job that still runs here may yet begin to fetch it
+    if options in _downloads:
+        _downloads[options].close()
+
+
 def _on_worker(job: Job, following: Job | None, probes: list[str], disk: int | None, keep: bool) -> list[list[dict]]:
     """`measured`, in a worker's process, whose downloads outlive the job."""
     downloads = _downloads.setdefault((disk, keep), Downloads(disk, keep))
-    return measured(replace(job, probes=tuple(_probes[key] for key in probes)), following, downloads)
+    ahead = following.files.commit if following and following.files else None
+    _unwanted.difference_update({job.files and job.files.commit, ahead})
+    try:
+        return measured(replace(job, probes=tuple(_probes[key] for key in probes)), following, downloads)
+    finally:
+        if ahead in _unwanted:
+            downloads.close()

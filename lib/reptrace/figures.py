@@ -22,6 +22,7 @@ PHASE_LINES = {"warmup": ":", "entropy-seeking": "-", "compression-seeking": "--
 QUANTITIES = {"rankme": "RankMe (eigenvalues, centred)", "alpha": r"$\alpha$-ReQ",
               "loss": "training loss (nats a token)",
               "gradient_norm": "gradient norm", "learning_rate": "learning rate", "tokens": "training tokens"}
+GAPS = {"failed": ("x", "crimson"), "quarantined": ("|", "grey")}  # marks of checkpoints without a number
 COLUMN = 2.5  # inches, width of one panel: three of them fill a page of the book
 
 
@@ -52,7 +53,7 @@ def grid(rows: int, columns: int, height: float = 2.2, width: float = COLUMN, **
 
 def trajectory(ax, table: pd.DataFrame, quantity: str, phases: Phases | None = None, colour="black",
                label: str | None = None, shade: bool = True) -> None:
-    """A quantity by tokens: line style by phase, 95 % interval as a band, gaps marked at the bottom.
+    """A quantity by tokens: line style by phase, 95 % interval as a band; gaps and known faults marked at the bottom.
 
     Parameters
     ----------
@@ -72,9 +73,13 @@ def trajectory(ax, table: pd.DataFrame, quantity: str, phases: Phases | None = N
             ax.axvspan(x[first], x[last], color=PHASE_COLOURS[name], alpha=0.13, linewidth=0)
     if label:
         ax.plot([], [], color=colour, label=label)
-    failed = table.loc[table["status"] == "failed", "tokens"]
-    if len(failed):
-        ax.plot(failed, np.full(len(failed), 0.03), "x", color="crimson", transform=ax.get_xaxis_transform())
+    for status, (marker, shade_of) in GAPS.items():
+        gaps = table.loc[table["status"] == status, "tokens"]
+        if len(gaps):
+            ax.plot(gaps, np.full(len(gaps), 0.03), marker, color=shade_of, transform=ax.get_xaxis_transform())
+    doubted = table.reindex(columns=["same_weights_as", "same_geometry_as"]).notna().any(axis=1)
+    if doubted.any():
+        ax.plot(x[doubted], y[doubted], "o", color="crimson", markerfacecolor="none", markersize=6)
     ax.set_ylabel(QUANTITIES.get(quantity, quantity))
 
 

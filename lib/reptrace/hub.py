@@ -6,7 +6,6 @@ Answers come with their reason when there is none: a repository that is gated, m
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 SMALL = re.compile(r"[^/]*\.(json|txt|model|jinja|py)")
 WEIGHTS = {"safetensors": re.compile(r"model([-.][^/]*)?\.safetensors"),
            "bin": re.compile(r"pytorch_model([-.][^/]*)?\.bin")}
-ATTEMPTS, LONGEST_WAIT = 5, 60  # of one request; seconds between two
+ATTEMPTS, LONGEST_WAIT = 5, 600  # of one request; seconds between two (the hub counts requests by 5 minutes)
 
 
 class HubError(RuntimeError):
@@ -45,7 +44,7 @@ class Files:
 
     @property
     def weights(self) -> frozenset[tuple[str, str]]:
-        """Names and hashes of the weight files: equal for two commits if and only if their weights are."""
+        """Names and hashes of the weight files: two commits with the same ones have the same weights."""
         return frozenset((name, digest) for name, (_, digest) in self.needed.items() if digest and is_weights(name))
 
 
@@ -93,9 +92,13 @@ def reachable() -> bool:
     return not constants.HF_HUB_OFFLINE
 
 
-@lru_cache(maxsize=4096)  # a commit never changes
-def files(repository: str, commit: str) -> Files:
+def files(repository: str, revision: str) -> Files:
     """Files of a commit that opening its model needs, with sizes and hashes; safetensors are preferred to .bin."""
+    return _files(repository, revision if COMMIT.fullmatch(revision) else _info(repository, revision).sha)
+
+
+@lru_cache(maxsize=4096)  # a commit never changes
+def _files(repository: str, commit: str) -> Files:
     siblings = _info(repository, commit, files_metadata=True).siblings or []
     listed = {s.rfilename: (s.size or 0, s.lfs.sha256 if s.lfs else None) for s in siblings}
     chosen: set[str] = set()
@@ -141,9 +144,9 @@ def _info(repository: str, revision: str, **options):
 
 
 def asked(repository: str, request: Callable, revision: str | None = None):
-    """The answer to a request, tried again after short failures; every other failure as a HubError.
+    """The answer to a request, tried again after short failures; every other failure of the hub as a HubError.
 
-    Running out of disk space is let through as it is.
+    What is wrong with this machine (no space left, no permission) is let through as it is.
     """
     import httpx2
     from huggingface_hub.errors import (
@@ -160,10 +163,20 @@ def asked(repository: str, request: Callable, revision: str | None = None):
             return error.response.status_code == 429 or error.response.status_code >= 500
         return isinstance(error, httpx2.TransportError) and not isinstance(error, httpx2.ConnectError)
 
+    def plain():
+        try:
+            return request()
+        except LocalEntryNotFoundError as error:  # looked for in the cache only after this had gone wrong
+            raise error.__cause__ or error from None
+        except RuntimeError as error:  # when one thread loses its connection, the client closes what all of them share
+            if "has been closed" not in str(error):
+                raise
+            raise httpx2.ReadError(str(error)) from error
+
     at = f"{repository!r}{f' at revision {revision!r}' if revision else ''}"
     try:
         return Retrying(retry=retry_if_exception(short), stop=stop_after_attempt(ATTEMPTS), wait=_wait,
-                        reraise=True)(request)
+                        reraise=True)(plain)
     except GatedRepoError as error:
         raise HubError(f"{at} is gated: accept its terms on its page, then log in (`hf auth login`) or set "
                        "HF_TOKEN.") from error
@@ -176,17 +189,21 @@ def asked(repository: str, request: Callable, revision: str | None = None):
         code = error.response.status_code
         known = "the hub knows no such repository, or not with this token" if code in (401, 404) else f"code {code}"
         raise HubError(f"{at}: {known}.") from error
-    except (httpx2.HTTPError, LocalEntryNotFoundError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (httpx2.HTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno and not isinstance(error, (ConnectionError, TimeoutError)):
             raise
         raise HubError(f"{at}: the connection to the hub failed ({type(error).__name__}: {error}).") from error
 
 
 def _wait(state) -> float:
     """Seconds before the next attempt: 1, 2, 4, ..., or what the hub asks for, up to LONGEST_WAIT."""
+    from huggingface_hub.utils import parse_ratelimit_headers
+
     response = getattr(state.outcome.exception(), "response", None)
-    stated = response.headers.get("Retry-After", "") if response is not None else ""
-    return min(LONGEST_WAIT, max(2.0 ** (state.attempt_number - 1), float(stated) if stated.isdigit() else 0))
+    headers = response.headers if response is not None else {}
+    stated, limit = headers.get("Retry-After", ""), parse_ratelimit_headers(headers)
+    asked_for = float(stated) if stated.isdigit() else limit.reset_in_seconds if limit and not limit.remaining else 0
+    return min(LONGEST_WAIT, max(2.0 ** (state.attempt_number - 1), asked_for))
 
 
 def _near_revisions(repository: str, revision: str) -> str:

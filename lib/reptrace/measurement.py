@@ -135,9 +135,13 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
 
 
 def _opened(job: Job, cache_dir: str | Path | None) -> list[dict]:
+    from huggingface_hub import constants
+
     from reptrace.hidden_states import load
 
     point = job.checkpoint
+    if job.trouble:  # what lies complete in the user's cache will do; nothing is fetched past the checks and the budget
+        cache_dir = point.cache_dir or constants.HF_HUB_CACHE
     # by its commit, so that what is measured is what the identity says even if the branch moves meanwhile
     revision = None if os.path.isdir(point.model) else job.weights
     try:

@@ -129,7 +129,8 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
     tokens : array, shape (n,), increasing
         Training tokens seen (or steps).
     values, stderr : array, shape (n,), positive
-        The quantity (RankMe) and its standard error at each checkpoint. Gaps (nan) are left out.
+        The quantity (RankMe) and its standard error at each checkpoint. Gaps (nan) are left out; with fewer than three
+        values, no phase is seen.
     level : float, default 0.95
         Share of trajectories without a fall in which none is found, and of those without a rise, each; also the level
         of the intervals.
@@ -146,7 +147,7 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
                          f"{tokens.shape}, {values.shape}, {stderr.shape}.")
     present = np.flatnonzero(np.isfinite(values))
     if len(present) < 3:
-        raise ValueError(f"phases need at least three measured checkpoints, got {len(present)}.")
+        return Phases(None, None, None, None, None, [])
     t, y, se = tokens[present], values[present], stderr[present]
     if not (np.diff(t) > 0).all() or (y <= 0).any() or not (se > 0).all():
         raise ValueError("tokens must increase, values and standard errors must be positive.")

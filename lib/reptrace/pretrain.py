@@ -95,6 +95,10 @@ class Run:
         return self.batch * self.context
 
     @property
+    def training_tokens(self) -> int:
+        return self.steps * self.tokens_per_step
+
+    @property
     def checkpoint_steps(self) -> list[int]:
         return log_spaced(self.steps)
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from reptrace import corpora
+from reptrace import corpora, suites
 from reptrace.pretrain import Run, Suite
 from reptrace.processes import cores
 from reptrace.records import Store, provenance
-from reptrace.sweep import trace
+from reptrace.sweep import sweep, trace
 
 ROOT = Path(__file__).parents[2]
 CORPORA = ROOT / "build" / "corpora"  # read once for all profiles
@@ -57,8 +57,13 @@ class Profile:
     build: str
 
     @classmethod
-    def of(cls, parameters: Mapping) -> Profile:
-        """From a notebook's variables or a parameters file; keys that are not a profile's are left alone."""
+    def of(cls, parameters: Mapping) -> Profile | HubProfile:
+        """From a notebook's variables or a parameters file; keys that are not a profile's are left alone.
+
+        With `suites`, those of the hub instead of a suite trained here: see `HubProfile`.
+        """
+        if parameters.get("suites"):
+            return HubProfile.of(parameters)
         needed = [*TRAINING_KEYS, "sizes", "corpus", "sequences", "min_length", "alpha_ranks", "build"]
         missing = [key for key in needed if key not in parameters]
         if missing:
@@ -110,6 +115,15 @@ class Profile:
     def store(self) -> Store:
         return Store(self.folder / "records")
 
+    @property
+    def text(self) -> str:
+        """Which text it is, for what depends on it."""
+        return self.texts[0].fingerprint
+
+    def log(self, run: Run) -> pd.DataFrame:
+        """Training log of a run, see `pretrain`."""
+        return self.suite.log(run)
+
     def probe(self, run: Run) -> corpora.Probe:
         return corpora.probe(self.texts[1], self.suite.tokenizer(run.vocabulary), self.sequences, run.context,
                              self.min_length)
@@ -146,16 +160,108 @@ class Profile:
                    corpus=self.texts[0].fingerprint, **setting)
 
 
-def footer(profile: Profile, started: float, tables: Mapping[Run, pd.DataFrame] | None = None) -> str:
+@dataclass(frozen=True)
+class HubRun:
+    """Pretraining of a registered suite, with the attributes of `pretrain.Run` that pages show; nan where not known."""
+
+    name: str
+    layers: float
+    width: float
+    vocabulary: float
+    parameters: float
+    steps: int
+    training_tokens: int
+
+
+@dataclass(frozen=True)
+class HubProfile:
+    """Registered suites of the hub, in place of a suite trained here: what a page asks of either is the same.
+
+    Parameters
+    ----------
+    suites : list of str
+        Names, see `suites.registered`; of each, the stage "pretraining".
+    checkpoints, refine : int
+        Of each suite, see `sweep.sweep`.
+    corpus, sequences, min_length, alpha_ranks, build : as of `Profile`
+    context : int
+        Tokens of a probe sequence at most.
+    """
+
+    suites: tuple[str, ...]
+    checkpoints: int
+    refine: int
+    corpus: str
+    sequences: int
+    context: int
+    min_length: int
+    alpha_ranks: tuple[int, int]
+    build: str
+
+    STAGE = "pretraining"
+
+    @classmethod
+    def of(cls, parameters: Mapping) -> HubProfile:
+        names = [field for field in cls.__dataclass_fields__ if field in parameters]
+        if missing := set(cls.__dataclass_fields__) - set(names):
+            raise KeyError(f"the parameters lack {', '.join(sorted(missing))}; notebooks/params/paper.yaml has all.")
+        values = {name: parameters[name] for name in names}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    @cached_property
+    def folder(self) -> Path:
+        return ROOT / self.build
+
+    @cached_property
+    def runs(self) -> list[HubRun]:
+        return [self._run(suites.suite(name)) for name in self.suites]
+
+    @property
+    def sizes_of_runs(self) -> list[list[HubRun]]:
+        return [[run] for run in self.runs]
+
+    @property
+    def labels(self) -> dict[HubRun, str]:
+        return {run: run.name for run in self.runs}
+
+    @property
+    def text(self) -> str:
+        return self.corpus
+
+    def train(self, progress: bool = True) -> None:
+        """Nothing: these were trained by others."""
+
+    def log(self, run: HubRun) -> pd.DataFrame:
+        """No rows: the hub keeps no training logs of these."""
+        return pd.DataFrame(columns=["tokens", "loss", "gradient_norm", "learning_rate", "wall_seconds"], dtype=float)
+
+    def trace(self, progress: bool = True) -> dict[HubRun, pd.DataFrame]:
+        """Geometry of the chosen checkpoints of every suite, measured where it is not in the store."""
+        table = sweep(self.suites, self.corpus, self.folder, self.checkpoints, self.refine, self.sequences,
+                      self.context, self.min_length, stages=[self.STAGE], ranks=self.alpha_ranks, progress=progress)
+        return {run: table[table.suite == run.name].reset_index(drop=True) for run in self.runs}
+
+    def describe(self) -> str:
+        return json.dumps({name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    def _run(self, suite: suites.Suite) -> HubRun:
+        points = [point for point in suite.checkpoints() if point.stage == self.STAGE]
+        shape = [suite.shape.get(key, float("nan")) for key in ("layers", "width", "vocabulary", "parameters")]
+        return HubRun(suite.name, *shape, points[-1].step, points[-1].tokens)
+
+
+def footer(profile: Profile | HubProfile, started: float, tables: Mapping[Run, pd.DataFrame] | None = None) -> str:
     """Markdown: what made a page (versions, device, wall time, parameters); `started` is time.time() at its start."""
     made = provenance()
     packages = ", ".join(f"{name} {version}" for name, version in json.loads(made["packages"]).items())
     records = ""
     if tables:
         seconds = pd.concat(tables.values())["wall_seconds"].sum()
-        trained = sum(profile.suite.log(run)["wall_seconds"].iloc[-1] for run in profile.runs)
-        records = (f"; its records took {trained / 60:.1f} min of training and {seconds / 60:.1f} min of measuring, on "
-                   "one core each")
+        trained = sum(profile.log(run)["wall_seconds"].max() for run in profile.runs)
+        training = f"{trained / 60:.1f} min of training and " if trained == trained else ""
+        records = f"; its records took {training}{seconds / 60:.1f} min of measuring, each checkpoint on its own"
+    measured = pd.concat(tables.values()).query("status == 'measured'") if tables else pd.DataFrame()
+    where = ", ".join(measured[["device", "dtype_forward"]].iloc[0]) if len(measured) else f"{DEVICE}, {DTYPE}"
     return (f"**What made this page.** reptrace {made['code']}; Python {made['python']}; {packages}; "
-            f"{made['machine']}; {DEVICE}, {DTYPE}; {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; "
+            f"{made['machine']}; {where}; {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; "
             f"{time.time() - started:.0f} s for this notebook{records}.\n\nParameters: `{profile.describe()}`")

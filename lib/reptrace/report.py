@@ -36,7 +36,7 @@ def make_report(parameters_file: Path) -> Path:
         print("suite: training and measuring what is missing", flush=True)
         profile.train()
         tables = pd.concat(profile.trace().values())
-        state = json.dumps([profile.texts[0].fingerprint, tables[["identity", "status"]].to_dict("records")])
+        state = json.dumps([profile.text, tables[["identity", "status"]].to_dict("records")])
         for notebook in chapters():
             execute(notebook, parameters, folder / "source" / "notebooks" / notebook.name, state)
         return build_book(folder)
@@ -51,12 +51,14 @@ def chapters() -> list[Path]:
 def execute(notebook: Path, parameters: dict, target: Path, state: str = "") -> None:
     """Run a notebook by papermill with those of the parameters that it declares, unless that was done.
 
-    `state` stands for the text and the records, for the notebooks that open a profile (which declare `corpus`).
+    `state` stands for the text and the records, for the notebooks that open a profile (which declare `corpus`). Where
+    the parameters name suites of the hub, a notebook that is about a suite trained here keeps its own parameters.
     """
     import papermill
 
     declared = papermill.inspect_notebook(str(notebook))
-    own = {name: value for name, value in parameters.items() if name in declared}
+    foreign = bool(parameters.get("suites")) and "suites" not in declared
+    own = {} if foreign else {name: value for name, value in parameters.items() if name in declared}
     read = state if "corpus" in declared else ""
     made_from = [*sorted((ROOT / "lib").rglob("*.py")), *sorted((ROOT / "data").rglob("*.csv"))]
     key = _hash(notebook, *made_from, ROOT / "requirements.lock", extra=json.dumps([own, read]))

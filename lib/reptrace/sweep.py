@@ -15,24 +15,26 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from reptrace import corpora, hub, suites
 from reptrace.corpora import Probe
-from reptrace.dispatch import local_cluster, work_off
+from reptrace.dispatch import local_cluster, on_a_worker, unfinished, work_off
 from reptrace.measurement import RANKS, Job, Settings, facts_of, place
 from reptrace.records import Store
 from reptrace.selection import refine as refine_selection
 from reptrace.selection import spread
 from reptrace.suites import Checkpoint
+from reptrace.twins import same_geometry
 
 MEASURED = ("layer", "rankme", "rankme_stderr", "alpha", "alpha_stderr", "alpha_r2", "wall_seconds")
 
 
 def sweep(names: str | Sequence[str], texts: str | Sequence[str], folder: str | Path, count: int | None = None,
           refine: int = 0, sequences: int = 15_000, max_length: int = 512, min_length: int = 32, seed: int = 0,
-          suite_files: Sequence[str | Path] = (), **options) -> pd.DataFrame:
+          suite_files: Sequence[str | Path] = (), stages: Sequence[str] = (), **options) -> pd.DataFrame:
     """Registered suites on texts: which checkpoints there are, which to measure, the probes, and the tracing itself.
 
     Parameters
@@ -47,39 +49,67 @@ def sweep(names: str | Sequence[str], texts: str | Sequence[str], folder: str | 
         So many more of each suite afterwards, where its RankMe bends (`selection.refine`).
     sequences, max_length, min_length, seed : see `corpora.probe`
     suite_files : further YAML files of suites
+    stages : only these stages of each suite; default all
     options : see `trace`
 
     Returns
     -------
-    pandas.DataFrame as of `trace`, with a column `suite`; known faults stand in it as "quarantined".
+    pandas.DataFrame as of `trace`, with columns `suite` and `same_geometry_as` (a second detector of wrong weights, see
+    `twins.same_geometry`); known faults stand in it as "quarantined".
     """
     folder, progress = Path(folder), options.get("progress", True)
-    names, texts = ([value] if isinstance(value, str) else list(value) for value in (names, texts))
-    known = {name: suites.suite(name, *suite_files).checkpoints() for name in names}
+    names, texts, stages, trust = map(_several, (names, texts, stages, options.get("trust", ())))
+    known = {name: _stages(suites.suite(name, *suite_files), stages) for name in names}
+    chosen = {name: with_faults(spread(points, count), points) for name, points in known.items()}
     corpus = {text: corpora.open_text(text, 4 * sequences, folder / "corpora") for text in texts}
+    tokenizers = {name: tokenizer_of(points, max_length, trust) for name, points in known.items()}
     store, tables = Store(folder / "records"), []
     for name, points in known.items():
-        chosen = with_faults(spread(points, count), points)
-        tokenizer = tokenizer_of(points, max_length, options.get("trust", ()))
+        tokenizer = tokenizers[name]
         probes = [corpora.probe(corpus[text], tokenizer, sequences, max_length, min_length, seed) for text in texts]
         for probe in probes:
             probe.pin(folder / "probes")
         twins = report_twins(points, progress)
-        table, left = trace(chosen, probes, store, **options), refine
-        while left > 0 and (more := next_ones(table, points, -(-left // 2))):
+        table, left = trace(chosen[name], probes, store, **options), refine
+        untried = [point for point in points if point not in chosen[name]]
+        while left > 0 and (more := next_ones(table, untried, -(-left // 2))):
             left -= len(more)
-            chosen = [point for point in points if point in chosen or point in more]
-            table = trace(chosen, probes, store, **options)
+            untried = [point for point in untried if point not in more]
+            table = in_order(pd.concat([table, trace(more, probes, store, **options)]), points)
         others = {(point.model, point.revision): text for point, text in twins.items()}
         same = [others.get(key) for key in zip(table.model, table.revision, strict=True)]
-        tables.append(table.assign(suite=name, same_weights_as=same))
+        suspects = same_geometry(table)
+        for (model, revision), text in suspects.items():
+            tqdm.write(f"{model}@{revision} has the spectrum of {text}: one of them serves wrong weights",
+                       file=sys.stderr)
+        doubts = [suspects.get(key) for key in zip(table.model, table.revision, strict=True)]
+        tables.append(table.assign(suite=name, same_weights_as=same, same_geometry_as=doubts))
     return pd.concat(tables, ignore_index=True)
+
+
+def _stages(suite: suites.Suite, stages: Sequence[str]) -> list[Checkpoint]:
+    found = [point for point in suite.checkpoints() if not stages or point.stage in stages]
+    if not found:
+        raise ValueError(f"{suite.name!r} has no stage {', '.join(stages)}; it has "
+                         f"{', '.join(dict.fromkeys(stage.stage for stage in suite.stages))}.")
+    return found
+
+
+def _several(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def with_faults(chosen: Sequence[Checkpoint], points: Sequence[Checkpoint]) -> list[Checkpoint]:
     """The chosen ones and, so that they are seen, those with a known fault, in the suite's order."""
     wanted = set(chosen)
     return [point for point in points if point in wanted or point.fault]
+
+
+def in_order(table: pd.DataFrame, points: Sequence[Checkpoint]) -> pd.DataFrame:
+    """Rows in the order of the checkpoints."""
+    number = {(point.model, point.revision): number for number, point in enumerate(points)}
+    rows = [number[key] for key in zip(table.model, table.revision, strict=True)]
+    return table.iloc[np.argsort(rows, kind="stable")].reset_index(drop=True)
 
 
 def next_ones(table: pd.DataFrame, points: Sequence[Checkpoint], count: int) -> list[Checkpoint]:
@@ -90,7 +120,7 @@ def next_ones(table: pd.DataFrame, points: Sequence[Checkpoint], count: int) -> 
 
 
 def tokenizer_of(points: Sequence[Checkpoint], max_length: int, trust: Sequence[str] = ()):
-    """The tokenizer of a suite: its last checkpoint's, or that of the nearest before it which has one.
+    """The tokenizer of a suite: its last checkpoint's, or that of the last one of a stage before which has one.
 
     Raises
     ------
@@ -102,15 +132,22 @@ def tokenizer_of(points: Sequence[Checkpoint], max_length: int, trust: Sequence[
     from reptrace.hidden_states import from_pretrained, load_tokenizer
 
     good = [point for point in points if not point.fault] or list(points)
-    point = good[-1]
-    revision = None if os.path.isdir(point.model) else point.commit or point.revision
-    trusted = point.model in trust
-    config = from_pretrained(AutoConfig, point.model, revision, point.cache_dir, trust_remote_code=trusted)
-    context = getattr(config, "max_position_embeddings", None)
-    if context and max_length > context:
-        raise ValueError(f"sequences of up to {max_length} tokens were asked for, the context of {point.label} is "
-                         f"{context}: lower the maximum length (max_length, --max-length).")
-    return load_tokenizer(point.model, revision, point.cache_dir, trust_remote_code=trusted)
+    last = {(point.model, point.stage): point for point in good}
+    for left, point in reversed(list(enumerate(last.values()))):
+        revision = None if os.path.isdir(point.model) else point.commit or point.revision
+        where = (point.model, revision, point.cache_dir)
+        try:
+            config = from_pretrained(AutoConfig, *where, trust_remote_code=point.model in trust)
+            tokenizer = load_tokenizer(*where, trust_remote_code=point.model in trust)
+        except FileNotFoundError:
+            if not left:
+                raise
+            continue
+        context = getattr(config, "max_position_embeddings", None)
+        if context and max_length > context:
+            raise ValueError(f"sequences of up to {max_length} tokens were asked for, the context of {point.label} is "
+                             f"{context}: lower the maximum length (max_length, --max-length).")
+        return tokenizer
 
 
 def report_twins(points: Sequence[Checkpoint], progress: bool = True) -> dict[Checkpoint, str]:
@@ -163,11 +200,13 @@ def trace(checkpoints: Sequence[Checkpoint], probe: Probe | Sequence[Probe], sto
     if workers < 1:
         raise ValueError(f"workers must be positive, got {workers}.")
     probes = (probe,) if isinstance(probe, Probe) else tuple(probe)
-    settings = Settings(layers, tuple(ranks), batch_size, device, dtype, tuple(trust))
-    with nullcontext(client) if client is not None or workers == 1 else local_cluster(workers, device) as client:
-        settings = placed(settings, client)
-        jobs = jobs_of(checkpoints, probes, settings, progress, faulty)
-        work_off(jobs, store, client, disk, keep, progress)
+    settings = placed(Settings(layers, tuple(ranks), batch_size, device, dtype, _several(trust)), client)
+    jobs = jobs_of(checkpoints, probes, settings, progress, faulty)
+    missing = unfinished(jobs, store)
+    check_disk(missing, disk)
+    own = client is None and workers > 1 and len(missing) > 1
+    with local_cluster(min(workers, len(missing)), device) if own else nullcontext(client) as client:
+        work_off(missing, store, client, disk, keep, progress)
     return table_of(checkpoints, probes, jobs, store)
 
 
@@ -175,15 +214,24 @@ def placed(settings: Settings, client=None) -> Settings:
     """The settings with device and dtype decided, as a worker sees them where there is a cluster."""
     from reptrace.hidden_states import placement
 
-    decide = placement if client is None else lambda *given: client.submit(placement, *given, pure=False).result()
-    device, dtype = decide(settings.device, settings.dtype)
+    given = settings.device, settings.dtype
+    device, dtype = placement(*given) if client is None else on_a_worker(client, placement, *given)
     return replace(settings, device=device, dtype=dtype)
+
+
+def check_disk(jobs: Sequence[Job], disk: int | None) -> None:
+    """ValueError where the budget does not hold even one of the checkpoints to come."""
+    sizes = [(job.files.bytes, job.checkpoint.label) for job in jobs if job.files]
+    if disk is not None and sizes and max(sizes)[0] > disk:
+        size, label = max(sizes)
+        raise ValueError(f"{label} takes {size / 1e9:.3g} GB, the disk budget is {disk / 1e9:.3g} GB: raise it (disk=, "
+                         "--disk).")
 
 
 def jobs_of(checkpoints: Sequence[Checkpoint], probes: Sequence[Probe], settings: Settings, progress: bool = True,
             faulty: bool = False) -> list[Job]:
     """A job for each checkpoint (none for those with a known fault), with its commit and, from the hub, its files."""
-    wanted = [point for point in checkpoints if faulty or not point.fault]
+    wanted = [point for point in dict.fromkeys(checkpoints) if faulty or not point.fault]
     commits = {point: weights_of(point) for point in wanted}
     online = [point for point in wanted if on_hub(point)]
     found = hub.files_of_all([(point.model, commits[point]) for point in online], progress)
