@@ -154,7 +154,12 @@ def _sweep(options) -> int:
 def _client(scheduler: str):
     from distributed import Client
 
-    return Client(**({"scheduler_file": scheduler} if Path(scheduler).is_file() else {"address": scheduler}))
+    if "://" in scheduler:
+        return Client(scheduler)
+    if not Path(scheduler).is_file():
+        raise FileNotFoundError(f"there is no scheduler file {scheduler!r}. A scheduler is tcp://HOST:PORT, or a file "
+                                "that `dask scheduler --scheduler-file` wrote.")
+    return Client(scheduler_file=scheduler)
 
 
 def _dry_run(chosen, options) -> int:

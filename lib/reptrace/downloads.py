@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from reptrace.hub import SHA256, Files, HubError, asked, repository_folder
 
+WHOLE = "cache"  # name of the lock of a whole cache
 ABANDONED = 600  # seconds without a byte after which a partial file is taken for a killed process's
 
 
@@ -124,7 +125,7 @@ class Downloads:
         held = [each for each in self._revisions.values() if each.held]
         idle = [each for each in self._revisions.values() if not each.held]
         self._places = max(self._places, len(held))
-        for revision in idle[: len(idle) - self._places + 1]:
+        for revision in idle[: max(0, len(idle) - self._places + 1)]:
             self._drop(revision)
 
     def _delete(self, revision: _Revision) -> None:
@@ -153,11 +154,13 @@ class Downloads:
         if not self._fits(wanted, []):
             raise ValueError(f"a checkpoint of {wanted.repository!r} takes {wanted.bytes / 1e9:.1f} GB, the disk "
                              f"budget is {self.disk / 1e9:.1f} GB: raise it (disk=, --disk).")
-        lock = _lock(self.cache, wanted.commit)
-        with suppress(Timeout):  # another process that measures the same revision here would delete it
+        lock = _lock(self.cache, wanted.commit)  # another process that measures the same revision here would delete it
+        try:
             lock.acquire(cancel_check=revision.dropped.is_set)
-            revision.lock = lock
-            self._make_room(revision)
+        except Timeout:
+            raise _unwanted(wanted) from None
+        revision.lock = lock
+        self._make_room(revision)
         fetch(wanted, self.cache, revision.dropped)
         return self.cache
 
@@ -206,15 +209,13 @@ def fetch(wanted: Files, cache: Path, dropped: threading.Event | None = None) ->
     """
     from huggingface_hub import hf_hub_download
 
-    at = f"{wanted.repository!r} at {wanted.commit[:12]}"
-
     class Progress(tqdm):  # huggingface_hub tells it of every piece
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **{**options, "disable": True})
 
         def update(self, n=1):
             if dropped and dropped.is_set():
-                raise HubError(f"{at} is no longer wanted: its download was ended.")
+                raise _unwanted(wanted)
 
     def one(name: str) -> None:
         Progress().update()
@@ -231,7 +232,8 @@ def fetch(wanted: Files, cache: Path, dropped: threading.Event | None = None) ->
         if not still:
             break
     else:
-        raise HubError(f"{at}: {', '.join(still[:3])} could not be downloaded; the next call tries again.")
+        raise HubError(f"{wanted.repository!r} at {wanted.commit[:12]}: {', '.join(still[:3])} could not be "
+                       "downloaded; the next call tries again.")
     for name in wanted.needed:
         _check(cache, wanted, name)
 
@@ -251,12 +253,13 @@ def delete_left_behind(cache: Path, mine: set[str]) -> None:
     with _lock(cache):
         left = {folder.name for folder in cache.glob("models--*/snapshots/*")}
         known = left | {path.stem for path in (cache / ".in-use").glob("*.lock")}
-        used = {commit for commit in known - mine if not _free(cache, commit)}
+        used = {commit for commit in known - mine - {WHOLE} if not _free(cache, commit)}
         for commit in left - mine - used:
             _delete(cache, commit)
         belonging = {_blob(path) for path in cache.glob("models--*/snapshots/*/**/*") if path.is_symlink()}
         belonging |= {Path(os.path.realpath(blob)) for blob in belonging}  # a store that repositories share
-        for blob in {*cache.glob("models--*/blobs/*"), *cache.glob("blobs/??/*")} - belonging:
+        shared = {path for path in cache.glob("blobs/??/*") if SHA256.fullmatch(path.name)}
+        for blob in {*cache.glob("models--*/blobs/*"), *shared} - belonging:
             with suppress(FileNotFoundError):
                 if not used or (blob.suffix == ".incomplete" and time.time() - blob.stat().st_mtime > ABANDONED):
                     blob.unlink()
@@ -274,7 +277,11 @@ def _delete(cache: Path, commit: str) -> None:
             found.delete_revisions(commit).execute()
 
 
-def _lock(cache: Path, commit: str = "cache") -> FileLock:
+def _unwanted(wanted: Files) -> HubError:
+    return HubError(f"{wanted.repository!r} at {wanted.commit[:12]} is no longer wanted: its download was ended.")
+
+
+def _lock(cache: Path, commit: str = WHOLE) -> FileLock:
     """The lock of a revision in a cache, or that of short work on the whole cache: the system's, gone with its process.
     """
     path = cache / ".in-use" / f"{commit}.lock"

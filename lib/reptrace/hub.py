@@ -154,6 +154,7 @@ def asked(repository: str, request: Callable, revision: str | None = None):
         HfHubHTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
+        RepositoryNotFoundError,
         RevisionNotFoundError,
     )
     from tenacity import Retrying, retry_if_exception, stop_after_attempt
@@ -187,7 +188,8 @@ def asked(repository: str, request: Callable, revision: str | None = None):
         raise HubError(f"{at} was not looked up: HF_HUB_OFFLINE is set.") from error
     except HfHubHTTPError as error:
         code = error.response.status_code
-        known = "the hub knows no such repository, or not with this token" if code in (401, 404) else f"code {code}"
+        unknown = code == 401 or isinstance(error, RepositoryNotFoundError)
+        known = "the hub knows no such repository, or not with this token" if unknown else f"code {code}"
         raise HubError(f"{at}: {known}.") from error
     except (httpx2.HTTPError, OSError) as error:
         if isinstance(error, OSError) and error.errno and not isinstance(error, (ConnectionError, TimeoutError)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
@@ -53,13 +54,14 @@ def estimate(suites: Sequence[Suite], count: int | None = None, sequences: int =
     ask : bool, default True
         Ask the hub for branches and sizes.
     store : Store, optional
-        What it holds already is counted off.
+        What it holds already, on whatever text, is counted off.
 
     Returns
     -------
     pandas.DataFrame: suite, published, faulty, chosen, done (checkpoints), gb_each, gb_download, gb_disk (with the
     default budget of two checkpoints a GPU), petaflop, gpu_hours, download_hours, hours (the two overlap: the longer
-    one), fits (into one GPU), sizes ("files" or "estimated"); nan where a suite's shape is not known.
+    one), fits (into one GPU), sizes ("files" or "estimated"); nan where a suite's shape is not known. What lies in a
+    folder, or in a cache that the suite names, is not downloaded.
     """
     if gpu not in GPUS:
         raise ValueError(f"there is no GPU {gpu!r} in the table.{hub.near(gpu, GPUS)} It has {', '.join(GPUS)}.")
@@ -74,17 +76,24 @@ def _row(suite: Suite, count, tokens: int, context: int, gpu: GPU, gpus: int, sp
     chosen = spread(points, count)
     done = _done(store)
     left = [point for point in chosen if (point.model, point.revision) not in done]
+    fetched = [point for point in left if point.cache_dir is None and not Path(point.model).is_dir()]
     size, sizes = _bytes_each(suite, left or chosen, ask)
     operations = _operations(suite.shape, tokens, context)
-    measuring = (len(left) * (operations / (gpu.peak * SHARE) + OVERHEAD)) / gpus / 3600
-    downloading = len(left) * size / (speed * 1e6) / 3600
+    measuring = _times(len(left), operations / (gpu.peak * SHARE) + OVERHEAD) / gpus / 3600
+    downloading = _times(len(fetched), size) / (speed * 1e6) / 3600
     memory = suite.shape.get("parameters", float("nan")) * 2 * EXTRA_MEMORY
     return {"suite": suite.name, "published": len(points), "faulty": sum(bool(point.fault) for point in points),
             "chosen": len(chosen), "done": len(chosen) - len(left), "gb_each": size / 1e9,
-            "gb_download": len(left) * size / 1e9, "gb_disk": min(len(left), 2 * gpus) * size / 1e9,
-            "petaflop": len(left) * operations / 1e15, "gpu_hours": measuring * gpus, "download_hours": downloading,
-            "hours": max(measuring, downloading), "fits": "?" if memory != memory else
+            "gb_download": _times(len(fetched), size) / 1e9,
+            "gb_disk": _times(min(len(fetched), 2 * gpus), size) / 1e9,
+            "petaflop": _times(len(left), operations) / 1e15, "gpu_hours": measuring * gpus,
+            "download_hours": downloading, "hours": max(measuring, downloading), "fits": "?" if memory != memory else
             "yes" if memory <= gpu.memory else "no", "sizes": sizes}
+
+
+def _times(count: int, each: float) -> float:
+    """Nothing of what is not known is nothing."""
+    return count * each if count else 0.0
 
 
 def _done(store: Store | None) -> set[tuple]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
+
+from reptrace import hub
 
 FOLDER = Path(__file__).parents[2] / "data" / "published"
 
@@ -33,10 +36,15 @@ def faults() -> pd.DataFrame:
     return pd.read_csv(FOLDER / "faults.csv", dtype=str)
 
 
+@cache
 def steps(table: str, model: str) -> list[int]:
     """Published steps of a model from a table of columns model, step."""
     rows = pd.read_csv(FOLDER / table)
-    return sorted(rows[rows.model == model].step.tolist())
+    found = sorted(rows[rows.model == model].step.tolist())
+    if not found:
+        names = rows.model.unique().tolist()
+        raise ValueError(f"{table} has no model {model!r}.{hub.near(model, names)} It has {', '.join(names)}.")
+    return found
 
 
 def pythia_accuracy(task: str) -> dict[str, pd.DataFrame]:

@@ -10,7 +10,7 @@ the cache after its download: the same `from_pretrained(repository, revision=...
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
@@ -27,7 +27,9 @@ TOKENS = re.compile(r"-tokens(\d+)B(?=$|[-_])")
 STEP = re.compile(r"(?:^|[-_/])(?:step|checkpoint)[-_]?(\d+)(?=$|[-_])")
 STAGE_KEYS = {"stage", "repository", "branch", "steps", "tokens_per_step", "tokens_before", "gated", "cache_dir"}
 SUITE_KEYS = {"for", "about", "stages", "shape"} | STAGE_KEYS
-SHAPE_KEYS = {"parameters", "layers", "width", "vocabulary", "context", "bytes_per_weight"}
+SHAPE_NEEDS = {"parameters", "layers", "width", "vocabulary"}
+SHAPE_KEYS = SHAPE_NEEDS | {"context", "bytes_per_weight"}
+BRACES = re.compile(r"\{\w*\}")
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,37 @@ class Stage:
     gated: bool = False
     cache_dir: str | None = None
 
+    def __post_init__(self):
+        for name, optional in (("repository", False), ("stage", False), ("branch", True), ("cache_dir", True)):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (optional and value is None):
+                raise ValueError(f"{name} must be text, got {value!r}.")
+            known = {"{step}", "{tokens}", "{any}"} if name == "branch" else set()
+            if left := set(BRACES.findall(value or "")) - known:
+                raise ValueError(f"{name} {value!r} has {', '.join(sorted(left))}, which has no values under `for`.")
+        for name, least in (("tokens_per_step", 1), ("tokens_before", 0)):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= least) and not (least and value is None):
+                raise ValueError(f"{name} must be a whole number{' above 0' if least else ', 0 or above'}, "
+                                 f"got {value!r}.")
+        if not isinstance(self.gated, bool):
+            raise ValueError(f"gated must be true or false, got {self.gated!r}.")
+        if not isinstance(self.steps, (str, int)):
+            raise ValueError(f"steps must be text, got {self.steps!r}.")
+        self._check_branch(bool(read_steps(self.steps)))
+
+    def _check_branch(self, listed: bool) -> None:
+        """Whether branches can be told, and built from the listed steps."""
+        parts = BRACES.findall(self.branch or "")
+        if self.branch is not None and parts.count("{step}") != 1:
+            raise ValueError(f"branch {self.branch!r} must have {{step}} in it, once.")
+        if listed and self.branch is None:
+            raise ValueError("steps are of branches: say how these are named (branch: step{step}).")
+        if listed and "{any}" in parts:
+            raise ValueError(f"branch {self.branch!r} has {{any}}, which the hub alone knows: it can have no steps.")
+        if listed and "{tokens}" in parts and self.tokens_per_step is None:
+            raise ValueError(f"branch {self.branch!r} has {{tokens}}: its steps need tokens_per_step.")
+
     @cached_property
     def pattern(self) -> re.Pattern:
         """What a branch of this stage looks like, with a group `step`."""
@@ -94,8 +127,8 @@ class Stage:
     def checkpoints(self, known: Mapping[str, str] | None) -> list[Checkpoint]:
         """In order of their steps; `known` maps the repository's branches to commits, None where it was not asked."""
         if Path(self.repository).is_dir():
-            return [replace(point, stage=self.stage)
-                    for point in checkpoints(self.repository, tokens_per_step=self.tokens_per_step)]
+            return [replace(point, stage=self.stage, tokens=None if point.step is None else self._tokens(point.step))
+                    for point in checkpoints(self.repository)]
         if self.branch is None:
             tokens = self.tokens_before or None
             return [Checkpoint(self.repository, None, None, tokens, self.cache_dir, self.stage,
@@ -132,24 +165,36 @@ class Suite:
             Ask the hub (or the stage's cache) which branches there are and freeze their commits. Where it does not
             answer, or with False, the listed steps are taken, without commits.
         """
+        places = dict.fromkeys((stage.repository, stage.cache_dir) for stage in self.stages)
+        branches = {place: self._branches(*place, ask) for place in places}
         found = []
         for stage in self.stages:
-            found += stage.checkpoints(self._branches(stage) if ask or stage.cache_dir else None)
+            known = branches[stage.repository, stage.cache_dir]
+            if isinstance(known, hub.HubError):  # opening says what is wrong with the hub
+                if stage.branch is not None and not stage.steps:
+                    raise known
+                known = None
+            found += stage.checkpoints(known)
         if not found:
-            raise hub.HubError(f"no checkpoints of {self.name!r} are known: the hub lists none and suites.yaml has no "
-                               "steps for it.")
+            raise hub.HubError(f"no checkpoints of {self.name!r} are known: {self._why(branches)}.")
         return [replace(point, fault=fault_of(point)) for point in found]
 
     @staticmethod
-    def _branches(stage: Stage) -> dict[str, str] | None:
-        if stage.cache_dir is None and (not hub.reachable() or Path(stage.repository).is_dir()):
+    def _branches(repository: str, cache_dir: str | None, ask: bool) -> dict[str, str] | hub.HubError | None:
+        if cache_dir is None and not (ask and hub.reachable() and not Path(repository).is_dir()):
             return None
         try:
-            return hub.branches(stage.repository, stage.cache_dir)
-        except hub.HubError:
-            if stage.branch is None or stage.steps:  # what suites.yaml lists; opening says what is wrong with the hub
-                return None
-            raise
+            return hub.branches(repository, cache_dir)
+        except hub.HubError as error:
+            return error
+
+    def _why(self, branches: Mapping) -> str:
+        stage = self.stages[0]
+        known = branches[stage.repository, stage.cache_dir]
+        if known is None:
+            return f"the hub was not asked, and there are no steps of {stage.repository!r} to go by"
+        return (f"{stage.repository!r} has no branch like {stage.branch}; it has "
+                f"{', '.join(by_step(known)[:8]) or 'none'}")
 
 
 def registered(*extra: str | Path) -> dict[str, Suite]:
@@ -173,57 +218,112 @@ def read_suites(path: Path) -> dict[str, Suite]:
     """Suites of one YAML file: name -> stages, or the keys of its one stage; `for` repeats an entry over values."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of suites {str(path)!r}.")
-    content = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected suites by name (name: {{repository: ..., branch: step{{step}}}}), got "
-                         f"{type(content).__name__}.")
+    content = _content(path)
     shapes, found = content.pop("shapes", {}), {}
+    if not isinstance(shapes, dict):
+        raise ValueError(f"{path}: `shapes` must be a mapping of shapes by name, got {shapes!r}.")
     for template, entry in content.items():
-        if not isinstance(entry, dict):
-            raise ValueError(f"{path}: suite {template!r} must be a mapping with a repository or stages, "
-                             f"got {entry!r}.")
-        values = entry.get("for", {})
-        for chosen in product(*values.values()):
-            built = _built(path, template, entry, dict(zip(values, map(str, chosen), strict=True)), shapes)
-            found[built.name] = built
+        try:
+            for built in _built(str(template), entry, shapes):
+                if built.name in found:
+                    raise ValueError(f"{built.name!r} stands there twice: `for` needs its values in the name.")
+                found[built.name] = built
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path}: suite {template!r}: {error}") from error
     return found
 
 
-def _built(path: Path, template: str, entry: dict, chosen: dict[str, str], shapes: dict) -> Suite:
+def _content(path: Path) -> dict:
+    try:
+        text = path.read_text()
+        content, twice = yaml.safe_load(text), _twice(yaml.compose(text))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML (text with braces wants quotes): {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected suites by name (name: {{repository: ..., branch: step{{step}}}}), got "
+                         f"{type(content).__name__}.")
+    if twice:
+        raise ValueError(f"{path}: {twice!r} stands there twice.")
+    return content
+
+
+def _twice(node: yaml.Node | None) -> str | None:
+    """A key that a mapping has twice, of which YAML would take the last."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    keys = [key.value for key, _ in pairs]
+    repeated = [key for k, key in enumerate(keys) if key in keys[:k] and key != "<<"]
+    parts = [value for _, value in pairs] + (node.value if isinstance(node, yaml.SequenceNode) else [])
+    return next(iter(repeated), None) or next(filter(None, map(_twice, parts)), None)
+
+
+def _built(template: str, entry, shapes: dict) -> Iterator[Suite]:
+    """The suites that an entry stands for."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"it must be a mapping with a repository or stages, got {entry!r}.")
+    values, stages = entry.get("for", {}), entry.get("stages")
+    if not isinstance(values, dict) or not all(isinstance(each, list) for each in values.values()):
+        raise ValueError(f"`for` must be a mapping like {{size: [1b, 7b]}}, got {values!r}.")
+    own = STAGE_KEYS & set(entry)
+    if stages is None:
+        stages = [{key: entry[key] for key in own}]
+    elif own:
+        raise ValueError(f"{', '.join(sorted(own))} must stand in its stages.")
+    if not (isinstance(stages, list) and stages and all(isinstance(stage, dict) for stage in stages)):
+        raise ValueError(f"stages must be a list of mappings, got {stages!r}.")
+    if unknown := (set(entry) - SUITE_KEYS).union(*(set(stage) - STAGE_KEYS for stage in stages)):
+        raise ValueError(f"it has unknown keys {', '.join(sorted(map(str, unknown)))}; it may have "
+                         f"{', '.join(sorted(SUITE_KEYS))}.")
+    if any("repository" not in stage for stage in stages):
+        raise ValueError("it has a stage without a repository.")
+    for chosen in product(*values.values()):
+        yield _filled(template, entry, stages, dict(zip(values, map(str, chosen), strict=True)), shapes)
+
+
+def _filled(template: str, entry: dict, stages: list[dict], chosen: dict[str, str], shapes: dict) -> Suite:
     def filled(value):
         """With {size} and the like put in; {step} and {tokens} stay."""
         for key, word in chosen.items():
             value = value.replace(f"{{{key}}}", word) if isinstance(value, str) else value
         return value
 
-    stages = entry.get("stages", [{key: entry[key] for key in STAGE_KEYS & set(entry)}])
-    unknown = sorted((set(entry) - SUITE_KEYS).union(*(set(stage) - STAGE_KEYS for stage in stages)))
-    if unknown or any("repository" not in stage for stage in stages):
-        raise ValueError(f"{path}: suite {template!r} " + (f"has unknown keys {', '.join(unknown)}; it may have "
-                         f"{', '.join(sorted(SUITE_KEYS))}." if unknown else "has a stage without a repository."))
-    shape = filled(entry.get("shape", {}))
-    if isinstance(shape, str) and shape not in shapes:
-        raise ValueError(f"{path}: suite {template!r} names shape {shape!r}, which stands under no `shapes`.")
-    shape = shapes[shape] if isinstance(shape, str) else shape
-    if set(shape) - SHAPE_KEYS:
-        raise ValueError(f"{path}: a shape has keys {', '.join(sorted(SHAPE_KEYS))}, got {', '.join(shape)}.")
-    return Suite(filled(template), tuple(Stage(**{key: filled(value) for key, value in stage.items()})
-                                         for stage in stages), shape, filled(entry.get("about", "")))
+    built = tuple(Stage(**{key: filled(value) for key, value in stage.items()}) for stage in stages)
+    for k, stage in enumerate(built):
+        if any((stage.repository, stage.stage) == (other.repository, other.stage) for other in built[:k]):
+            raise ValueError(f"two stages are {stage.stage!r} of {stage.repository!r}: tell them apart by `stage`.")
+    name = filled(template)
+    if left := BRACES.findall(name):
+        raise ValueError(f"its name has {', '.join(left)}, which has no values under `for`.")
+    return Suite(name, built, _shape(filled(entry.get("shape")), shapes), filled(entry.get("about", "")))
+
+
+def _shape(shape, shapes: dict) -> dict[str, int]:
+    if shape is None:
+        return {}
+    if isinstance(shape, str):
+        if shape not in shapes:
+            raise ValueError(f"it names shape {shape!r}, which stands under no `shapes`.")
+        shape = shapes[shape]
+    if not (isinstance(shape, dict) and SHAPE_NEEDS <= set(shape) <= SHAPE_KEYS
+            and all(isinstance(value, (int, float)) and value > 0 for value in shape.values())):
+        raise ValueError(f"a shape has {', '.join(sorted(SHAPE_NEEDS))} and may have "
+                         f"{', '.join(sorted(SHAPE_KEYS - SHAPE_NEEDS))}, numbers above 0; got {shape!r}.")
+    return shape
 
 
 def read_steps(text: str) -> list[int]:
     """Steps written as "0 1 512 1000-143000/1000", or "TABLE.csv:MODEL" of data/published."""
     text = str(text)
     if ".csv:" in text:
-        table, model = text.split(":")
-        return published.steps(table, model)
+        return published.steps(*text.split(":", 1))
     steps: list[int] = []
     for part in text.split():
         match = re.fullmatch(r"(\d+)(?:-(\d+)/(\d+))?", part)
         if not match:
             raise ValueError(f'steps are numbers and ranges FIRST-LAST/EVERY ("0 1 1000-143000/1000"), got {part!r}.')
-        first, last, every = (int(group) if group else 0 for group in match.groups())
-        steps += range(first, last + 1, every) if every else [first]
+        first, last, every = (int(group) if group else None for group in match.groups())
+        if last is not None and not (every and first <= last):
+            raise ValueError(f"a range FIRST-LAST/EVERY goes up by 1 or more, got {part!r}.")
+        steps += [first] if last is None else range(first, last + 1, every)
     return steps
 
 
