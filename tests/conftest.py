@@ -28,6 +28,7 @@ os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (bypass,
 import numpy as np
 import pytest
 import torch
+from clusters import dask_here, loopback, nursery, started_once  # noqa: F401  fixtures
 
 torch.set_num_threads(1)
 

@@ -11,7 +11,7 @@ import time
 
 import httpx2
 import pytest
-from huggingface_hub import constants, scan_cache_dir, snapshot_download
+from huggingface_hub import constants, hf_hub_download, scan_cache_dir, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from standin_hub import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -120,10 +120,14 @@ def test_the_files_needed_are_all_that_transformers_opens(hub, family, weights, 
         name: hashlib.sha256(content[name]).hexdigest() for name in large}
 
 
-def test_safetensors_are_preferred_to_bin(hub):
-    commit = hub.put("me/model", "main", plain("a", **{"pytorch_model.bin": "b"}))
+@pytest.mark.parametrize("beside", ["pytorch_model.bin", "model.fp16.safetensors", "model-00001-of-00001.safetensors"])
+def test_of_weights_that_are_there_twice_those_that_transformers_opens_are_needed(hub, beside):
+    content = tiny_model("gpt_neox", 1)
+    commit = hub.put("me/model", "main", content | {beside: b"0" * 100})
+    AutoModelForCausalLM.from_pretrained("me/model")
+    assert hub.fetched(WEIGHTS) and not hub.fetched(beside)
     assert list(files("me/model", commit).needed) == ["config.json", WEIGHTS]
-    assert files("me/model", commit).bytes == len(b"{}") + len(b"a")
+    assert files("me/model", commit).bytes == sum(map(len, content.values()))
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -282,6 +286,11 @@ def test_a_branch_that_is_listed_and_not_served_is_an_error(pythia):
     pythia.fault("missing", PYTHIA, "step3000")
     with pytest.raises(HubError, match=rf"'{PYTHIA}' has no revision '{branches(PYTHIA)['step3000']}'"):
         files(PYTHIA, branches(PYTHIA)["step3000"])
+
+
+def test_a_file_that_is_not_there_is_not_taken_for_a_repository(pythia):
+    with pytest.raises(HubError, match=r"'EleutherAI/pythia-14m' at revision 'step0': code 404\."):
+        asked(PYTHIA, lambda: hf_hub_download(PYTHIA, "pytorch_model.bin", revision="step0"), "step0")
 
 
 def test_a_gated_repository_says_how_to_get_in(hub):

@@ -1,40 +1,77 @@
-"""Trusted: SLURM's own squeue, and the environment that SLURM gives to the processes of a job."""
+"""Trusted: SLURM's own squeue, the environment that SLURM gives to the processes of a job, and one process's table."""
 
 import os
 import sys
 import time
+from contextlib import contextmanager
 
-import dask
+import numpy as np
+import pandas as pd
 import pytest
+from standin_hub import tiny_model, tiny_tokenizer
+
+from reptrace.corpora import Probe
+from reptrace.records import Store
+from reptrace.suites import suite
+from reptrace.sweep import trace
 
 pytest_plugins = ["slurm"]
+pytestmark = pytest.mark.usefixtures("dask_here")
 
 
-@pytest.fixture(autouse=True)
-def kept_in_the_test_folder(tmp_path, monkeypatch):
-    """Importing dask_jobqueue writes a file in the home's .config/dask, and a scheduler a folder in /tmp: not here."""
-    monkeypatch.setattr(dask.config, "PATH", str(tmp_path))
-    with dask.config.set({"temporary-directory": str(tmp_path)}):
-        yield
-
-
-def test_a_function_runs_inside_a_slurm_job(slurm, tmp_path):
+@contextmanager
+def cluster(folder, jobs):
+    """A client of a cluster whose workers are jobs of SLURM."""
     from dask_jobqueue import SLURMCluster
     from distributed import Client
 
-    def where():  # defined here, so sent by value: a worker cannot import this file
-        return os.environ.get("SLURM_JOB_ID"), sys.executable
-
     with SLURMCluster(interface="lo", cores=1, processes=1, memory="500MB", walltime="00:02:00", death_timeout=15,
-                      nanny=False, local_directory=str(tmp_path), log_directory=str(tmp_path),
+                      nanny=False, local_directory=str(folder), log_directory=str(folder),
                       # without an address it takes port 8787, and warns where another has it
-                      scheduler_options={"dashboard": False, "dashboard_address": "127.0.0.1:0"}) as cluster:
-        cluster.scale(jobs=1)
-        with Client(cluster, timeout=10) as client:
-            job, python = client.submit(where).result(timeout=15)
-            assert [int(job)] == slurm.jobs()
-            assert python == sys.executable
+                      scheduler_options={"dashboard": False, "dashboard_address": "127.0.0.1:0"}) as workers:
+        workers.scale(jobs=jobs)
+        with Client(workers, timeout=10) as client:
+            yield client
+
+
+def ended(slurm):
     stop = time.monotonic() + 10
     while slurm.jobs() and time.monotonic() < stop:
         time.sleep(0.1)
-    assert slurm.jobs() == []
+    return not slurm.jobs()
+
+
+def test_a_function_runs_inside_a_slurm_job(slurm, tmp_path):
+    def where():  # defined here, so sent by value: a worker cannot import this file
+        return os.environ.get("SLURM_JOB_ID"), sys.executable
+
+    with cluster(tmp_path, jobs=1) as client:
+        job, python = client.submit(where).result(timeout=15)
+        assert [int(job)] == slurm.jobs()
+        assert python == sys.executable
+    assert ended(slurm)
+
+
+def test_a_sweep_in_two_slurm_jobs_gives_the_table_of_one_process(slurm, hub, tmp_path):
+    for step in (0, 1, 2, 4):
+        hub.put("EleutherAI/pythia-14m", f"step{step}", tiny_model("gpt_neox", step) | tiny_tokenizer())
+    # half a second each: no job can do them all while the other starts
+    hub.fault("slow", "EleutherAI/pythia-14m", "step*", "model.safetensors", value=200_000)
+    rng = np.random.default_rng(0)
+    probe = Probe("random", [rng.integers(2, 300, n).tolist() for n in rng.integers(4, 24, 60)], 24, 4)
+    points = suite("pythia-14m").checkpoints()
+
+    def jobs():
+        return {"SLURM_JOB_ID": os.environ["SLURM_JOB_ID"], "measured": "reptrace.measurement" in sys.modules}
+
+    with cluster(tmp_path, jobs=2) as client:
+        client.wait_for_workers(2, timeout=30)
+        table = trace(points, probe, Store(tmp_path / "slurm"), ranks=(2, 8), progress=False, client=client)
+        workers = client.run(jobs).values()
+        assert sorted(int(each["SLURM_JOB_ID"]) for each in workers) == sorted(slurm.jobs())
+        assert [each["measured"] for each in workers] == [True, True]
+    assert ended(slurm)
+    alone = trace(points, probe, Store(tmp_path / "alone"), ranks=(2, 8), progress=False)
+    # bit for bit: the same device, batches and number of threads
+    plain = [each.drop(columns="wall_seconds") for each in (table, alone)]
+    pd.testing.assert_frame_equal(*plain, check_exact=True)

@@ -191,12 +191,12 @@ def on_a_worker(client: Client, function: Callable, *arguments):
         tqdm.write("waiting for the cluster's first worker", file=sys.stderr)
         client.wait_for_workers(1)
         workers = client.scheduler_info(n_workers=-1)["workers"]
-    gpu = {"GPU": 1} if _have_gpus(workers) else None
-    return client.submit(function, *arguments, resources=gpu, pure=False).result()
+    address = max(workers, key=lambda address: _gpus(workers[address]))
+    return client.run(function, *arguments, workers=[address])[address]
 
 
-def _have_gpus(workers: Mapping[str, Mapping]) -> bool:
-    return any(worker["resources"].get("GPU", 0) >= 1 for worker in workers.values())
+def _gpus(worker: Mapping) -> int:
+    return int(worker["resources"].get("GPU", 0))
 
 
 @dataclass
@@ -257,10 +257,10 @@ class _Cluster:
                 self.client.cancel([slot.future])
                 self.queue.died(slot.job, DIED)
         known = {slot.address for slot in self.slots}
-        self.gpus = self.gpus or _have_gpus(workers)
+        self.gpus = self.gpus or any(map(_gpus, workers.values()))
         for address, worker in workers.items():
             if address not in known:
-                places = int(worker["resources"].get("GPU", 0)) if self.gpus else worker["nthreads"]
+                places = _gpus(worker) if self.gpus else worker["nthreads"]
                 self.slots += [_Slot(address, {"GPU": 1} if self.gpus else None) for _ in range(places)]
         if not self.slots:
             self.queue.say("no workers yet")
@@ -318,8 +318,19 @@ class _Cluster:
             wait(running, timeout=POLL, return_when="FIRST_COMPLETED") if running else time.sleep(POLL)
 
 
-def _give(probes: dict[str, Probe]) -> None:
+def _give(probes: dict[str, Probe], dask_worker=None) -> None:
+    """Keep probes in a worker's process, and have Dask not pause it for the memory that weights take.
+
+    A paused worker begins nothing, so the job that is meant for it would wait for ever. Memory limits that a nanny or
+    SLURM keeps still hold.
+    """
+    from distributed import Status
+
     _probes.update(probes)
+    if dask_worker is not None:
+        dask_worker.memory_manager.memory_pause_fraction = False
+        if dask_worker.status == Status.paused:
+            dask_worker.status = Status.running
 
 
 def _leave(commit: str, *options) -> None:

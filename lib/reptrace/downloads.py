@@ -1,7 +1,8 @@
 """Weights on their way: the next checkpoint is fetched while this one is measured, and each is deleted when measured.
 
 Everything is fetched into a hub cache of reptrace's own, by huggingface_hub, and deleted by its cache API, whole
-revisions at a time. What lies complete in the user's own cache is read from there and never touched.
+revisions at a time; what a killed process left that belongs to none is deleted file by file. What lies complete in the
+user's own cache is read from there and never touched.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # Files that opening a model or a tokenizer reads, beside its weights.
 SMALL = re.compile(r"[^/]*\.(json|txt|model|jinja|py)")
-WEIGHTS = {"safetensors": re.compile(r"model([-.][^/]*)?\.safetensors"),
-           "bin": re.compile(r"pytorch_model([-.][^/]*)?\.bin")}
+WEIGHTS = {"model.safetensors": re.compile(r"model([-.][^/]*)?\.safetensors"),
+           "pytorch_model.bin": re.compile(r"pytorch_model([-.][^/]*)?\.bin")}
 ATTEMPTS, LONGEST_WAIT = 5, 600  # of one request; seconds between two (the hub counts requests by 5 minutes)
 
 
@@ -102,8 +102,8 @@ def _files(repository: str, commit: str) -> Files:
     siblings = _info(repository, commit, files_metadata=True).siblings or []
     listed = {s.rfilename: (s.size or 0, s.lfs.sha256 if s.lfs else None) for s in siblings}
     chosen: set[str] = set()
-    for pattern in WEIGHTS.values():
-        chosen = chosen or {name for name in listed if pattern.fullmatch(name)}
+    for whole, pattern in WEIGHTS.items():  # as transformers looks for them: one file, else all the parts
+        chosen = chosen or {whole} & set(listed) or {name for name in listed if pattern.fullmatch(name)}
     if not chosen:
         raise HubError(f"{repository!r} at {commit[:12]} has no weights under a known name (model*.safetensors or "
                        f"pytorch_model*.bin); it has {', '.join(sorted(listed)[:6]) or 'no files'}.")

@@ -144,7 +144,7 @@ class Stage:
         return None if self.tokens_per_step is None else self.tokens_before + step * self.tokens_per_step
 
     def _name(self, step: int) -> str:
-        return self.branch.format(step=step, tokens=-(-step * (self.tokens_per_step or 0) // 10**9), any="*")
+        return self.branch.format(step=step, tokens=-(-step * (self.tokens_per_step or 0) // 10**9))
 
 
 @dataclass(frozen=True)
@@ -199,10 +199,15 @@ class Suite:
 
 def registered(*extra: str | Path) -> dict[str, Suite]:
     """Every suite by name: those of suites.yaml, then those of further files of the same form."""
-    suites: dict[str, Suite] = {}
-    for path in (SUITES, *map(Path, extra)):
+    suites = dict(_shipped())
+    for path in map(Path, extra):
         suites |= read_suites(path)
     return suites
+
+
+@cache
+def _shipped() -> dict[str, Suite]:
+    return read_suites(SUITES)
 
 
 def suite(name: str, *extra: str | Path) -> Suite:
