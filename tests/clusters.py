@@ -38,7 +38,6 @@ for line in sys.stdin:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT, 0o666), 1)
     os.dup2(1, 2)
-    import faulthandler; faulthandler.dump_traceback_later(12, repeat=False)
     try:
         code = globals()[name](arguments)
     except SystemExit as end:

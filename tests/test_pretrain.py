@@ -19,8 +19,9 @@ from transformers import GPTNeoXForCausalLM
 
 from reptrace.corpora import Corpus
 from reptrace.hidden_states import from_pretrained, load_tokenizer
+from reptrace.hub import repository_folder
 from reptrace.pretrain import Run, Suite, log_spaced, publish
-from reptrace.suites import repository_folder, revisions
+from reptrace.suites import revisions
 
 WORDS = np.random.default_rng(0).choice(["sun", "rain", "wind", "snow", "fog", "hail", "and", "then", "."], 6000)
 CORPUS = Corpus("weather", [" ".join(WORDS[k : k + 60]) for k in range(0, 6000, 60)])
