@@ -27,8 +27,8 @@ report: setup ## train the suite, measure it, run the notebooks, build the book 
 smoke: ## the same with a suite trained for seconds
 	$(MAKE) report PARAMS=notebooks/params/smoke.yaml
 
-test: setup ## pytest
-	$(RUN) -m pytest
+test: setup ## pytest, two files at a time
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 bench: setup ## speed against scikit-learn and against plain loops, as ratios; writes data/results/bench.csv
 	$(RUN) studies/bench.py

@@ -22,7 +22,7 @@ import pytest
 NURSERY = """
 import json, os, signal, sys, traceback
 import datasets, pyarrow.parquet, scipy.linalg, tenacity, torch
-import reptrace.dispatch, reptrace.hidden_states, reptrace.spectra, reptrace.sweep
+import reptrace.dispatch, reptrace.figures, reptrace.hidden_states, reptrace.spectra, reptrace.sweep
 from distributed.cli.dask_scheduler import main as scheduler
 from distributed.cli.dask_worker import main as worker
 from reptrace.__main__ import main as reptrace
@@ -64,7 +64,7 @@ class Child(psutil.Process):
     def printed(self) -> str:
         return self.log.read_text()
 
-    def code(self, timeout: float = 30) -> int | None:
+    def code(self, timeout: float = 60) -> int | None:
         """Its exit code once it has ended; None if it was killed."""
         self.wait(timeout)
         file = self.log.with_name(f"{self.log.name}.code")
@@ -86,10 +86,9 @@ class Nursery:
         return self.children[-1]
 
     def worker(self, client, *options: object) -> Child:
-        """A worker of one thread for a client's scheduler, or for the address of one."""
-        return self.start("worker", getattr(client, "scheduler", client) if isinstance(client, str) else
-                          client.scheduler.address, "--host", "127.0.0.1", "--nthreads", 1, "--memory-limit", 0,
-                          "--no-nanny", "--no-dashboard", "--death-timeout", 15, "--local-directory", self.folder,
+        """A worker of one thread for a client's scheduler."""
+        return self.start("worker", client.scheduler.address, "--host", "127.0.0.1", "--nthreads", 1, "--memory-limit",
+                          0, "--no-nanny", "--no-dashboard", "--death-timeout", 15, "--local-directory", self.folder,
                           *options)
 
     def end(self) -> None:
