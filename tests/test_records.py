@@ -30,7 +30,7 @@ import numpy as np
 from reptrace.records import Store
 store, random = Store(sys.argv[1]), random.Random(0)
 store.write({"k": "warm"}, [{"value": 0.0, "spectrum": np.zeros(100_000)}])
-for killed in range(1, 201):
+for killed in range(1, 1001):
     child = os.fork()
     if not child:
         k = 0
