@@ -28,7 +28,7 @@ smoke: ## the same with a suite trained for seconds
 	$(MAKE) report PARAMS=notebooks/params/smoke.yaml
 
 test: setup ## pytest, two files at a time
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup ## speed against scikit-learn and against plain loops, as ratios; writes data/results/bench.csv
 	$(RUN) studies/bench.py

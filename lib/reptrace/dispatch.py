@@ -8,6 +8,7 @@ small table. With each job it is told its next one, whose weights it fetches mea
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import time
@@ -170,14 +171,14 @@ def local_cluster(workers: int, device: str | None = None) -> Iterator:
         raise ValueError(f"{workers} workers were asked for, this machine has {gpus} GPUs: one checkpoint a GPU.")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
     any_port = {"dashboard_address": "127.0.0.1:0"}  # otherwise all want the same one
-    options = {"nthreads": 1, "memory_limit": 0, **any_port}
+    options = {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.ERROR, **any_port}
     specs = {k: {"cls": Nanny, "options": {**options, **(
         {"env": {"CUDA_VISIBLE_DEVICES": visible[k]}, "resources": {"GPU": 1}} if gpus else {})}}
         for k in range(workers)}
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, **any_port}}
     with ExitStack() as stack:
         try:
-            cluster = stack.enter_context(SpecCluster(specs, scheduler=scheduler, silence_logs=40))
+            cluster = stack.enter_context(SpecCluster(specs, scheduler=scheduler, silence_logs=logging.ERROR))
         except RuntimeError as error:
             raise RuntimeError(f"no worker processes could be started ({error}): they import the script that starts "
                                'them, which must do its work under `if __name__ == "__main__":`.') from error

@@ -59,9 +59,10 @@ def estimate(suites: Sequence[Suite], count: int | None = None, sequences: int =
     Returns
     -------
     pandas.DataFrame: suite, published, faulty, chosen, done (checkpoints), gb_each, gb_download, gb_disk (with the
-    default budget of two checkpoints a GPU), petaflop, gpu_hours, download_hours, hours (the two overlap: the longer
-    one), fits (into one GPU), sizes ("files" or "estimated"); nan where a suite's shape is not known. What lies in a
-    folder, or in a cache that the suite names, is not downloaded.
+    default budget of two checkpoints a GPU), gb_memory (of the GPU: weights in bfloat16 and a batch), petaflop,
+    gpu_hours, download_hours, hours (the two overlap: the longer one), fits (into one GPU), sizes ("files" or
+    "estimated"); nan where a suite's shape is not known. What lies in a folder, or in a cache that the suite names, is
+    not downloaded.
     """
     if gpu not in GPUS:
         raise ValueError(f"there is no GPU {gpu!r} in the table.{hub.near(gpu, GPUS)} It has {', '.join(GPUS)}.")
@@ -85,7 +86,7 @@ def _row(suite: Suite, count, tokens: int, context: int, gpu: GPU, gpus: int, sp
     return {"suite": suite.name, "published": len(points), "faulty": sum(bool(point.fault) for point in points),
             "chosen": len(chosen), "done": len(chosen) - len(left), "gb_each": size / 1e9,
             "gb_download": _times(len(fetched), size) / 1e9,
-            "gb_disk": _times(min(len(fetched), 2 * gpus), size) / 1e9,
+            "gb_disk": _times(min(len(fetched), 2 * gpus), size) / 1e9, "gb_memory": memory / 1e9,
             "petaflop": _times(len(left), operations) / 1e15, "gpu_hours": measuring * gpus,
             "download_hours": downloading, "hours": max(measuring, downloading), "fits": "?" if memory != memory else
             "yes" if memory <= gpu.memory else "no", "sizes": sizes}
