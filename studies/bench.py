@@ -3,8 +3,8 @@
     make bench
 
 The spectrum is compared with scikit-learn's PCA, the extraction of hidden states with two plain loops, on models of
-random weights. What is compared runs in turn, several times, and medians are taken. Writes data/results/bench.csv; the
-rows of a GPU stay empty, and say so, where there is none.
+random weights, and the infinity-gram model with its authors' engine. What is compared runs in turn, several times, and
+medians are taken. Writes data/results/bench.csv; the rows of a GPU stay empty, and say so, where there is none.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from bench_infgram import default_tokens
+from bench_infgram import rows as infinity_gram
 from torch import nn
 
 from reptrace.hidden_states import extract
@@ -70,6 +72,7 @@ def main() -> None:
     rows = [*spectrum(), *gpu_spectrum()]
     for case in CASES:
         rows += extraction(case)
+    rows += [{"device": "cpu", **row} for row in infinity_gram(default_tokens())]
     table = pd.DataFrame([{**row, "threads": torch.get_num_threads(), **provenance()} for row in rows])
     table = table[[*COLUMNS, *table.columns.difference(COLUMNS, sort=False)]]
     write_atomically(OUT, table.to_csv(index=False).encode())
