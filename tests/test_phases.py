@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from reptrace.phases import Change, claims, critical_value, find_phases, turn_exponent
+from reptrace.phases import PHASES, Change, claims, critical_value, elsewhere, find_phases, turn_exponent
 
 SEEDS = 500
 SHARES = {"three phases": [19, 7, 25, 20], "down and up": [19, 7, 25], "up and down": [7, 25, 20], "down": [25, 7],
@@ -293,3 +293,13 @@ def test_turn_exponents_are_those_planted():
     assert np.isnan(turn_exponent([1e5, 1e5], [1, 1], [1, 1], [2, 2])).all()
     with pytest.raises(ValueError, match="positive"):
         turn_exponent([1e5, 2e5], [1, 1], [0, 1], [2, 2])
+
+
+def test_phases_are_carried_over_to_the_nearest_other_checkpoints():
+    tokens = [0, 1, 2, 4, 8, 16, 32]
+    found = find_phases(tokens, [10, 6, 3, 6, 12, 10, 8], np.full(7, 0.01))
+    assert [span[0] for span in found.spans] == list(PHASES)
+    moved = elsewhere(found, tokens, [0, 2, 7, 40])
+    assert moved.spans == [("warmup", 0, 1), ("entropy-seeking", 1, 2), ("compression-seeking", 2, 3)]
+    assert elsewhere(found, tokens, tokens).spans == found.spans and moved.turn == found.turn
+    assert elsewhere(found, tokens, [0, 9, 40]).spans == [("entropy-seeking", 0, 1), ("compression-seeking", 1, 2)]

@@ -158,8 +158,8 @@ def placement(device: str | None = None, dtype: str | None = None) -> tuple[str,
 
 
 def load(name: str, revision: str | None = None, cache_dir: str | None = None, device: str | None = None,
-         dtype: str | None = None, *, trust_remote_code: bool = False) -> nn.Module:
-    """Open a decoder without its LM head: a hub repository at a revision, or a local folder.
+         dtype: str | None = None, *, trust_remote_code: bool = False, head: bool = False) -> nn.Module:
+    """Open a decoder, without its LM head unless asked for: a hub repository at a revision, or a local folder.
 
     Weights are read from safetensors or, where there are none, from .bin files as bare tensors: a pickle that holds
     anything else is refused, and nothing in it is run.
@@ -175,6 +175,8 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
     device, dtype : str, see `placement`; float16 is refused: it overflows.
     trust_remote_code : bool, default False
         Run Python code that comes with this one repository. Read it first.
+    head : bool, default False
+        With its LM head (AutoModelForCausalLM), for tasks and losses; hidden states do not need it.
 
     Raises
     ------
@@ -184,24 +186,29 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
         The weights alone are more than the device's free memory (of the CPU's, where Linux tells it).
     ValueError
         Weights that are damaged, incomplete, of other shapes than the configuration says, or not bare tensors; a
-        repository with code of its own, which it was not allowed to run.
+        repository with code of its own, which it was not allowed to run; a model that has no LM head, if asked for.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     device, dtype = placement(device, dtype)
     source = (name, revision, cache_dir)
     weights, trust = getattr(torch, dtype), {"trust_remote_code": trust_remote_code}
-    if device != AUTO and not trust_remote_code:  # a repository's own code may not build on the device "meta"
-        config = from_pretrained(AutoConfig, *source, **trust)
-        batches.check_memory(_bytes(config, weights), torch.device(device), f"the model {name!r} in {dtype}")
+    opener = AutoModelForCausalLM if head else AutoModel
+    sized = device != AUTO and not trust_remote_code  # a repository's own code may not build on the device "meta"
+    config = from_pretrained(AutoConfig, *source, **trust) if head or sized else None
+    if head:
+        _check_head(name, config)
+    if sized:
+        batches.check_memory(_bytes(opener, config, weights), torch.device(device), f"the model {name!r} in {dtype}")
     # Straight to the GPU, so that the CPU's memory need not hold the model.
     spread = {} if device == "cpu" else {"device_map": AUTO if device == AUTO else torch.device(device)}
-    model, report = from_pretrained(AutoModel, *source, dtype=weights, output_loading_info=True, weights_only=True,
+    model, report = from_pretrained(opener, *source, dtype=weights, output_loading_info=True, weights_only=True,
                                     **spread, **trust)
     absent = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if absent:
         raise ValueError(f"the weights of {name!r} lack {len(absent)} tensors ({', '.join(absent[:3])}, ...), which "
-                         "would be random: an incomplete download or save?")
+                         "would be random: an incomplete download or save"
+                         f"{', or a model saved without its LM head' if head else ''}?")
     return model.eval() if device == AUTO else model.to(device).eval()
 
 
@@ -270,12 +277,19 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _bytes(config, dtype: torch.dtype) -> int:
-    """Size of a decoder's weights, from its shape: it is built on the device "meta", which takes no memory."""
-    from transformers import AutoModel
+def _check_head(name: str, config) -> None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in (
+            getattr(config, "auto_map", None) or {}):
+        raise ValueError(f"{name!r} has no LM head: {type(config).__name__} describes no causal language model, so it "
+                         "predicts no next token. Tasks need one, such as Pythia, OLMo-2 or Llama.")
+
+
+def _bytes(opener, config, dtype: torch.dtype) -> int:
+    """Size of a model's weights, from its shape: it is built on the device "meta", which takes no memory."""
     with _LOADING, torch.device("meta"):
-        model = AutoModel.from_config(config, dtype=dtype, trust_remote_code=False)
+        model = opener.from_config(config, dtype=dtype, trust_remote_code=False)
     return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
 
 

@@ -9,7 +9,7 @@ but small against both their neighbours, as training makes them, do not cut a ph
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 
@@ -180,6 +180,17 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
         expansion=change(up, up + 1) if has_up else None,
         compression=change(up + 1, up + 2) if has_down else None,
         spans=spans)
+
+
+def elsewhere(phases: Phases, tokens, others) -> Phases:
+    """The same phases for a table with other checkpoints of the run: spans by the nearest of them.
+
+    `tokens` are those of the trajectory in which the phases were found, `others` those of the other table, increasing.
+    """
+    tokens, others = np.asarray(tokens, float), np.asarray(others, float)
+    nearest = [int(np.abs(others - at).argmin()) for at in tokens]
+    spans = [(name, nearest[first], nearest[last]) for name, first, last in phases.spans]
+    return replace(phases, spans=[span for span in spans if span[1] < span[2]])
 
 
 @cache

@@ -213,6 +213,10 @@ class HubProfile:
         return ROOT / self.build
 
     @cached_property
+    def store(self) -> Store:
+        return Store(self.folder / "records")
+
+    @cached_property
     def runs(self) -> list[HubRun]:
         return [self._run(suites.suite(name)) for name in self.suites]
 

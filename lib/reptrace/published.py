@@ -5,11 +5,14 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from reptrace import hub
+from reptrace.phases import PHASES, Phases
 
 FOLDER = Path(__file__).parents[2] / "data" / "published"
+PYTHIA_TOKENS = 2_097_152  # an optimizer step, of every size
 
 
 def landmarks() -> pd.DataFrame:
@@ -51,3 +54,22 @@ def pythia_accuracy(task: str) -> dict[str, pd.DataFrame]:
     """EleutherAI's own evaluations: model ("pythia-1b") -> step, value (accuracy, 0 to 1), stderr."""
     rows = pd.read_csv(FOLDER / "pythia_evals.csv").query("task == @task")
     return {model: group.reset_index(drop=True) for model, group in rows.groupby("model")}
+
+
+def by_tokens(evaluations: pd.DataFrame, task: str) -> pd.DataFrame:
+    """One model of `pythia_accuracy` as `figures.trajectory` takes it: tokens, status, the task and its `_stderr`."""
+    return pd.DataFrame({"tokens": evaluations.step * PYTHIA_TOKENS, "status": "measured", task: evaluations.value,
+                         f"{task}_stderr": evaluations.stderr})
+
+
+def phases_of(marks: pd.Series, tokens) -> Phases:
+    """The phases that a row of `rankme_landmarks` says, as spans of checkpoints at these tokens, increasing."""
+    last = len(tokens) - 1
+    cuts = [0, *(int(np.abs(np.log(np.maximum(tokens, 1) / marks[f"{name}_tokens"])).argmin())
+                 for name in ("minimum", "peak")), last]
+    return Phases(None, None, None, None, None, list(zip(PHASES, cuts, cuts[1:], strict=False)))
+
+
+def table(number: int) -> pd.DataFrame:
+    """A table of the paper's appendix (7, 8 or 9): model, quantity, value, p_value."""
+    return pd.read_csv(FOLDER / "paper_tables.csv").query("table == @number").drop(columns="table")

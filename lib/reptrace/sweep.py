@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -231,17 +232,32 @@ def check_disk(jobs: Sequence[Job], disk: int | None) -> None:
 def jobs_of(checkpoints: Sequence[Checkpoint], probes: Sequence[Probe], settings: Settings, progress: bool = True,
             faulty: bool = False) -> list[Job]:
     """A job for each checkpoint (none for those with a known fault), with its commit and, from the hub, its files."""
-    wanted = [point for point in dict.fromkeys(checkpoints) if faulty or not point.fault]
+    wanted = [point for point in checkpoints if faulty or not point.fault]
+    return [Job(point, tuple(probes), settings, *at) for point, at in located(wanted, progress).items()]
+
+
+class Located(NamedTuple):
+    """Commit of a checkpoint's weights, and the files to fetch for it (None: it lies here). `trouble` is what the hub
+    said instead of its files."""
+
+    commit: str | None
+    files: hub.Files | None
+    trouble: str
+
+
+def located(checkpoints: Sequence[Checkpoint], progress: bool = True) -> dict[Checkpoint, Located]:
+    """Where the weights of checkpoints are, each once."""
+    wanted = list(dict.fromkeys(checkpoints))
     commits = {point: weights_of(point) for point in wanted}
     online = [point for point in wanted if on_hub(point)]
     found = hub.files_of_all([(point.model, commits[point]) for point in online], progress)
-    jobs = []
+    places = {}
     for point in wanted:
         files = found.get((point.model, commits[point])) if point in online else None
         trouble = str(files) if isinstance(files, hub.HubError) else ""
-        weights = files.commit if isinstance(files, hub.Files) else commits[point]
-        jobs.append(Job(point, tuple(probes), settings, weights, None if trouble else files, trouble))
-    return jobs
+        commit = files.commit if isinstance(files, hub.Files) else commits[point]
+        places[point] = Located(commit, None if trouble else files, trouble)
+    return places
 
 
 def on_hub(checkpoint: Checkpoint) -> bool:

@@ -1,0 +1,259 @@
+"""Tasks, losses and memorization over checkpoints of any suite: rows for records, each measured once.
+
+A checkpoint is opened once, LM head included, for all that it lacks, and not at all where it lacks nothing. What fails
+is a recorded gap, tried again by the next call. Weights from the hub are fetched ahead and deleted, as in a sweep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from reptrace import harness, hidden_states, tasks
+from reptrace.corpora import Probe
+from reptrace.downloads import Downloads
+from reptrace.eigendirections import Projection, directions
+from reptrace.hub import Files, HubError
+from reptrace.measurement import place
+from reptrace.memorization import Questions
+from reptrace.processes import end_with_parent
+from reptrace.records import Store
+from reptrace.suites import Checkpoint
+from reptrace.sweep import located
+
+METHOD = 1  # raised by hand when tasks, losses or memorization are measured differently from the same inputs
+
+
+def evaluate_checkpoints(checkpoints: Sequence[Checkpoint], asked: Sequence[str | Mapping | Questions], store: Store,
+                         batch_size: int, limit: int | None = None, data: Mapping[str, str | Path] | None = None,
+                         include: Sequence[str | Path] = (), probe: Probe | None = None,
+                         projections: Sequence[Projection | None] = (None,), workers: int = 1,
+                         device: str | None = None, dtype: str | None = None, trust: Sequence[str] = (),
+                         progress: bool = True) -> pd.DataFrame:
+    """Tasks, loss and memorization on checkpoints, each done once and kept in the store.
+
+    Interrupted at any moment, the next call goes on.
+
+    Parameters
+    ----------
+    checkpoints : list of Checkpoint; those with a known fault are rows with status "quarantined"
+    asked : names of tasks, or what else `tasks.evaluate` takes; "loss" for `tasks.loss` on the probe; `Questions`
+    store : Store
+    batch_size, data, include : see `tasks.evaluate`
+    limit : int, optional
+        Only the first so many items of a task, and sequences for the loss.
+    probe : Probe, optional
+        Held-out sequences for "loss" and for the directions of projections.
+    projections : list of Projection or None, default (None,)
+        What is done to the states before the LM head; None: nothing.
+    workers : int, default 1
+        Checkpoints side by side, each in a process of its own with one thread: worth it for small models on a CPU.
+    device, dtype : see `hidden_states.placement`
+    trust : repositories whose own code may run
+    progress : bool, default True
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows of `tasks.evaluate`, `tasks.loss` and `Questions.memorization` by checkpoint, projection and what was
+        asked, in the orders given; with the checkpoint's place in its run, the projection's fields (k, kind, about,
+        chosen, direction_seed), `status` and `reason`.
+    """
+    placement = hidden_states.placement(device, dtype)
+    specs = [each if isinstance(each, Questions) else tasks.spec_of(each) for each in asked]
+    stock = [spec["task"] for spec in specs if _is_task(spec)]
+    if probe is None and (any(map(_is_loss, specs)) or any(projections)):
+        raise ValueError("the loss, and the directions of projections, are a probe's: pass probe=...")
+    if stock:
+        harness.manager(stock, tasks.folders_of(include))  # a wrong name is an error now, not a gap in every checkpoint
+    definitions = [_definition(spec, data or {}, tasks.folders_of(include)) for spec in specs]
+    plan = _Plan(tuple(specs), tuple(definitions), tuple(projections), batch_size, limit, data, tuple(include), probe,
+                 placement, tuple(trust))
+    places = located([point for point in checkpoints if not point.fault], progress)
+    missing = [place for place in places.items()
+               if not all(store.done(identity) for identity, *_ in plan.parts(*place))]
+    with tqdm(total=len(missing), desc="tasks", unit="checkpoint", disable=not progress or not missing) as bar:
+        if workers > 1 and len(missing) > 1:
+            _side_by_side(plan, missing, store, workers, bar)
+        else:
+            _one_by_one(plan, missing, store, bar)
+    tables = [_table(plan, point, places.get(point), store) for point in checkpoints]
+    return pd.concat(tables, ignore_index=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is to be measured on every checkpoint, and how."""
+
+    specs: tuple
+    definitions: tuple[dict, ...]
+    projections: tuple[Projection | None, ...]
+    batch_size: int
+    limit: int | None
+    data: Mapping | None
+    include: tuple
+    probe: Probe | None = field(repr=False)
+    placement: tuple[str, str]
+    trust: tuple[str, ...]
+
+    def parts(self, point: Checkpoint, at) -> Iterator[tuple[dict, object, Projection | None]]:
+        """(identity, what is asked, projection) of each record of a checkpoint."""
+        device, dtype = self.placement
+        for projection in self.projections:
+            for spec, definition in zip(self.specs, self.definitions, strict=True):
+                needs_probe = bool(projection) or _is_loss(spec)
+                yield {"model": point.model if point.revision else Path(point.model).name, "revision": point.revision,
+                       "weights": at.commit, "definition": definition,
+                       "limit": None if isinstance(spec, Questions) else self.limit, "batch_size": self.batch_size,
+                       "device": device, "dtype": dtype, "projection": asdict(projection) if projection else None,
+                       "probe": self.probe.fingerprint if needs_probe else None, "evaluation_method": METHOD,
+                       }, spec, projection
+
+    def measure(self, point: Checkpoint, at, store: Store, downloads: Downloads | None = None,
+                following: Files | None = None) -> None:
+        """Measure what a checkpoint lacks, and write it."""
+        device, dtype = self.placement
+        facts = {"weights": at.commit, "device": device, "dtype_forward": dtype, "batch_size": str(self.batch_size)}
+        with ExitStack() as held:
+            opened = _Opened(self, point, at, lambda: held.enter_context(downloads.holding(at.files, following)))
+            for identity, spec, projection in self.parts(point, at):
+                store.measure(identity, partial(opened.rows, spec, projection), {"task": _name(spec), **facts})
+
+
+class _Opened:
+    """A checkpoint: its weights, tokenizer and directions are fetched, opened or measured when first asked for."""
+
+    def __init__(self, plan: _Plan, point: Checkpoint, at, fetch: Callable):
+        self.plan, self.point, self.at, self.fetch = plan, point, at, fetch
+        self.found: dict = {}
+
+    def rows(self, spec, projection: Projection | None) -> list[dict]:
+        model, plan = self._once("model", self._model), self.plan
+        with projection.applied(model, *self._once("directions", self._directions)) if projection else nullcontext():
+            if isinstance(spec, Questions):
+                return [spec.memorization(model, self._once("tokenizer", self._tokenizer), plan.batch_size)]
+            if _is_loss(spec):
+                return [tasks.loss(model, plan.probe.sequences[: plan.limit], plan.batch_size)]
+            return tasks.evaluate(model, self._once("tokenizer", self._tokenizer), [spec], plan.batch_size, plan.limit,
+                                  plan.data, plan.include)
+
+    def _model(self):
+        if self.at.trouble:
+            raise HubError(self.at.trouble)
+        point = self.point
+        if self.at.files:  # by its commit, so that it is what the identity says even if the branch moves meanwhile
+            point = replace(point, revision=self.at.commit, cache_dir=str(self.fetch()))
+        return tasks.open_with_head(point, *self.plan.placement, self.plan.trust)
+
+    def _directions(self):
+        return directions(hidden_states.last_token_states(
+            self.found["model"], self.plan.probe.sequences, batch_size=self.plan.batch_size)["final"])
+
+    def _tokenizer(self):
+        """One object for the same tokenizer, because `harness` keeps what it encoded by object."""
+        point = self.point
+        opened = hidden_states.load_tokenizer(point.model, point.revision, point.cache_dir,
+                                              trust_remote_code=point.model in self.plan.trust)
+        backend = getattr(opened, "backend_tokenizer", None)
+        return _TOKENIZERS.setdefault(backend.to_str(), opened) if backend else opened
+
+    def _once(self, name: str, make: Callable):
+        """What was made before; what failed before fails again, without another try."""
+        if name not in self.found:
+            try:
+                self.found[name] = make()
+            except Exception as error:
+                self.found[name] = error
+        if isinstance(self.found[name], Exception):
+            raise self.found[name]
+        return self.found[name]
+
+
+_TOKENIZERS: dict = {}
+
+
+def _one_by_one(plan: _Plan, missing: Sequence[tuple], store: Store, bar: tqdm) -> None:
+    """In this process; the next checkpoint's weights are on their way meanwhile."""
+    downloads = Downloads()
+    try:
+        for number, (point, at) in enumerate(missing):
+            later = missing[number + 1][1].files if number + 1 < len(missing) else None
+            plan.measure(point, at, store, downloads, later)
+            bar.update()
+    finally:
+        downloads.close()
+
+
+def _side_by_side(plan: _Plan, missing: Sequence[tuple], store: Store, workers: int, bar: tqdm) -> None:
+    """In processes of their own, which are started anew, so that they hold nothing of this one's threads."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(missing)), context, _begin) as pool:
+        futures = [pool.submit(_alone, plan, point, at, store) for point, at in missing]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _begin() -> None:
+    end_with_parent()
+    torch.set_num_threads(1)
+
+
+def _alone(plan: _Plan, point: Checkpoint, at, store: Store) -> None:
+    downloads = Downloads()
+    try:
+        plan.measure(point, at, store, downloads)
+    finally:
+        downloads.close()
+
+
+def _table(plan: _Plan, point: Checkpoint, at, store: Store) -> pd.DataFrame:
+    if at is None:
+        return pd.DataFrame([{"status": "quarantined", "reason": point.fault, "task": _name(spec),
+                              **_columns(projection), **place(point)}
+                             for projection in plan.projections for spec in plan.specs])
+    return pd.concat([store.table([identity]).assign(**place(point), **_columns(projection))
+                      for identity, _, projection in plan.parts(point, at)])
+
+
+def _is_task(spec) -> bool:
+    return not isinstance(spec, Questions) and spec["task"] != tasks.LOSS
+
+
+def _is_loss(spec) -> bool:
+    return not isinstance(spec, Questions) and spec["task"] == tasks.LOSS
+
+
+def _name(spec) -> str:
+    return spec.task if isinstance(spec, Questions) else spec["task"]
+
+
+def _columns(projection: Projection | None) -> dict:
+    fields = asdict(projection) if projection else dict.fromkeys(("k", "kind", "about", "chosen", "seed"))
+    return {"direction_seed": fields.pop("seed"), **fields}
+
+
+def _definition(spec, data: Mapping[str, str | Path], folders: Sequence[Path]) -> dict:
+    """What results depend on besides the model: lm-eval, the YAML of a task in our folders, a data file's content."""
+    if not _is_task(spec):
+        return {"task": _name(spec)} | ({"questions": spec.fingerprint} if isinstance(spec, Questions) else {})
+    yaml = [path.read_bytes() for folder in folders for path in sorted(folder.rglob("*.yaml"))]
+    given = [Path(data[spec["task"]]).read_bytes()] if spec["task"] in data else []
+    line = f"task: {spec['task']}\n".encode()
+    digest = hashlib.sha256(b"\0".join([*(text for text in yaml if line in text), *given]))
+    return {**spec, "files": digest.hexdigest()[:16], "lm_eval": metadata.version("lm_eval")}
