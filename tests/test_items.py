@@ -201,7 +201,8 @@ def test_files_are_made_once_and_again_for_other_inputs(training, held_out, toke
     files = make(training, held_out, tokenizer, str(ids), CONTEXT, tmp_path, count=50)
     assert files["cloze"] == files["cloze_near"] != files["continuation"]
     content = {path: path.read_bytes() for path in files.values()}
-    assert all(40 < text.count(b"\n") <= 50 for text in content.values())
+    assert all(40 < text.count(b"\n") <= 50 for path, text in content.items() if path.stem != "questions")
+    assert 50 < content[files["questions"]].count(b"\n") <= 150
     monkeypatch.setattr(items, "continuation", None)
     assert make(training, held_out, tokenizer, tokens, CONTEXT, tmp_path, count=50) == files
     monkeypatch.undo()
@@ -214,9 +215,12 @@ def test_files_are_made_once_and_again_for_other_inputs(training, held_out, toke
     assert all(path.read_bytes() == text for path, text in content.items())
 
 
+def test_a_context_too_short_for_a_cloze_leaves_the_other_task(training, tokenizer, tokens, tmp_path):
+    assert set(make(training, training, tokenizer, tokens, 2 * REACH, tmp_path)) == {"continuation", "questions"}
+    assert "cloze" not in make(training, training, tokenizer, tokens, 2 * REACH, tmp_path), "the same when read again"
+
+
 def test_what_yields_no_items_is_refused(training, tokenizer, tokens, tmp_path):
-    with pytest.raises(ValueError, match="context of more than 32 tokens, got 32"):
-        make(training, training, tokenizer, tokens, 32, tmp_path)
     short = Corpus("short", ["Too short.", "For any item."])
     with pytest.raises(ValueError, match="'short' yields no item for the task 'continuation'"):
         make(training, short, tokenizer, tokens, CONTEXT, tmp_path)

@@ -35,7 +35,8 @@ def project(tmp_path_factory):
     """A small text and the parameters of a small suite on it."""
     folder = tmp_path_factory.mktemp("report")
     rng = np.random.default_rng(0)
-    words = np.array([f"w{k}" for k in range(300)])
+    letters = np.array(list("abcdefghij"))
+    words = np.array(["w" + "".join(letters[[int(digit) for digit in str(k)]]) for k in range(300)])
     texts = [" ".join(words[rng.zipf(1.3, 40) % 300]) for _ in range(1500)]
     (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     small = TINY | {"sizes": [{"width": 16, "layers": 1, "tokens": 1e5, "seeds": [0, 1]},

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ STOCK = ("sciq", "triviaqa", "lambada_openai")
 INDEXES = {"pythia": "v4_piletrain_llama", "olmo2": "v4_olmo-2-1124-13b-instruct_llama"}
 LLAMA2 = "hf-internal-testing/llama-tokenizer"
 METRICS = ("acc", "exact_match", "spearman")  # the one that is shown, of those that a task has
+QUESTIONS_EACH = 8  # questions for each item of a task: one answer to score, not choices, and a weaker signal
 CHANCE = {"continuation": 0.25, "cloze": 0.25, "sciq": 0.25}
 KS, RANDOM_SEEDS = (1, 2, 5, 10, 50), 3
 
@@ -57,7 +59,7 @@ class Group:
 
 
 def groups(profile: Profile | HubProfile, count: int, progress: bool = True) -> list[Group]:
-    """The runs of a profile by what they are asked; `count` items of a task, and questions, at most."""
+    """The runs of a profile by what they are asked; `count` items of a task at most, and some questions for each."""
     if isinstance(profile, HubProfile):
         return [_of_hub(profile, run, count) for run in profile.runs]
     return [_of_suite(profile, key, count, progress)
@@ -82,21 +84,30 @@ def project(profile: Profile, found: Sequence[Group], count: int, ks: Sequence[i
             ) -> dict[object, pd.DataFrame]:
     """The first task, and the loss, on the last checkpoint of every first seed, with directions removed or kept.
 
-    For every k below the width: the leading ones, about the mean and about the origin, and as many random ones about
-    the mean, drawn RANDOM_SEEDS times.
+    For every k below the width, see `projections`; the runs of a group have one probe.
     """
+    firsts = {runs[0]: tuple(k for k in ks if k < runs[0].width) for runs in profile.sizes_of_runs}
     tables = {}
     for group in found:
-        for run in [runs[0] for runs in profile.sizes_of_runs if runs[0] in group.checkpoints]:
-            asked = [None]
-            for k in [k for k in ks if k < run.width]:
-                for kind in ("remove", "keep"):
-                    asked += [Projection(k, kind, about) for about in ("mean", "origin")]
-                    asked += [Projection(k, kind, chosen="random", seed=seed) for seed in range(RANDOM_SEEDS)]
-            tables[run] = evaluate_checkpoints(
-                group.checkpoints[run][-1:], [group.tasks[0], "loss"], profile.store, BATCH_SIZE, count, group.data,
-                probe=profile.probe(run), projections=asked, progress=progress, **_placement(profile))
-    return tables
+        for usable in dict.fromkeys(firsts.values()):  # at once for all that differ by nothing but their weights
+            runs = [run for run, its in firsts.items() if run in group.checkpoints and its == usable]
+            if runs:
+                table = evaluate_checkpoints(
+                    [group.checkpoints[run][-1] for run in runs], [group.tasks[0], "loss"], profile.store, BATCH_SIZE,
+                    count, group.data, probe=profile.probe(runs[0]), projections=[None, *projections(usable)],
+                    progress=progress, **_placement(profile))
+                tables |= {run: table[table.model == group.checkpoints[run][-1].model].reset_index(drop=True)
+                           for run in runs}
+    return {run: tables[run] for run in firsts}
+
+
+def projections(ks: Sequence[int]) -> list[Projection]:
+    """Leading directions about the mean and about the origin, and random ones about the mean, removed and kept."""
+    asked = []
+    for k, kind in product(ks, ("remove", "keep")):
+        asked += [Projection(k, kind, about) for about in ("mean", "origin")]
+        asked += [Projection(k, kind, chosen="random", seed=seed) for seed in range(RANDOM_SEEDS)]
+    return asked
 
 
 def series(table: pd.DataFrame, task: str) -> pd.DataFrame:
@@ -154,14 +165,15 @@ def _of_suite(profile: Profile, key: tuple[int, int], count: int, progress: bool
                           profile.folder / "infgram" / f"{training.fingerprint}-{vocabulary}",
                           separator=tokenizer.eos_token_id, vocabulary=len(tokenizer), corpus=training.fingerprint,
                           tokenizer=tokenizer, progress=progress)
-    asked = [json.loads(line) for line in data["continuation"].read_text().splitlines()][:count]
+    asked = [json.loads(line) for line in data[items.QUESTIONS].read_text().splitlines()][: QUESTIONS_EACH * count]
     prompts = [item["passage"] for item in asked]
     answers = [f" {item['choices'][item['answer']]}" for item in asked]
     suffixes = infgram_answers(index, *encoded(tokenizer, prompts, answers))
     questions = Questions(MEMORIZATION, prompts, answers, suffixes.log_probability,
                           f"training text {training.fingerprint}, vocabulary {vocabulary}")
-    return Group({run: profile.suite.checkpoints(run) for run in runs}, ("continuation", "cloze"), data, questions,
-                 suffixes, tokenizer)
+    tasks_there = tuple(name for name in ("continuation", "cloze") if name in data)
+    return Group({run: profile.suite.checkpoints(run) for run in runs}, tasks_there, data, questions, suffixes,
+                 tokenizer)
 
 
 def _of_hub(profile: HubProfile, run, count: int) -> Group:

@@ -35,6 +35,7 @@ CONTINUATION = (3, 2)  # tokens, the longer first
 REACH = 16  # tokens at least from where a cloze word stands earlier to the end of its passage
 RARE = 200  # times at most that a cloze word stands in the training text
 POOL = 100  # words that the three others are picked from
+QUESTIONS = "questions"
 METHOD = 1  # raised by hand when this module makes other items from the same text
 LETTERS = re.compile(r"[^\W\d_]+")
 WORD = re.compile(r"(?<=\S )[A-Za-z]{3,}(?!\w)")  # a space before it, one that a byte-level token begins with
@@ -94,7 +95,7 @@ def make(training: Corpus, held_out: Corpus, tokenizer, tokens, context: int, fo
     tokens : array of int, shape (T,), or the path of a file of uint16
         The training text's token ids (`pretrain.Suite.tokens`).
     context : int
-        Tokens that a passage and a choice take together at most, above 2 * REACH.
+        Tokens that a passage and a choice take together at most; up to 2 * REACH of them leave no room for a cloze.
     folder : str or Path
         The files lie in a folder of it that is named by a fingerprint of all they depend on.
     count : int, default 2000
@@ -103,31 +104,33 @@ def make(training: Corpus, held_out: Corpus, tokenizer, tokens, context: int, fo
 
     Returns
     -------
-    dict of task -> Path; that of `cloze` serves `cloze_near` too
+    dict of task -> Path; that of `cloze` serves `cloze_near` too, and is missing where the text yields no such item.
+    `questions` is like `continuation`, of all documents and at other places, for statistics that need many.
 
     Raises
     ------
     ValueError
-        The context is too short, or the held-out text yields no item for a task.
+        The held-out text yields no item for `continuation`.
     """
-    if context <= 2 * REACH:
-        raise ValueError(f"cloze passages need a context of more than {2 * REACH} tokens, got {context}.")
     facts = [METHOD, training.fingerprint, held_out.fingerprint, _hash(tokenizer.backend_tokenizer.to_str()), context,
              count, seed]
     home = Path(folder) / _hash(json.dumps(facts))
-    files = {name: home / f"{name}.jsonl" for name in ("continuation", "cloze")}
+    files = {name: home / f"{name}.jsonl" for name in ("continuation", "cloze", QUESTIONS)}
     if not all(path.exists() for path in files.values()):
         ids = np.fromfile(tokens, dtype=np.uint16) if isinstance(tokens, (str, Path)) else np.asarray(tokens)
         documents = sorted(dict.fromkeys(held_out.documents), key=lambda document: _hash(f"items {seed} {document}"))
         ngrams, counts = NgramModel(ids, len(tokenizer)), words_of(training)
-        for name, items in {"continuation": continuation(documents, tokenizer, context, seed, count),
-                            "cloze": cloze(documents, tokenizer, context, ngrams, counts, seed)}.items():
-            if not items:
-                raise ValueError(f"the held-out text {held_out.name!r} yields no item for the task {name!r}: bring "
-                                 "more text, or a longer context.")
-            lines = [json.dumps(asdict(item), sort_keys=True) for item in items[:count]]
-            write_atomically(files[name], "\n".join([*lines, ""]).encode())
-    return {**files, "cloze_near": files["cloze"]}
+        made = {"continuation": continuation(documents, tokenizer, context, seed, count),
+                "cloze": cloze(documents, tokenizer, context, ngrams, counts, seed) if context > 2 * REACH else [],
+                QUESTIONS: continuation(documents, tokenizer, context, seed + 1, None)}
+        for name, found in made.items():
+            write_atomically(files[name], "".join(f"{json.dumps(asdict(item), sort_keys=True)}\n"
+                                                  for item in found[: None if name == QUESTIONS else count]).encode())
+    there = {name: path for name, path in files.items() if path.stat().st_size}
+    if "continuation" not in there:
+        raise ValueError(f"the held-out text {held_out.name!r} yields no item for the task 'continuation', whole words "
+                         f"after {context // 2} tokens of passage: bring more text, or longer documents.")
+    return there | ({"cloze_near": there["cloze"]} if "cloze" in there else {})
 
 
 def words_of(corpus: Corpus) -> Counter[str]:

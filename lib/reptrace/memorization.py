@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,19 +122,23 @@ def memorization(model, infgram, *, resamples: int = 1000, level: float = 0.95, 
             raise ValueError(f"all {len(values)} answers have log-probability {values[0]:.4g} under {name}: there are "
                              "no ranks to correlate. Take more items, or shorter answers.")
     rng = np.random.default_rng(seed)
-    draws = (rng.integers(len(model), size=len(model)) for _ in range(resamples))
-    resampled = np.array([_spearman(model[rows], infgram[rows]) for rows in draws])
+    ranked = _Ranked(model), _Ranked(infgram)
+    resampled = np.array([_spearman(*ranked, weights) for weights in _draws(rng, len(model), resamples)])
     resampled = resampled[~np.isnan(resampled)]
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]) if len(resampled) else (np.nan, np.nan)
     zeros = (int(np.isneginf(values).sum()) for values in (model, infgram))
-    return Memorization(_spearman(model, infgram), float(low), float(high), len(model), *zeros, level, resamples, seed)
+    whole = _spearman(*ranked, np.ones(len(model)))
+    return Memorization(whole, float(low), float(high), len(model), *zeros, level, resamples, seed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Peak:
-    """Where memorization is highest: training tokens, with the interval that holds it in 95 of 100 resamples of the
-    items; `value`, Spearman's correlation there; `rise`, that over the first checkpoint's, and `fall`, the last
-    checkpoint's over that, differences with intervals (each a tuple: value, low, high)."""
+    """Where memorization is highest along a run.
+
+    `tokens`: training tokens there, with the interval `low` to `high` that holds it in 95 of 100 resamples of the
+    items, all of which are in `resampled`; `value`: Spearman's correlation there. `rise`: that over the first
+    checkpoint's, `fall`: the last checkpoint's over that, differences with intervals (value, low, high).
+    """
 
     tokens: float
     low: float
@@ -142,9 +146,16 @@ class Peak:
     value: float
     rise: tuple[float, float, float]
     fall: tuple[float, float, float]
+    resampled: np.ndarray
+
+    def share_after(self, low: float, high: float) -> float:
+        """In how many resamples (0 to 1) the peak comes after something that lies between low and high tokens, anywhere
+        with the same probability on a log scale: above 0.975, it comes after; below 0.025, before."""
+        with np.errstate(divide="ignore"):
+            return float(np.clip(np.log(self.resampled / low) / np.log(high / low), 0, 1).mean())
 
 
-def peak(tokens, models, reference, *, resamples: int = 400, level: float = 0.95, seed: int = 0) -> Peak:
+def peak(tokens, models, reference, *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Peak:
     """Where along a run memorization peaks, by a bootstrap that draws the same items for all checkpoints.
 
     Parameters
@@ -154,18 +165,17 @@ def peak(tokens, models, reference, *, resamples: int = 400, level: float = 0.95
     reference : (items,) floats, ln P under the infinity-gram model
     resamples, level, seed : see `memorization`
 
-    The interval of the fall is that of a difference from the highest of several noisy values, which is biased down a
-    little even where nothing falls: an upper end below 0 by far counts, one just below does not.
+    The fall is from the highest of several noisy values, so it is biased down a little even where nothing falls: an
+    upper end of its interval far below 0 counts, one just below does not.
     """
     tokens, models = np.asarray(tokens, float), np.asarray(models, float)
     if models.shape != (len(tokens), len(reference)) or len(tokens) < 2:
         raise ValueError("models must have shape (checkpoints, items), with two checkpoints or more: got "
                          f"{models.shape} for {len(tokens)} checkpoints and {len(reference)} items.")
-    reference, rng = np.asarray(reference, float), np.random.default_rng(seed)
-    every = np.arange(len(reference))
-    draws = [every, *(rng.integers(len(every), size=len(every)) for _ in range(resamples))]
-    found = np.array([[_spearman(model[rows], reference[rows]) for model in models] for rows in draws])
-    # A model without any differences ties all answers: no correlation, and no peak.
+    ranked, known = [_Ranked(model) for model in models], _Ranked(np.asarray(reference, float))
+    draws = [np.ones(len(reference)), *_draws(np.random.default_rng(seed), len(reference), resamples)]
+    found = np.array([[_spearman(model, known, weights) for model in ranked] for weights in draws])
+    # A model that ties all answers has no correlation, and no peak.
     at = np.argmax(np.nan_to_num(found, nan=-np.inf), axis=1)
     highest = found[np.arange(len(found)), at]
     sides = [(1 - level) / 2, (1 + level) / 2]
@@ -174,8 +184,8 @@ def peak(tokens, models, reference, *, resamples: int = 400, level: float = 0.95
         return float(values[0]), *map(float, np.nanquantile(values[1:], sides))
 
     low, high = np.quantile(tokens[at[1:]], sides, method="inverted_cdf")
-    return Peak(float(tokens[at[0]]), float(low), float(high), float(highest[0]),
-                interval(highest - found[:, 0]), interval(found[:, -1] - highest))
+    return Peak(float(tokens[at[0]]), float(low), float(high), float(highest[0]), interval(highest - found[:, 0]),
+                interval(found[:, -1] - highest), tokens[at[1:]])
 
 
 def infgram_answers(infgram, prompts: Sequence, answers: Sequence) -> Answers:
@@ -262,13 +272,28 @@ def _log_probabilities(values, name: str) -> np.ndarray:
     return values
 
 
-def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """As scipy.stats.spearmanr, without the p-value that takes most of its time; nan where x or y are all tied."""
-    from scipy.stats import rankdata
+class _Ranked:
+    """Numbers whose ranks, ties at their mean, are asked for many resamples: sorted once."""
 
-    x, y = (ranks - ranks.mean() for ranks in (rankdata(x), rankdata(y)))
-    scale = np.sqrt(x @ x) * np.sqrt(y @ y)
-    return float(np.clip(x @ y / scale, -1, 1)) if scale else np.nan
+    def __init__(self, values: np.ndarray):
+        _, self.group = np.unique(values, return_inverse=True)
+
+    def ranks(self, weights: np.ndarray) -> np.ndarray:
+        """Rank of each value in the resample that holds it `weights` times."""
+        times = np.bincount(self.group, weights)
+        return (np.cumsum(times) - (times - 1) / 2)[self.group]
+
+
+def _draws(rng: np.random.Generator, size: int, resamples: int) -> Iterator[np.ndarray]:
+    """How often each item is in each resample."""
+    return (np.bincount(rng.integers(size, size=size), minlength=size).astype(float) for _ in range(resamples))
+
+
+def _spearman(x: _Ranked, y: _Ranked, weights: np.ndarray) -> float:
+    """As scipy.stats.spearmanr of a resample; nan where x or y are all tied."""
+    x, y = (ranked.ranks(weights) - (weights.sum() + 1) / 2 for ranked in (x, y))
+    scale = np.sqrt(weights @ x**2) * np.sqrt(weights @ y**2)
+    return float(np.clip((weights * x) @ y / scale, -1, 1)) if scale else np.nan
 
 
 def _check_items(prompts: Sequence, answers: Sequence) -> None:

@@ -19,7 +19,7 @@ from reptrace import corpora, suites
 from reptrace.pretrain import Run, Suite
 from reptrace.processes import cores
 from reptrace.records import Store, provenance
-from reptrace.sweep import sweep, trace
+from reptrace.sweep import sweep, tokenizer_of, trace
 
 ROOT = Path(__file__).parents[2]
 CORPORA = ROOT / "build" / "corpora"  # read once for all profiles
@@ -231,6 +231,12 @@ class HubProfile:
     @property
     def text(self) -> str:
         return self.corpus
+
+    def probe(self, run: HubRun) -> corpora.Probe:
+        """The probe that `trace` measures a suite on."""
+        text = corpora.open_text(self.corpus, 4 * self.sequences, self.folder / "corpora")
+        points = [point for point in suites.suite(run.name).checkpoints() if point.stage == self.STAGE]
+        return corpora.probe(text, tokenizer_of(points, self.context), self.sequences, self.context, self.min_length)
 
     def train(self, progress: bool = True) -> None:
         """Nothing: these were trained by others."""
