@@ -146,6 +146,21 @@ def test_an_epoch_of_mini_batches_takes_every_sample_once():
     assert ((np.abs(first).sum(2) > 0).sum(1) == 3).all(), "three samples move in the first step"
 
 
+def test_zipf_counts_follow_the_power_of_the_rank():
+    assert toy.zipf_counts(4, 0, 8) == (2, 2, 2, 2)
+    assert toy.zipf_counts(4, 1, 25) == (12, 6, 4, 3)  # 12, 12/2, 12/3, 12/4
+    assert toy.zipf_counts(8, 2, 32)[-1] == 1
+
+
+def test_inputs_alike_within_a_class_have_that_cosine():
+    gram = toy.alike_inputs((2, 1), 0.5)
+    np.testing.assert_array_equal(gram, [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]])
+    np.testing.assert_array_equal(toy.alike_inputs((2, 1), 0.5, "all"), 0.5 + 0.5 * np.eye(3))
+    for arguments in ((1.0, "class"), (-0.1, "class"), (0.5, "some")):
+        with pytest.raises(ValueError, match="the cosine in"):
+            toy.alike_inputs((2, 1), *arguments)
+
+
 # The theorems
 
 

@@ -177,6 +177,21 @@ def start(counts: Sequence[int], width: int, *, scale: float = 0.1, balanced: bo
     return Start(features, classifier, np.repeat(np.arange(classes), counts), seeds, gram)
 
 
+def zipf_counts(classes: int, exponent: float, samples: int) -> tuple[int, ...]:
+    """Samples of each class in proportion to rank^-exponent, rounded, each at least 1; their sum is near `samples`."""
+    shares = np.arange(1, classes + 1) ** -float(exponent)
+    return tuple(np.maximum(1, np.round(samples * shares / shares.sum())).astype(int).tolist())
+
+
+def alike_inputs(counts: Sequence[int], cosine: float, among: str = "class") -> np.ndarray:
+    """`gram` of unit inputs with this cosine (0 to below 1) between any two of one class, or, among="all", any two."""
+    if among not in ("class", "all") or not 0 <= cosine < 1:
+        raise ValueError(f'among must be "class" or "all" and the cosine in 0..1 and below 1, got {among!r}, {cosine}.')
+    labels = np.repeat(np.arange(len(counts)), _counts(counts))
+    same = (labels[:, None] == labels) if among == "class" else np.ones((len(labels), len(labels)))
+    return (1 - cosine) * np.eye(len(labels)) + cosine * same
+
+
 def descend(start: Start, *, rate: float, steps: int, loss: str = "cross-entropy", momentum: float = 0.0,
             adam: bool = False, weight_decay: float = 0.0, batch: int | None = None, record: int | Sequence[int] = 150,
             keep_weights: bool = False, device: str | None = None) -> Trajectories:
