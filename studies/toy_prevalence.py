@@ -65,8 +65,8 @@ def main() -> None:
     plan = settings()
     for setting in plan:
         rows.append({**row(setting), **made})
-        print(f"{len(rows)}/{len(plan)} {time.time() - started:.0f} s  {setting.group}: {setting.cause}  "
-              f"all three {rows[-1]['all_three']:.2f}", flush=True)
+        print(f"{len(rows)}/{len(plan)} {time.time() - started:.0f} s  {setting.group}: {setting.cause}, "
+              f"d = {setting.width}: {rows[-1]['late']:.2f}", flush=True)
     write_atomically(OUT, pd.DataFrame(rows).to_csv(index=False, float_format="%.4g").encode())
     print(f"{len(rows)} settings: {OUT.relative_to(ROOT)}")
 
@@ -79,7 +79,7 @@ def settings() -> list[Setting]:
     alike = [Setting("map alike", "inputs alike within a class", skew=skew, width=width, alike="class", cosine=0.9,
                      rate=0.01, steps=10_000)
              for width, skew in product((2, 3, 4, 7), (0.0, 0.5, 1.0, 1.5, 2.0))]
-    return [*maps, *alike, *causes(), *pairs(), *controls()]
+    return [*causes(), *pairs(), *alike, *controls(), *maps]
 
 
 def causes() -> list[Setting]:
@@ -127,14 +127,15 @@ def row(setting: Setting) -> dict:
     started = time.perf_counter()
     runs = setting.run()
     found, other = (toy.phases(runs.steps, r, SIZE) for r in (runs.rankme_centred, runs.rankme_uncentred))
+    late = found.all_three & toy.turns_late(found, runs.loss)
     shares = {}
     for name, shown in {"collapse": found.shows_collapse, "expansion": found.shows_expansion, "fall": found.shows_fall,
-                        "all_three": found.all_three, "large_fall": found.all_three & (found.fall > LARGE),
-                        "all_three_uncentred": other.all_three}.items():
+                        "all_three": found.all_three, "late": late, "large_fall": late & (found.fall > LARGE),
+                        "late_uncentred": other.all_three & toy.turns_late(other, runs.loss)}.items():
         shares |= dict(zip((name, f"{name}_low", f"{name}_high"), toy.prevalence(shown), strict=True))
     whole = runs.diverged < 0
     return {**asdict(setting), "counts": " ".join(map(str, setting.counts)), "seeds": SEEDS, **shares,
-            "largest_fall": np.max(found.fall[whole], initial=0.0), "diverged": 1 - whole.mean(),
+            "largest_fall": np.max(found.fall[late], initial=0.0), "diverged": 1 - whole.mean(),
             "learned": (runs.accuracy[:, -1] == 1).all(-1).mean(),
             "final_loss": np.median(runs.loss[whole, -1]) if whole.any() else None,
             "wall_seconds": time.perf_counter() - started}

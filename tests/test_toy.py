@@ -146,6 +146,14 @@ def test_an_epoch_of_mini_batches_takes_every_sample_once():
     assert ((np.abs(first).sum(2) > 0).sum(1) == 3).all(), "three samples move in the first step"
 
 
+@pytest.mark.parametrize("record", [2, 3, 10, 1000])
+def test_recorded_steps_begin_with_the_start_end_with_the_last_and_are_log_spaced(record):
+    steps = toy.descend(toy.start(COUNTS, WIDTH), rate=0.01, steps=300, record=record).steps
+    assert steps[0] == 0 and steps[-1] == 300 and (np.diff(steps) > 0).all() and len(steps) <= record
+    if record == 10:  # nine from 1 to 300 by the factor 300^(1/8), rounded
+        np.testing.assert_array_equal(steps[1:], [round(300 ** (k / 8)) for k in range(9)])
+
+
 def test_zipf_counts_follow_the_power_of_the_rank():
     assert toy.zipf_counts(4, 0, 8) == (2, 2, 2, 2)
     assert toy.zipf_counts(4, 1, 25) == (12, 6, 4, 3)  # 12, 12/2, 12/3, 12/4
@@ -285,6 +293,16 @@ def test_phases_of_known_curves(corners, shown, ends):
     assert found.all_three == all(shown)
 
 
+@pytest.mark.parametrize(("corners", "spans"), [
+    ((3, 2, 4, 3), [("warmup", 0, 10), ("entropy-seeking", 10, 20), ("compression-seeking", 20, 30)]),
+    ((3, 2, 4, 3.99), [("warmup", 0, 10), ("entropy-seeking", 10, 30)]),
+    ((2, 4, 3, 2.5), [("entropy-seeking", 0, 10), ("compression-seeking", 10, 30)]),
+    ((3, 2.5, 2.2, 2), [("warmup", 0, 30)]), ((2, 2, 2, 2), [])])
+def test_spans_of_known_curves(corners, spans):
+    found = toy.phases(range(31), curve(*corners)[None])
+    assert found.spans(0, 30) == spans
+
+
 def test_sizes_of_phases():
     found = toy.phases(range(31), curve(3, 2, 4, 3))
     assert (found.collapse, found.expansion, found.fall) == pytest.approx((1 / 3, 1.0, 0.25))
@@ -300,6 +318,15 @@ def test_phases_of_many_trajectories_are_those_of_each(rng):
         for name in ("collapse_end", "turn", "collapse", "expansion", "fall", "shows_collapse", "all_three"):
             np.testing.assert_equal(getattr(together, name)[i, j], getattr(alone, name))
     assert not together.shows_collapse[0, 0] and np.isnan(together.fall[0, 0])
+
+
+def test_a_turn_is_late_once_half_of_the_loss_is_lost():
+    values = np.stack([curve(3, 2, 4, 3)] * 3 + [curve(4, 3, 2, 1)])
+    loss = np.stack([np.linspace(9, 1, 31), np.r_[np.full(20, 9.0), np.linspace(9, 1, 11)],
+                     np.r_[np.linspace(9, 5, 21), np.linspace(5, 1, 10)], np.linspace(9, 1, 31)])
+    found = toy.phases(range(31), values)
+    np.testing.assert_array_equal(toy.turns_late(found, loss), [True, False, True, False])  # at 3.67, 9, 5 of 9 to 1
+    assert toy.turns_late(toy.phases(range(31), values[0]), loss[0])
 
 
 def test_prevalence_is_a_share_with_wilsons_interval():

@@ -129,6 +129,18 @@ class Phases:
     def all_three(self) -> np.ndarray:
         return self.shows_collapse & self.shows_expansion & self.shows_fall
 
+    def spans(self, seed: int, last: int) -> list[tuple[str, int, int]]:
+        """(phase, first index, last index) of one trajectory of those along a single axis, for line styles.
+
+        `last` is the trajectory's last index. Phases that it does not show have no span.
+        """
+        low, high = int(self.collapse_end[seed]), int(self.turn[seed])
+        if low < 0:
+            return [("warmup", 0, last)] if self.shows_collapse[seed] else []
+        high = high if self.shows_fall[seed] else last
+        spans = [("warmup", 0, low), ("entropy-seeking", low, high), ("compression-seeking", high, last)]
+        return spans[0 if self.shows_collapse[seed] else 1 : 3 if self.shows_fall[seed] else 2]
+
 
 def start(counts: Sequence[int], width: int, *, scale: float = 0.1, balanced: bool = False,
           seeds: int | Sequence[int] = 1, gram=None) -> Start:
@@ -294,6 +306,17 @@ def phases(steps, rankme, size: float = 0.02) -> Phases:
     ends = [np.where(whole & grows, at, -1)[()] for at in (low_at, turn_at)]
     sizes = [np.where(whole, change, np.nan)[()] for change in (collapse, expansion, fall)]
     return Phases(*ends, *sizes, *((whole & (change > size))[()] for change in (collapse, expansion, fall)))
+
+
+def turns_late(found: Phases, loss) -> np.ndarray:
+    """Whether the turn comes when half of all the loss that a trajectory ever loses is lost; bool, as `found`.
+
+    What RankMe does before that is the start's doing: a dip and a rise while the logits are still near 0, then the
+    collapse, look like three phases to a detector that sees RankMe alone. `loss` has shape (..., T).
+    """
+    loss = np.asarray(loss, dtype=float)
+    at_turn = np.take_along_axis(loss, np.asarray(found.turn)[..., None], -1)[..., 0]
+    return (np.asarray(found.turn) >= 0) & (at_turn <= (loss[..., 0] + loss.min(-1)) / 2)
 
 
 def prevalence(shown, level: float = 0.95) -> tuple[float, float, float]:
@@ -486,7 +509,7 @@ def _steps_recorded(steps: int, record) -> np.ndarray:
     if isinstance(record, (int, np.integer)):
         if record < 2:
             raise ValueError(f"at least 2 steps must be recorded, the start and the last, got {record}.")
-        return np.unique(np.concatenate([[0], np.geomspace(1, steps, record - 1).round().astype(int)]))
+        return np.unique(np.concatenate([[0], np.geomspace(steps, 1, record - 1).round().astype(int)]))
     chosen = np.unique(np.asarray(record, dtype=int))
     if not len(chosen) or chosen[0] < 0 or chosen[-1] > steps:
         raise ValueError(f"the steps to record must lie in 0..{steps}, got {list(record)[:5]}.")
