@@ -306,6 +306,8 @@ def test_a_shared_address_restores_setting_and_run(lab):
     done(driver)
     records = "return Lab.state.run.records.map((record) => [...record.F, ...record.W])"
     shared, run = driver.current_url, driver.execute_script(records)
+    driver.execute_script("document.querySelector(`button[aria-label='copy the address of this setting']`).click()")
+    wait_until(driver, "return document.querySelector('#lab [role=status]').textContent")  # copied, or why not
     lab()
     lab("#" + shared.split("#")[1], fresh=True)
     assert settings_of(driver) == {"V": 5, "b": 25, "skew": 0.35, "d": 3, "scale": 0.037, "start": "free",
@@ -337,6 +339,8 @@ def test_divergence_is_reported_with_its_step(lab):
     step = toy.descend(here, rate=0.5, steps=2000, loss="squared", record=2, device="cpu").diverged[0]
     assert step > 0 and f"Diverged at step {step}:" in text(driver, ".lab-message:not([hidden])")
     assert "not seen" in text(driver, "[data-phase=warmup]")
+    drawn = driver.execute_script("return Lab.state.view.records.map((record) => record.loss)")
+    assert max(drawn) < 10 * drawn[0]  # else the curves would be flat but for the last steps
 
 
 def test_keys_play_pause_and_step(lab):

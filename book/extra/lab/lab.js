@@ -7,6 +7,7 @@
   const RECORDS = 240;  // recorded steps, at most
   const SLICE = { playing: 8, waiting: 30 };  // milliseconds of computing between two frames
   const REFRESH = { least: 100, share: 0.2 };  // milliseconds between pictures of a run on its way; share of the time
+  const CEILING = 10;  // times the first loss: up to there a run that diverges is drawn
   const SWEEP = 8;  // seconds from the first to the last step at speed 1
   const LOSS_LABELS = { "cross-entropy": "loss (nats, summed)", "squared": "loss (½ error², summed)" };
 
@@ -89,7 +90,7 @@
   // Everything that follows from the records, and the pictures of the curves.
   function refresh() {
     const began = performance.now();
-    const records = lab.run.records.slice(), steps = records.map((record) => record.step);
+    const records = drawn(lab.run), steps = records.map((record) => record.step);
     const found = Toy.phases(records.map((record) => record.centred));
     const spans = lab.run.diverged === null ? found.spans : [];
     lab.view = { records, steps, spans, ...projection(records) };
@@ -102,6 +103,12 @@
     if (Toy.finished(lab.run)) report(found);
     const ended = performance.now();
     Object.assign(lab, { stale: false, due: ended + Math.max(REFRESH.least, (ended - began) / REFRESH.share) });
+  }
+
+  // The records to draw: of a run that has diverged, those before the loss leaves the scale of all others.
+  function drawn({ records, diverged }) {
+    const beyond = diverged === null ? -1 : records.findIndex(({ loss }) => !(loss <= CEILING * records[0].loss));
+    return records.slice(0, beyond < 0 ? undefined : beyond);
   }
 
   const column = (records, pick) => records.map((record) => record[pick]);
@@ -214,7 +221,8 @@
   function warnings({ records, diverged, rate }) {
     const advice = `Try a rate of ${digits(rate / 3)} or less`;
     if (diverged !== null) {
-      return [`Diverged at step ${diverged}: the weights are no longer finite numbers. ${advice}.`];
+      return [`Diverged at step ${diverged}: the weights are no longer finite numbers. `
+        + `${advice}. (Drawn while the loss is below ${CEILING} times that of the start.)`];
     }
     const least = 1e-9 * records[0].loss;  // more than rounding
     const rise = records.find((record, k) => k && record.loss > records[k - 1].loss + least);

@@ -52,7 +52,9 @@
     const first = Math.ceil(low / size - 1e-9);
     const count = Math.floor(high / size + 1e-9) - first + 1;
     const digits = Math.max(0, -Math.floor(Math.log10(size) + 1e-9));
-    return Array.from({ length: count }, (_, k) => [(first + k) * size, ((first + k) * size).toFixed(digits)]);
+    const text = (value) => (digits > 3 || size >= 1e4 ? Number(value.toPrecision(2)).toExponential().replace("+", "")
+      : value.toFixed(digits));
+    return Array.from({ length: count }, (_, k) => [(first + k) * size, first + k ? text((first + k) * size) : "0"]);
   }
 
   // Lower and upper end of the axis for these values, with some room; a constant gets room as well.
