@@ -84,7 +84,7 @@ def trajectory(ax, table: pd.DataFrame, quantity: str, phases: Phases | None = N
 
 
 def phase_line(ax, x, y, spans, colour="black", label: str | None = None, shade: bool = False) -> None:
-    """A curve, or a path in the plane, with its line style by phase; `spans` is a list of (phase, first, last index)."""
+    """A curve, or a path in the plane, its line style by phase; `spans` is a list of (phase, first, last index)."""
     for name, first, last in spans or [(None, 0, len(x) - 1)]:
         part = slice(first, last + 1)
         ax.plot(x[part], y[part], color=colour, linestyle=PHASE_LINES.get(name, "-"), linewidth=1.2)
