@@ -417,14 +417,16 @@ def counts_of(b: int, classes: int, skew: float) -> tuple[int, ...]:
     return tuple(int(count) for count in counts)
 
 
-@functools.cache
-def seeds_of(exercise: int, link: int = 0):
-    """64 seeds of toy.py in the setting of an exercise's link: (trajectories, phases)."""
+def seeds_of(exercise: int, link: int = 0) -> tuple[toy.Trajectories, toy.Phases]:
+    """64 seeds of toy.py in the setting of an exercise's link."""
     setting = exercises()[exercise][0][link]
-    counts = counts_of(setting["b"], setting["V"], setting["skew"])
-    begun = toy.start(counts, setting["d"], scale=setting["scale"], balanced=setting["start"] == "balanced", seeds=64)
-    runs = toy.descend(begun, rate=setting["rate"], steps=setting["steps"], loss=setting["loss"], record=240,
-                       keep_weights=True, device="cpu")
+    return descended(*(setting[name] for name in ("b", "V", "skew", "d", "scale", "start", "rate", "steps", "loss")))
+
+
+@functools.cache
+def descended(b, classes, skew, width, scale, begin, rate, steps, loss) -> tuple[toy.Trajectories, toy.Phases]:
+    begun = toy.start(counts_of(b, classes, skew), width, scale=scale, balanced=begin == "balanced", seeds=64)
+    runs = toy.descend(begun, rate=rate, steps=steps, loss=loss, record=120, keep_weights=True, device="cpu")
     return runs, toy.phases(runs.steps, runs.rankme_centred)
 
 
