@@ -6,7 +6,7 @@ PARAMS ?= notebooks/params/tiny.yaml
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup report smoke test bench settings lint clean
+.PHONY: help setup report smoke test bench settings toy lint clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -35,6 +35,9 @@ bench: setup ## speed against scikit-learn and against plain loops, as ratios; w
 
 settings: setup ## train every setting of studies/settings.yaml; writes data/results/settings_tried.csv (hours)
 	$(RUN) studies/settings.py
+
+toy: setup ## the toy model's phases over hundreds of settings; writes data/results/toy_prevalence.csv (ten minutes)
+	$(RUN) studies/toy_prevalence.py
 
 lint: setup ## ruff
 	$(RUN) -m ruff check .

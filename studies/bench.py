@@ -3,8 +3,9 @@
     make bench
 
 The spectrum is compared with scikit-learn's PCA, the extraction of hidden states with two plain loops, on models of
-random weights, and the infinity-gram model with its authors' engine. What is compared runs in turn, several times, and
-medians are taken. Writes data/results/bench.csv; the rows of a GPU stay empty, and say so, where there is none.
+random weights; the infinity-gram model with its authors' engine; descents of the toy model, many at once, with one after
+the other. What is compared runs in turn, several times, and medians are taken. Writes data/results/bench.csv; the rows
+of a GPU stay empty, and say so, where there is none.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from bench_infgram import default_tokens
 from bench_infgram import rows as infinity_gram
 from torch import nn
 
+from reptrace import toy
 from reptrace.hidden_states import extract
 from reptrace.records import provenance, write_atomically
 from reptrace.spectra import eigenspectrum, geometry
@@ -73,6 +75,7 @@ def main() -> None:
     for case in CASES:
         rows += extraction(case)
     rows += [{"device": "cpu", **row} for row in infinity_gram(default_tokens())]
+    rows += toy_model()
     table = pd.DataFrame([{**row, "threads": torch.get_num_threads(), **provenance()} for row in rows])
     table = table[[*COLUMNS, *table.columns.difference(COLUMNS, sort=False)]]
     write_atomically(OUT, table.to_csv(index=False).encode())
@@ -146,6 +149,24 @@ def gpu_spectrum() -> list[dict]:
     features = decaying(15_000, 4096, "cuda")
     _, taken = memory("cuda", lambda: eigenspectrum(features))  # and a first call, which takes longer
     return [row(what, seconds=medians({what: lambda: eigenspectrum(features)})[what], memory_gb=taken, **facts)]
+
+
+def toy_model() -> list[dict]:
+    """Descents of b = 15, d = 2, V = 4: many seeds at once against one after the other, and the whole of a study."""
+    def run(seeds, steps, device="cpu"):
+        return toy.descend(toy.start((7, 4, 2, 2), 2, seeds=seeds), rate=0.02, steps=steps, record=2, device=device)
+
+    whole, facts = "toy.descend, 1024 seeds, 10000 steps", {"required_seconds": 60}
+    seconds = medians({"ours": lambda: run(256, 200), "loop": lambda: [run([seed], 200) for seed in range(256)]})
+    found, single = run(256, 200).loss, run([255], 200).loss
+    rows = [row("toy.descend, 256 seeds, 200 steps", "loop over single seeds", seconds["ours"], seconds["loop"],
+                required=10, device="cpu", note=f"losses agree to {np.abs(found[-1] / single[0] - 1).max():.0e}"),
+            row(whole, seconds=medians({whole: lambda: run(1024, 10_000)}, 1)[whole], device="cpu",
+                repeats=1, **facts)]
+    if not torch.cuda.is_available():
+        return [*rows, row(whole, device=gpu_name(), note=NO_GPU, **facts)]
+    return [*rows, row(whole, seconds=medians({whole: lambda: run(1024, 10_000, "cuda")})[whole], device=gpu_name(),
+                       **facts)]
 
 
 def extraction(case: Case) -> list[dict]:

@@ -83,6 +83,23 @@ def trajectory(ax, table: pd.DataFrame, quantity: str, phases: Phases | None = N
     ax.set_ylabel(QUANTITIES.get(quantity, quantity))
 
 
+def phase_line(ax, x, y, spans, colour="black", label: str | None = None, shade: bool = False) -> None:
+    """A curve, or a path in the plane, its line style by phase; `spans` is a list of (phase, first, last index)."""
+    for name, first, last in spans or [(None, 0, len(x) - 1)]:
+        part = slice(first, last + 1)
+        ax.plot(x[part], y[part], color=colour, linestyle=PHASE_LINES.get(name, "-"), linewidth=1.2)
+        if shade and name:
+            ax.axvspan(x[first], x[last], color=PHASE_COLOURS[name], alpha=0.13, linewidth=0)
+    if label:
+        ax.plot([], [], color=colour, label=label)
+
+
+def step_axis(ax, steps, name: str = "step") -> None:
+    """Logarithmic axis of optimizer steps, with room for step 0 at its left end."""
+    token_axis(ax, steps)
+    ax.set_xlabel(name)
+
+
 def token_axis(ax, tokens) -> None:
     """Logarithmic axis of training tokens, with room for step 0 at its left end."""
     later = np.asarray(tokens, dtype=float)
