@@ -3,9 +3,9 @@
     make bench
 
 The spectrum is compared with scikit-learn's PCA, the extraction of hidden states with two plain loops, on models of
-random weights; the infinity-gram model with its authors' engine; descents of the toy model, many at once, with one after
-the other. What is compared runs in turn, several times, and medians are taken. Writes data/results/bench.csv; the rows
-of a GPU stay empty, and say so, where there is none.
+random weights; the infinity-gram model with its authors' engine; descents of the toy model, many at once, with one
+after the other. What is compared runs in turn, several times, and medians are taken. Writes data/results/bench.csv; the
+rows of a GPU stay empty, and say so, where there is none.
 """
 
 from __future__ import annotations
