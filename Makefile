@@ -36,7 +36,7 @@ bench: setup ## speed against scikit-learn and against plain loops, as ratios; w
 settings: setup ## train every setting of studies/settings.yaml; writes data/results/settings_tried.csv (hours)
 	$(RUN) studies/settings.py
 
-toy: setup ## the toy model's phases over hundreds of settings; writes data/results/toy_prevalence.csv (ten minutes)
+toy: setup ## the toy model's phases over hundreds of settings; writes data/results/toy_prevalence.csv (15 minutes)
 	$(RUN) studies/toy_prevalence.py
 
 lint: setup ## ruff
