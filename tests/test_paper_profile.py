@@ -3,14 +3,20 @@
 Trusted: the names and branches as paper.md states them, the executed notebook's own outputs, and files left on disk.
 """
 
+import json
 import math
+from pathlib import Path
 
+import lm_eval
 import nbformat
 import papermill
 import pytest
 import yaml
 from standin_hub import fineweb, tiny_model, tiny_tokenizer
 
+from reptrace import capabilities, harness
+from reptrace.hidden_states import load_tokenizer
+from reptrace.infgram import build_infgram
 from reptrace.profiles import ROOT, Profile
 
 PAPER = yaml.safe_load((ROOT / "notebooks/params/paper.yaml").read_text())
@@ -56,3 +62,61 @@ def test_fig02_runs_unchanged_over_the_hub(world, tmp_path):
     assert not [path for path in world.requests if f"pythia-2.8b/resolve/step{FAULTY}" in path.path]
     records = list((tmp_path / "build/records").glob("*.parquet"))
     assert len(records) >= 4 * 6 + 1 + 2 * 5  # four Pythias, the one good checkpoint of 2.8b, two OLMo 2
+
+
+QA_CARD = """---
+configs:
+- config_name: rc.nocontext
+  data_files:
+  - split: validation
+    path: rc.nocontext/*
+---
+"""
+
+
+@pytest.fixture
+def questions(world, monkeypatch, tmp_path):
+    """TriviaQA and SciQ in their own forms, few and short; a tokenizer and, in place of the web API, a local index."""
+    pairs = [{"question": f"which {k % 7} fox is number {k}?", "answer": {"value": f"the {k % 5} dog"}}
+             for k in range(30)]
+    world.put("mandarjoshi/trivia_qa", "main", kind="datasets", files={
+        "README.md": QA_CARD.encode(), "rc.nocontext/validation.jsonl": as_lines(pairs)})
+    items = [{"question": f"{k}?", "support": "the lazy dog", "correct_answer": "fox", "distractor1": "cat",
+              "distractor2": "cow", "distractor3": f"{k}"} for k in range(8)]
+    world.put("allenai/sciq", "main", {f"{name}.jsonl": as_lines(items) for name in ("train", "validation", "test")},
+              kind="datasets")
+    world.put(capabilities.LLAMA2, "main", tiny_tokenizer())
+    monkeypatch.setattr(capabilities, "STOCK", ("sciq",))
+    stock = Path(lm_eval.__file__).parent / "tasks" / "sciq"
+    monkeypatch.setattr(harness, "_with_stock_tasks", lambda folders: lm_eval.tasks.TaskManager(
+        include_path=[stock, *folders], include_defaults=False))
+    opened = []
+
+    def local(cache, index):
+        opened.append(index)
+        words = " ".join(f"Answer: the {k} dog" for k in range(5) for _ in range(k + 1))
+        tokens = load_tokenizer(capabilities.LLAMA2)(words, add_special_tokens=False)["input_ids"]
+        return build_infgram([*tokens, 0], tmp_path / "index", separator=0, vocabulary=2000, corpus="made",
+                             tokenizer="made", progress=False)
+
+    monkeypatch.setattr(capabilities, "WebInfinityGram", local)
+    return opened
+
+
+def as_lines(rows):
+    return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+
+
+def test_published_suites_are_asked_as_the_small_ones_are(questions, tmp_path):
+    profile = Profile.of(PAPER | {"suites": ["pythia-1b", "olmo2-1b"], "checkpoints": 3, "context": 24,
+                                  "build": str(tmp_path / "build")})
+    groups = capabilities.groups(profile, 8)
+    assert questions == ["v4_piletrain_llama", "v4_olmo-2-1124-13b-instruct_llama"]
+    assert groups[0].questions.prompts[0] == "Question: which 0 fox is number 0? Answer:"
+    assert groups[0].questions.answers[0] == " the 0 dog"
+    tables = capabilities.evaluate(profile, groups, 8, progress=False)
+    for run, table in tables.items():
+        assert (table.status == "measured").all(), table.reason.tolist()
+        assert set(table.task) == {"sciq", "memorization"} and table.revision.nunique() == 3
+        assert run.name.startswith("olmo2") == table.model.iloc[0].startswith("allenai")
+        assert len(capabilities.series(table, "sciq")) == 3

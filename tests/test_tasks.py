@@ -24,6 +24,7 @@ from test_hidden_states import files_of, hooks
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, T5Config
 
 from reptrace import harness, tasks
+from reptrace.__main__ import main
 from reptrace.corpora import Corpus, probe, train_tokenizer
 from reptrace.downloads import weights_cache
 from reptrace.eigendirections import Projection, directions, projected
@@ -521,3 +522,29 @@ def test_a_paired_change_has_the_interval_of_a_paired_test():
     np.testing.assert_allclose([low, high], [expected.low, expected.high], atol=0.004 * (expected.high - expected.low))
     with pytest.raises(ValueError, match="two items or more"):
         tasks.paired_change([1], [0])
+
+
+def test_the_command_line_writes_a_table_and_says_what_each_checkpoint_scored(stock, hub_cache, tokenizer, tmp_path,
+                                                                              capsys, hub):
+    tokenizer.save_pretrained(tmp_path / "words")
+    words = {path.name: path.read_bytes() for path in (tmp_path / "words").iterdir()}
+    for step in (0, 8):
+        hub.put("me/run", f"step{step}", words | files_of(tiny(tokenizer, torch.float32, step), tmp_path / str(step)))
+    rng = np.random.default_rng(3)
+    rows = [{"question": text(rng, 3), "support": text(rng, 4), "correct_answer": text(rng, 1),
+             **{f"distractor{k}": text(rng, 1) for k in (1, 2, 3)}} for _ in range(12)]
+    split = "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    hub.put("allenai/sciq", "main", {f"{name}.jsonl": split for name in ("train", "validation", "test")},
+            kind="datasets")
+    command = ["tasks", "--model", "me/run", "--revision", "step*", "--tasks", "sciq", "--limit", "10", "--device",
+               "cpu", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in printed] == [f"me/run@step{step} sciq {metric}" for step in (0, 8)
+                                                        for metric in ("acc", "acc_norm")]
+    table = pd.read_csv(tmp_path / "out" / "tasks.csv")
+    local = evaluate(tiny(tokenizer, torch.float32, 8), tokenizer, ["sciq"], 16, 10,
+                     {"sciq": lines(tmp_path / "sciq.jsonl", rows)})
+    assert table[table.revision == "step8"].value.tolist() == [row["value"] for row in local]
+    assert main([*command[:6], "sciqq", *command[7:]]) == 1
+    assert "there is no task 'sciqq'" in capsys.readouterr().err

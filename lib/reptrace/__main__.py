@@ -1,4 +1,4 @@
-"""The command line: `python -m reptrace suites | sweep | trace | report`."""
+"""The command line: `python -m reptrace suites | sweep | trace | tasks | report`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ EPILOG = """examples:
   python -m reptrace trace --model EleutherAI/pythia-70m --revision 'step*' --tokens-per-step 2097152 \\
       --text hub:HuggingFaceFW/fineweb:sample-10BT --sequences 15000 --out traces
   python -m reptrace trace --model my_run --tokenizer my_tokenizer --text docstrings --out traces
+  python -m reptrace tasks --model EleutherAI/pythia-70m --revision 'step*' --tasks sciq lambada_openai --out traces
 """
 
 
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="python -m reptrace",
                                    description="Trace the representation geometry of language models through training.",
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = main.add_subparsers(dest="command", required=True, metavar="suites | sweep | trace | report")
+    commands = main.add_subparsers(dest="command", required=True, metavar="suites | sweep | trace | tasks | report")
     listing = commands.add_parser("suites", help="list the registered suites",
                                   description="List the suites that can be swept by name, and what they consist of.")
     listing.add_argument("--suites", nargs="+", default=[], metavar="FILE", help="YAML files with suites of your own")
@@ -59,20 +60,33 @@ def parser() -> argparse.ArgumentParser:
         description="Measure spectrum, RankMe and alpha of a model's last-token states; records, a table (table.csv) "
                     "and, for a run, a picture (trajectory.svg) go to --out. What is done is not done again.")
     add = trace.add_argument
-    add("--model", required=True, help="hub repository; folder with a model; or folder of checkpoint-N folders (all)")
-    add("--revision", help='branch, tag or commit of the repository, or a pattern over its branches ("step*")')
-    add("--cache-dir", help="hub cache to read offline (default: transformers' own, filled from the hub as needed)")
+    _model(add)
     add("--tokenizer", help="repository or folder of the tokenizer (default: the model's)")
     add("--text", required=True, help=TEXT)
-    add("--tokens-per-step", type=int, help="training tokens an optimizer step took, for the axis of the picture")
     _measuring(add)
+    tasks = commands.add_parser(
+        "tasks", help="run lm-eval's tasks on a checkpoint, or on every checkpoint of a run",
+        description="Run lm-eval's tasks; records and a table (tasks.csv) go to --out. What is done is not done again.")
+    add = tasks.add_argument
+    _model(add)
+    add("--tasks", required=True, nargs="+", metavar="TASK", help="names, as lm-eval knows them")
+    add("--limit", type=int, metavar="N", help="only the first so many items of each (default: all)")
+    add("--batch-size", type=int, default=16, help="requests a batch (default 16)")
+    _placing(add)
     report = commands.add_parser("report", help="train the suite, run the notebooks, build the book (make report)",
                                  description="Make the report; what is done already is not done again.")
     report.add_argument("--params", type=Path, default=Path("notebooks/params/tiny.yaml"),
                         help="parameters file (default notebooks/params/tiny.yaml)")
-    helps = "\n".join(command.format_help() for command in (listing, sweep, trace, report))
+    helps = "\n".join(command.format_help() for command in (listing, sweep, trace, tasks, report))
     main.epilog = f"{helps}\n{EPILOG}"
     return main
+
+
+def _model(add) -> None:
+    add("--model", required=True, help="hub repository; folder with a model; or folder of checkpoint-N folders (all)")
+    add("--revision", help='branch, tag or commit of the repository, or a pattern over its branches ("step*")')
+    add("--cache-dir", help="hub cache to read offline (default: transformers' own, filled from the hub as needed)")
+    add("--tokens-per-step", type=int, help="training tokens an optimizer step took, for the axis of the picture")
 
 
 def _measuring(add) -> None:
@@ -86,9 +100,14 @@ def _measuring(add) -> None:
         help='0 (embeddings) to the number of blocks, before any final norm; "final": after it (default); or "all"')
     add("--ranks", nargs=2, type=int, default=[12, 100], metavar=("FIRST", "LAST"),
         help="alpha's window of 1-based ranks (default 12 100), shortened where the spectrum is shorter")
+    add("--seed", type=int, default=0, help="which documents are drawn (default 0)")
+    _placing(add)
+
+
+def _placing(add) -> None:
+    """Options of every command that opens a model."""
     add("--device", help="default: the GPU if there is one; auto: a model spread over all GPUs")
     add("--dtype", choices=["float32", "bfloat16", "float64"], help="default: bfloat16 on a GPU, float32 on the CPU")
-    add("--seed", type=int, default=0, help="which documents are drawn (default 0)")
     add("--out", type=Path, help="folder for the records")
 
 
@@ -100,7 +119,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors that a user can mend are one line on standard error, and code 1."""
     options = parser().parse_args(arguments)
     try:
-        return {"suites": _suites, "sweep": _sweep, "trace": _trace, "report": _report}[options.command](options)
+        return {"suites": _suites, "sweep": _sweep, "trace": _trace, "tasks": _tasks,
+                "report": _report}[options.command](options)
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, MemoryError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"reptrace: {message}", file=sys.stderr)
@@ -191,6 +211,23 @@ def _trace(options) -> int:
     _print(table)
     _draw(table, out / "trajectory.svg")
     return _write_out(table, out)
+
+
+def _tasks(options) -> int:
+    from reptrace import suites
+    from reptrace.evaluation import evaluate_checkpoints
+    from reptrace.records import Store, write_atomically
+
+    out = _out(options)
+    checkpoints = suites.checkpoints(options.model, options.revision, options.cache_dir, options.tokens_per_step)
+    table = evaluate_checkpoints(checkpoints, options.tasks, Store(out / "records"), options.batch_size, options.limit,
+                                 device=options.device, dtype=options.dtype)
+    for row in table.itertuples():
+        name = f"{row.model}@{row.revision}" if row.revision else row.model
+        print(f"{name} {row.task} {row.metric}: {row.value:.4f} +- {row.stderr:.4f} ({row.samples:.0f} items)"
+              if row.status == "measured" else f"{name} {row.task}: {row.status}: {row.reason}")
+    write_atomically(out / "tasks.csv", table.drop(columns="items", errors="ignore").to_csv(index=False).encode())
+    return int((table.status == "failed").any())
 
 
 def _settings(options) -> dict:
