@@ -6,7 +6,7 @@ PARAMS ?= notebooks/params/tiny.yaml
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup report smoke test bench settings lint clean
+.PHONY: help setup report smoke test bench settings causes lint clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -35,6 +35,9 @@ bench: setup ## speed against scikit-learn and against plain loops, as ratios; w
 
 settings: setup ## train every setting of studies/settings.yaml; writes data/results/settings_tried.csv (hours)
 	$(RUN) studies/settings.py
+
+causes: setup ## train with one cause of the phases changed at a time; writes data/results/causes*.csv (15 minutes)
+	$(RUN) studies/causes.py
 
 lint: setup ## ruff
 	$(RUN) -m ruff check .
