@@ -6,7 +6,7 @@ PARAMS ?= notebooks/params/tiny.yaml
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup report smoke test bench settings toy lint clean
+.PHONY: help setup report smoke test bench settings toy causes lint clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -38,6 +38,9 @@ settings: setup ## train every setting of studies/settings.yaml; writes data/res
 
 toy: setup ## the toy model's phases over hundreds of settings; writes data/results/toy_prevalence.csv (15 minutes)
 	$(RUN) studies/toy_prevalence.py
+
+causes: setup ## train with one cause of the phases changed at a time; writes data/results/causes*.csv (15 minutes)
+	$(RUN) studies/causes.py
 
 lint: setup ## ruff
 	$(RUN) -m ruff check .

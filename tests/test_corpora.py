@@ -433,6 +433,14 @@ def test_the_same_documents_make_the_same_tokenizer(tokenizer):
     assert train_tokenizer(texts(300), 512).get_vocab() == tokenizer.get_vocab()
 
 
-def test_a_vocabulary_too_small_for_all_bytes_is_refused():
-    with pytest.raises(ValueError, match="256 bytes and 2 special tokens, got 257"):
-        train_tokenizer(["a"], 257)
+def test_a_vocabulary_too_small_for_all_bytes_has_the_commonest_and_the_rest_is_end_of_text():
+    documents = ["abcdef" * 10, "abcdef" * 10 + "z"]
+    made = train_tokenizer(documents, 8)
+    assert sorted(made.get_vocab()) == sorted([END_OF_TEXT, PADDING, *"abcdef"])
+    assert made.decode(made("facade")["input_ids"]) == "facade"
+    assert made("az?")["input_ids"] == [made.get_vocab()["a"], made.eos_token_id, made.eos_token_id]
+
+
+def test_a_vocabulary_of_next_to_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least 6 others, got 7"):
+        train_tokenizer(["a"], 7)

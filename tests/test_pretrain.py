@@ -1,4 +1,5 @@
-"""Trusted: huggingface_hub's own reading of a cache, transformers' own parameter count, and an uninterrupted training.
+"""Trusted: huggingface_hub's own reading of a cache, transformers' own parameter count, an uninterrupted training, and
+torch's own `mse_loss`.
 
 A resumed run must end with exactly the weights of one that was never stopped: same process layout, one thread, float32.
 """
@@ -8,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from transformers import GPTNeoXForCausalLM
 from reptrace.corpora import Corpus
 from reptrace.hidden_states import from_pretrained, load_tokenizer
 from reptrace.hub import repository_folder
-from reptrace.pretrain import Run, Suite, log_spaced, publish
+from reptrace.pretrain import Run, Suite, log_spaced, publish, squared_error
 from reptrace.suites import revisions
 
 WORDS = np.random.default_rng(0).choice(["sun", "rain", "wind", "snow", "fog", "hail", "and", "then", "."], 6000)
@@ -115,6 +118,41 @@ def test_another_seed_or_parameter_is_another_repository():
     assert len(names) == 4
 
 
+def test_runs_of_the_default_suite_keep_the_names_they_were_trained_under():
+    run = Run(width=16, layers=2, steps=1953, seed=0, vocabulary=2048, context=64, batch=64, learning_rate=0.01,
+              warmup_steps=20, schedule="cosine", weight_decay=0.01, corpus="b8298810550a394e")
+    assert run.repository == "reptrace/neox-d16-seed0-350eb9bc"  # named before `loss` and `frequencies` existed
+    others = {replace(run, loss="squared error").repository, replace(run, frequencies="flattened").repository}
+    assert len(others - {run.repository}) == 2
+
+
+def test_squared_error_is_torch_s_own_against_the_one_hot_next_token():
+    logits = torch.randn(3, 5, 7, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(7, (3, 5))
+    one_hot = torch.nn.functional.one_hot(labels[:, 1:], 7).double()
+    expected = 7 * torch.nn.functional.mse_loss(logits[:, :-1], one_hot)  # summed over the vocabulary, not its mean
+    found = squared_error(SimpleNamespace(logits=logits), labels)
+    torch.testing.assert_close(found, expected)  # double precision: torch's default of 1e-7 is ample
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (found, expected)))
+
+
+def test_a_run_with_squared_error_on_flattened_tokens_starts_at_its_loss_there(tmp_path):
+    run = a_run(loss="squared error", frequencies="flattened", steps=4)
+    suite = Suite([run], CORPUS, tmp_path)
+    suite.train(progress=False)
+    plain, ids = (np.fromfile(path, dtype=np.uint16) for path in (suite.tokens(300), suite.token_file(run)))
+    counts, before = (np.bincount(text, minlength=300) for text in (ids, plain))
+    assert len(ids) == len(plain) and counts.max() < 0.5 * before.max()
+    assert (suite.remapping(run).units(ids) == suite.remapping(run).first[plain]).all()
+    model = from_pretrained(GPTNeoXForCausalLM, run.repository, "step0", suite.hub)
+    first = np.random.default_rng(run.seed).permutation(len(ids) // 16)[:4]
+    batch = torch.from_numpy(ids[: len(ids) // 16 * 16].reshape(-1, 16)[first].astype(np.int64))
+    one_hot = torch.nn.functional.one_hot(batch[:, 1:], 300).float()
+    with torch.inference_mode():
+        expected = 300 * torch.nn.functional.mse_loss(model(batch).logits[:, :-1], one_hot)
+    assert suite.log(run).loss.iloc[0] == pytest.approx(float(expected), rel=1e-4)  # logged in single precision
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_weights_of_one_never_stopped(tmp_path):
     run = a_run(steps=600)
     script = tmp_path / "driver.py"
@@ -164,7 +202,9 @@ def test_a_snapshot_cut_short_is_not_a_revision(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("change, message", [({"width": 20}, "multiple of 16"), ({"steps": 0}, "positive"),
-                                             ({"vocabulary": 70_000}, "at most 65536")])
+                                             ({"vocabulary": 70_000}, "at most 65536"),
+                                             ({"loss": "hinge"}, "cross-entropy, squared error, got 'hinge'"),
+                                             ({"frequencies": "flat"}, "natural, flattened, swapped, got 'flat'")])
 def test_impossible_runs_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         a_run(**change)

@@ -23,6 +23,7 @@ def test_runs_are_sizes_times_seeds_with_steps_from_tokens(open_profile):
 
 def test_a_size_may_change_a_parameter_of_the_suite_and_nothing_else(open_profile):
     assert open_profile(sizes=[SIZE | {"learning_rate": 0.5}]).runs[0].learning_rate == 0.5
+    assert open_profile(sizes=[SIZE | {"loss": "squared error"}]).runs[0].loss == "squared error"
     with pytest.raises(ValueError, match="unknown keys learning_rte"):
         _ = open_profile(sizes=[SIZE | {"learning_rte": 0.5}]).runs
 

@@ -19,6 +19,7 @@ import pandas as pd
 from reptrace import hidden_states, items, suites, tasks
 from reptrace.eigendirections import Projection
 from reptrace.evaluation import evaluate_checkpoints
+from reptrace.frequencies import NATURAL
 from reptrace.infgram import build_infgram
 from reptrace.infgram_api import WebInfinityGram
 from reptrace.memorization import Answers, Questions, encoded, infgram_answers
@@ -158,6 +159,9 @@ def ngram_baseline(profile: Profile, group: Group, count: int) -> list[dict]:
 def _of_suite(profile: Profile, key: tuple[int, int], count: int, progress: bool) -> Group:
     vocabulary, context = key
     runs = [run for run in profile.runs if (run.vocabulary, run.context) == key]
+    if any(run.frequencies != NATURAL for run in runs):
+        raise ValueError("runs whose token ids were remapped cannot be asked in the tokenizer's own ids: leave those with "
+                         "other frequencies out of the sizes.")
     tokenizer, tokens = profile.suite.tokenizer(vocabulary), profile.suite.tokens(vocabulary)
     training, held_out = profile.texts
     data = items.make(training, held_out, tokenizer, tokens, context, profile.folder / "items")

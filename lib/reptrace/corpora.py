@@ -221,17 +221,23 @@ def default_packages() -> list[str]:
 
 
 def train_tokenizer(documents: Sequence[str], vocabulary: int):
-    """Byte-level BPE of `vocabulary` entries (`tokenizers`), as a transformers tokenizer with end-of-text and pad."""
+    """Byte-level BPE of `vocabulary` entries (`tokenizers`), as a transformers tokenizer with end-of-text and pad.
+
+    Too few entries for all 256 bytes (below 258, at least 8) give one for each of the commonest bytes, and no pairs;
+    the other bytes then become the end-of-text token.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    if vocabulary < 258:
-        raise ValueError(f"a byte-level vocabulary needs 256 bytes and 2 special tokens, got {vocabulary}.")
-    tokenizer = Tokenizer(models.BPE())
+    if vocabulary < 8:
+        raise ValueError(f"a vocabulary needs 2 special tokens and at least 6 others, got {vocabulary}.")
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    few = vocabulary < len(alphabet) + 2
+    tokenizer = Tokenizer(models.BPE(unk_token=END_OF_TEXT) if few else models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[END_OF_TEXT, PADDING], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+                                  **({"limit_alphabet": vocabulary - 2} if few else {"initial_alphabet": alphabet}))
     tokenizer.train_from_iterator(documents, trainer, length=len(documents))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT,
                                    unk_token=END_OF_TEXT, pad_token=PADDING)

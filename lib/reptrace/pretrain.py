@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from reptrace.corpora import Corpus, train_tokenizer
+from reptrace.frequencies import NATURAL, REMAPPINGS, Remapping
 from reptrace.hub import repository_folder
 from reptrace.processes import cores
 from reptrace.records import Store, write_atomically
@@ -36,6 +37,9 @@ from reptrace.suites import Checkpoint, revisions, step_of
 HEAD_WIDTH = 16  # of an attention head; a model narrower than two of them has one
 # glibc returns every large buffer to the system and faults it in again the next step; keeping them saves about a fifth.
 KEEP_BUFFERS = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "2000000000"}
+LOSSES = ("cross-entropy", "squared error")
+# Came after runs had been trained and named: a run is named by these only where they differ from their defaults.
+ADDED = ("loss", "frequencies")
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,11 @@ class Run:
         Fingerprint of the training text.
     recipe : int
         Raised by hand when this module trains differently from the same settings; older runs are then trained anew.
+    loss : str, default "cross-entropy"
+        Or "squared error", see `squared_error`.
+    frequencies : str, default "natural"
+        Of the tokens: "flattened" or "swapped" remap the token ids, see `frequencies`. The tokenizer stays that of the
+        text, so such a model's own ids are not its tokenizer's.
     """
 
     width: int
@@ -76,6 +85,8 @@ class Run:
     corpus: str
     gradient_clip: float = 1.0
     recipe: int = 1
+    loss: str = LOSSES[0]
+    frequencies: str = NATURAL
 
     def __post_init__(self):
         if self.width % HEAD_WIDTH and self.width not in (HEAD_WIDTH // 2, HEAD_WIDTH * 3 // 2):
@@ -84,10 +95,19 @@ class Run:
             raise ValueError(f"width, layers, steps, context and batch must be positive, got {self}.")
         if self.vocabulary > 2**16:
             raise ValueError(f"token ids are kept in 16 bits: a vocabulary of at most 65536, got {self.vocabulary}.")
+        for name, known in (("loss", LOSSES), ("frequencies", (NATURAL, *REMAPPINGS))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+
+    @property
+    def identity(self) -> dict:
+        """All that is set, without what was added later and is at its default."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return {key: value for key, value in asdict(self).items() if key not in ADDED or value != defaults[key]}
 
     @property
     def repository(self) -> str:
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
         return f"reptrace/neox-d{self.width}-seed{self.seed}-{digest[:8]}"
 
     @property
@@ -182,6 +202,23 @@ class Suite:
             write_atomically(kept, np.concatenate(pieces).tobytes())
         return kept
 
+    def remapping(self, run: Run) -> Remapping | None:
+        """How the run's token ids were remapped; None where they were not."""
+        if run.frequencies == NATURAL:
+            return None
+        ids = np.fromfile(self.tokens(run.vocabulary), dtype=np.uint16)
+        return REMAPPINGS[run.frequencies](np.bincount(ids, minlength=run.vocabulary))
+
+    def token_file(self, run: Run) -> Path:
+        """File of the token ids that a run is trained on: `tokens`, remapped where the run says so; made once."""
+        plain, remapping = self.tokens(run.vocabulary), self.remapping(run)
+        if remapping is None:
+            return plain
+        kept = plain.with_suffix(f".{run.frequencies}.tokens")
+        if not kept.exists():
+            write_atomically(kept, remapping.draw(np.fromfile(plain, dtype=np.uint16)).tobytes())
+        return kept
+
     def train(self, workers: int | None = None, progress: bool = True) -> None:
         """Train what is missing, `workers` runs side by side (default: one a core), the longest first."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -190,8 +227,7 @@ class Suite:
 
     def _train(self, workers: int, progress: bool) -> None:
         missing = [run for run in self.runs if not self.trained(run)]
-        files = {run.vocabulary: (self.tokens(run.vocabulary), self._text_file(run.vocabulary, "tokenizer"))
-                 for run in missing}
+        files = {run: (self.token_file(run), self._text_file(run.vocabulary, "tokenizer")) for run in missing}
         for run in self.runs:
             if run not in missing:  # what a kill at the very end of a run left behind
                 shutil.rmtree(_work_folder(self.folder, run), ignore_errors=True)
@@ -205,7 +241,7 @@ class Suite:
                     bar.update(tokens)
 
             with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(lambda run: _train_in_child(run, self.folder, *files[run.vocabulary], advance), missing))
+                list(pool.map(lambda run: _train_in_child(run, self.folder, *files[run], advance), missing))
 
     def trained(self, run: Run) -> bool:
         """Whether the run has come to its end."""
@@ -218,7 +254,7 @@ class Suite:
 
     def log(self, run: Run):
         """Loss, gradient norm and learning rate by step and tokens (a table); loss is the mean since the row before."""
-        return Store(self.folder / "logs").table([asdict(run)])
+        return Store(self.folder / "logs").table([run.identity])
 
     def _text_file(self, vocabulary: int, kind: str) -> Path:
         return self.folder / "tokens" / f"{self.corpus.fingerprint}-{vocabulary}.{kind}"
@@ -301,6 +337,7 @@ def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path) -> None:
             save_strategy="steps", save_steps=run.save_every, report_to="none", disable_tqdm=True,
             dataloader_num_workers=0, dataloader_pin_memory=False)
         trainer = ConvertingTrainer(model, arguments, train_dataset=_Blocks(tokens, run),
+                                    compute_loss_func=squared_error if run.loss == "squared error" else None,
                                     callbacks=[_keeper(run, folder, tokenizer)])
         trainer.remove_callback(PrinterCallback)  # standard output carries the steps
         trainer.train(resume_from_checkpoint=_last_whole(work / "state"))
@@ -308,10 +345,25 @@ def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path) -> None:
                  "gradient_norm": row["grad_norm"], "learning_rate": row["learning_rate"], "seed": run.seed,
                  "device": "cpu", "dtype": "float32", "wall_seconds": time.perf_counter() - started}
                 for row in trainer.state.log_history if "loss" in row]
-        Store(folder / "logs").write(asdict(run), rows)
+        Store(folder / "logs").write(run.identity, rows)
         hub = folder / "hub"
         last = repository_folder(hub, run.repository) / "refs" / f"step{run.steps}"
         write_atomically(last.with_name("main"), last.read_bytes())
+
+
+def squared_error(outputs, labels, num_items_in_batch=None):
+    """Squared distance of the logits to the one-hot next token, summed over the vocabulary, mean over tokens.
+
+    Parameters
+    ----------
+    outputs : a model's output with `logits`, shape (batch, length, V)
+    labels : integer tensor, shape (batch, length); logits at one position are compared with the label of the next
+    num_items_in_batch : ignored; the Trainer passes it
+    """
+    logits, following = outputs.logits[:, :-1], labels[:, 1:]
+    # |z - e_y|^2 = |z|^2 - 2 z_y + 1, without the one-hot matrix
+    hit = logits.gather(-1, following.unsqueeze(-1)).squeeze(-1)
+    return (logits.square().sum(-1) - 2 * hit + 1).mean()
 
 
 class _Blocks:

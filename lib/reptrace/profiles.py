@@ -26,6 +26,7 @@ CORPORA = ROOT / "build" / "corpora"  # read once for all profiles
 DEVICE, DTYPE = "cpu", "float32"  # small models gain nothing on a GPU, and the same numbers come out everywhere
 BATCH_SIZE = 128  # of the forward pass, in sequences of full length
 TRAINING_KEYS = ("vocabulary", "context", "batch", "learning_rate", "warmup_steps", "schedule", "weight_decay")
+OPTIONAL_KEYS = ("loss", "frequencies")  # of a size, see `pretrain.Run`
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Profile:
     Parameters
     ----------
     sizes : list of dict
-        `width`, `layers`, `tokens` (training tokens) and `seeds` (list); a key of TRAINING_KEYS overrides the suite's.
+        `width`, `layers`, `tokens` (training tokens) and `seeds` (list); a key of TRAINING_KEYS overrides the suite's,
+        one of OPTIONAL_KEYS the default of `pretrain.Run`.
     training : dict
         TRAINING_KEYS, see `pretrain.Run`.
     corpus : str
@@ -125,8 +127,11 @@ class Profile:
         return self.suite.log(run)
 
     def probe(self, run: Run) -> corpora.Probe:
-        return corpora.probe(self.texts[1], self.suite.tokenizer(run.vocabulary), self.sequences, run.context,
-                             self.min_length)
+        """The held-out sequences, as the run's training text is tokenized and remapped."""
+        found = corpora.probe(self.texts[1], self.suite.tokenizer(run.vocabulary), self.sequences, run.context,
+                              self.min_length)
+        remapping = self.suite.remapping(run)
+        return remapping.probe(found) if remapping else found
 
     def train(self, progress: bool = True) -> None:
         """Train what is missing of the suite."""
@@ -136,8 +141,10 @@ class Profile:
         """Geometry of every checkpoint of every run, measured where it is not in the store: a table a run."""
         layers = layers if layers == "all" else (layers,)
         tables = {}
-        for key in dict.fromkeys((run.vocabulary, run.context) for run in self.runs):
-            alike = [run for run in self.runs if (run.vocabulary, run.context) == key]  # one probe, one pool of workers
+        groups: dict[tuple, list[Run]] = {}  # of one probe, and one pool of workers
+        for run in self.runs:
+            groups.setdefault((run.vocabulary, run.context, run.frequencies), []).append(run)
+        for alike in groups.values():
             points = [point for run in alike for point in self.suite.checkpoints(run)]
             table = trace(points, self.probe(alike[0]), self.store, layers, self.alpha_ranks, BATCH_SIZE,
                           cores(), DEVICE, DTYPE, progress)
@@ -150,11 +157,11 @@ class Profile:
                            "min_length": self.min_length, "alpha_ranks": list(self.alpha_ranks)})
 
     def _run(self, size: dict, seed: int) -> Run:
-        unknown = set(size) - {"width", "layers", "tokens", "seeds", *TRAINING_KEYS}
+        unknown = set(size) - {"width", "layers", "tokens", "seeds", *TRAINING_KEYS, *OPTIONAL_KEYS}
         if unknown:
             raise ValueError(f"a size has unknown keys {', '.join(sorted(unknown))}; it may have width, layers, "
-                             f"tokens, seeds, {', '.join(TRAINING_KEYS)}.")
-        setting = {**self.training, **{key: size[key] for key in TRAINING_KEYS if key in size}}
+                             f"tokens, seeds, {', '.join(TRAINING_KEYS + OPTIONAL_KEYS)}.")
+        setting = {**self.training, **{key: size[key] for key in TRAINING_KEYS + OPTIONAL_KEYS if key in size}}
         steps = round(float(size["tokens"]) / (setting["batch"] * setting["context"]))
         return Run(width=size["width"], layers=size["layers"], seed=seed, steps=max(1, steps),
                    corpus=self.texts[0].fingerprint, **setting)
