@@ -160,8 +160,8 @@ def _of_suite(profile: Profile, key: tuple[int, int], count: int, progress: bool
     vocabulary, context = key
     runs = [run for run in profile.runs if (run.vocabulary, run.context) == key]
     if any(run.frequencies != NATURAL for run in runs):
-        raise ValueError("runs whose token ids were remapped cannot be asked in the tokenizer's own ids: leave those with "
-                         "other frequencies out of the sizes.")
+        raise ValueError("runs whose token ids were remapped cannot be asked in the tokenizer's own ids: leave those "
+                         "with other frequencies out of the sizes.")
     tokenizer, tokens = profile.suite.tokenizer(vocabulary), profile.suite.tokens(vocabulary)
     training, held_out = profile.texts
     data = items.make(training, held_out, tokenizer, tokens, context, profile.folder / "items")
