@@ -36,7 +36,7 @@ bench: setup ## speed against scikit-learn and against plain loops, as ratios; w
 settings: setup ## train every setting of studies/settings.yaml; writes data/results/settings_tried.csv (hours)
 	$(RUN) studies/settings.py
 
-causes: setup ## train with one cause of the phases changed at a time; writes data/results/causes*.csv (20 minutes)
+causes: setup ## train with one cause of the phases changed at a time; writes data/results/causes*.csv (25 minutes)
 	$(RUN) studies/causes.py
 
 lint: setup ## ruff
