@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from reptrace.correlations import KINDS, METHODS, Correlation, correlate, over_runs, p_value, table
+from reptrace.correlations import KINDS, METHODS, Correlation, Undefined, correlate, over_runs, p_value, table
 
 TOKENS = np.geomspace(1e5, 1e9, 40)
 
@@ -167,6 +167,19 @@ def test_a_table_has_every_kind_for_each_run_and_over_them(rng):
     assert set(table(runs[:1], "acc", draws=50).run) == {0}
 
 
+def test_a_table_leaves_out_what_is_undefined(rng):
+    x, y = both_follow_time(rng)
+    first_differs = np.r_[1.0, np.zeros(39)]  # at 0 tokens, which no correlation takes
+    short = pd.DataFrame({"tokens": TOKENS[:3], "accuracy": x[:3], "rankme": y[:3]})
+    constant = pd.DataFrame({"tokens": [0.0, *TOKENS[1:]], "accuracy": first_differs, "rankme": y})
+    whole = pd.DataFrame({"tokens": TOKENS, "accuracy": x, "rankme": y})
+    found = table([short, whole, constant], measures=["rankme"], draws=50)
+    assert set(found.run) == {1} and len(found) == len(KINDS) * len(METHODS)
+    assert set(table([short, whole, constant, whole], measures=["rankme"], draws=50).run) == {1, 3, "all"}
+    none = table([constant], measures=["rankme"], draws=50)
+    assert none.empty and list(none.columns) == list(found.columns)
+
+
 def test_gaps_and_the_start_are_left_out(rng):
     x, y = both_follow_time(rng, 1.0)
     expected = correlate(TOKENS[1:], x[1:], y[1:])
@@ -187,12 +200,19 @@ def test_arguments_are_left_as_they_are(rng):
 @pytest.mark.parametrize(("change", "message"), [
     ({"kind": "total"}, "kind must be one of"), ({"method": "kendall"}, "method one of"),
     ({"block": 0}, "a block must be of 1 to 40"), ({"block": 41}, "a block must be of 1 to 40"),
-    ({"x": np.full(40, 0.1)}, "constant"), ({"x": np.log(TOKENS), "kind": "partial"}, "follows ln tokens exactly"),
-    ({"x": [0.1, 0.2]}, "lists of one length"), ({"tokens": [1e6, 1e6, *TOKENS[2:]]}, "stands twice"),
-    ({"tokens": [*[0.0] * 37, 1, 2, 3]}, "needs four of them or more, got 3")])
+    ({"x": [0.1, 0.2]}, "lists of one length"), ({"tokens": [1e6, 1e6, *TOKENS[2:]]}, "stands twice")])
 def test_bad_input_is_refused(change, message, rng):
     x, y = both_follow_time(rng)
     with pytest.raises(ValueError, match=message):
+        correlate(**{"tokens": TOKENS, "x": x, "y": y, **change})
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"x": np.full(40, 0.1)}, "constant"), ({"x": np.log(TOKENS), "kind": "partial"}, "follows ln tokens exactly"),
+    ({"tokens": [*[0.0] * 37, 1, 2, 3]}, "needs four of them or more, got 3")])
+def test_a_correlation_that_does_not_exist_says_why(change, message, rng):
+    x, y = both_follow_time(rng)
+    with pytest.raises(Undefined, match=message):
         correlate(**{"tokens": TOKENS, "x": x, "y": y, **change})
 
 

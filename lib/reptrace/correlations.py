@@ -15,14 +15,20 @@ Pearson's r, or Spearman's: the same of ranks (for changes, of the differences' 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from itertools import product
 
 import numpy as np
 import pandas as pd
 
 KINDS, METHODS = ("plain", "changes", "partial"), ("pearson", "spearman")
 DRAWS = 2000
+
+
+class Undefined(ValueError):
+    """A correlation that does not exist: too few checkpoints, or one of the two is constant."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,11 @@ def correlate(tokens, x, y, kind: str = "plain", method: str = "pearson", block:
 
     Raises
     ------
+    Undefined
+        Fewer than four checkpoints left; a constant x or y.
     ValueError
-        Arrays of different lengths; a checkpoint twice; fewer than four left; a constant x or y; an unknown kind or
-        method; a block that is not between 1 and the number of points.
+        Arrays of different lengths; a checkpoint twice; an unknown kind or method; a block that is not between 1 and
+        the number of points.
     """
     if kind not in KINDS or method not in METHODS:
         raise ValueError(f"kind must be one of {KINDS} and method one of {METHODS}, got {kind!r} and {method!r}.")
@@ -84,8 +92,8 @@ def correlate(tokens, x, y, kind: str = "plain", method: str = "pearson", block:
     n, given = columns.shape[1], int(kind == "partial")
     value = float(_correlation(columns[:, None], kind, method)[0])
     if not np.isfinite(value):
-        raise ValueError("x or y is constant (or, for a partial correlation, follows ln tokens exactly): it correlates "
-                         "with nothing.")
+        raise Undefined("x or y is constant (or, for a partial correlation, follows ln tokens exactly): it correlates "
+                        "with nothing.")
     block = max(2, round(n ** (1 / 3))) if block is None else block
     if not 1 <= block <= n:
         raise ValueError(f"a block must be of 1 to {n} points, got {block}.")
@@ -126,17 +134,19 @@ def table(runs: Sequence[pd.DataFrame], accuracy: str = "accuracy", measures: Se
     Returns
     -------
     pandas.DataFrame
-        Columns run (0, 1, ..., or "all"), measure, and the fields of `Correlation`.
+        Columns run (0, 1, ..., or "all"), measure, and the fields of `Correlation`. A correlation that is undefined for
+        a run is left out, of the one over runs too.
     """
     rows = []
-    for measure in measures:
-        for kind in KINDS:
-            for method in methods:
-                found = [correlate(run["tokens"], run[accuracy], run[measure], kind, method, block, draws, seed)
-                         for run in runs]
-                named: Mapping = dict(enumerate(found)) | ({"all": over_runs(found)} if len(found) > 1 else {})
-                rows += [{"run": name, "measure": measure, **asdict(one)} for name, one in named.items()]
-    return pd.DataFrame(rows)
+    for measure, kind, method in product(measures, KINDS, methods):
+        found: dict[object, Correlation] = {}
+        for number, run in enumerate(runs):
+            with suppress(Undefined):
+                found[number] = correlate(run["tokens"], run[accuracy], run[measure], kind, method, block, draws, seed)
+        if len(found) > 1:
+            found["all"] = over_runs(list(found.values()))
+        rows += [{"run": name, "measure": measure, **asdict(one)} for name, one in found.items()]
+    return pd.DataFrame(rows, columns=["run", "measure", *(field.name for field in fields(Correlation))])
 
 
 def p_value(r: float, n: int, given: int = 0) -> float:
@@ -164,7 +174,7 @@ def _points(tokens, x, y, kind: str) -> np.ndarray:
     if (np.diff(points[0]) == 0).any():
         raise ValueError("a number of tokens stands twice: pass one run at a time.")
     if points.shape[1] < 4:
-        raise ValueError(f"a correlation over checkpoints needs four of them or more, got {points.shape[1]}.")
+        raise Undefined(f"a correlation over checkpoints needs four of them or more, got {points.shape[1]}.")
     points[0] = np.log(points[0])
     return np.diff(points) if kind == "changes" else points
 
