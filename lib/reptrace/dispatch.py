@@ -24,6 +24,7 @@ from tqdm import tqdm
 from reptrace.corpora import Probe
 from reptrace.downloads import Downloads
 from reptrace.measurement import Job, measure_job
+from reptrace.processes import KEEP_BUFFERS
 from reptrace.records import Store, attempt, provenance
 from reptrace.suites import Checkpoint
 
@@ -163,6 +164,7 @@ def measured(job: Job, following: Job | None, downloads: Downloads) -> list[list
 @contextmanager
 def local_cluster(workers: int, device: str | None = None) -> Iterator:
     """Client of a Dask cluster of processes on this machine: one a GPU where there are GPUs, else one thread each."""
+    import dask
     import torch
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
@@ -176,7 +178,10 @@ def local_cluster(workers: int, device: str | None = None) -> Iterator:
         {"env": {"CUDA_VISIBLE_DEVICES": visible[k]}, "resources": {"GPU": 1}} if gpus else {})}}
         for k in range(workers)}
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, **any_port}}
+    # Dask's default has every freed buffer given back to the system, and faulted in again by the next batch
+    environment = {**dask.config.get("distributed.nanny.pre-spawn-environ"), **KEEP_BUFFERS}
     with ExitStack() as stack:
+        stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
         try:
             cluster = stack.enter_context(SpecCluster(specs, scheduler=scheduler, silence_logs=logging.ERROR))
         except RuntimeError as error:

@@ -30,13 +30,11 @@ from tqdm import tqdm
 from reptrace.corpora import Corpus, train_tokenizer
 from reptrace.frequencies import NATURAL, REMAPPINGS, Remapping
 from reptrace.hub import repository_folder
-from reptrace.processes import cores
+from reptrace.processes import KEEP_BUFFERS, cores
 from reptrace.records import Store, write_atomically
 from reptrace.suites import Checkpoint, revisions, step_of
 
 HEAD_WIDTH = 16  # of an attention head; a model narrower than two of them has one
-# glibc returns every large buffer to the system and faults it in again the next step; keeping them saves about a fifth.
-KEEP_BUFFERS = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "2000000000"}
 LOSSES = ("cross-entropy", "squared error")
 # Came after runs had been trained and named: a run is named by these only where they differ from their defaults.
 ADDED = ("loss", "frequencies")

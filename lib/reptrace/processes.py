@@ -1,4 +1,4 @@
-"""Processor cores to use, and child processes that end with their parent."""
+"""Processor cores to use, what child processes are started with, and their end with their parent."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
+
+# Environment of a child. glibc returns every large buffer to the system and faults it in again with the next batch;
+# keeping them saves about a fifth of training, and a third of measuring small models.
+KEEP_BUFFERS = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "2000000000"}
 
 
 def cores() -> int:

@@ -16,10 +16,11 @@ from pathlib import Path
 import pandas as pd
 
 from reptrace import corpora, suites
+from reptrace.measurement import Settings
 from reptrace.pretrain import Run, Suite
 from reptrace.processes import cores
 from reptrace.records import Store, provenance
-from reptrace.sweep import sweep, tokenizer_of, trace
+from reptrace.sweep import sweep, tokenizer_of, trace_groups
 
 ROOT = Path(__file__).parents[2]
 CORPORA = ROOT / "build" / "corpora"  # read once for all profiles
@@ -139,16 +140,16 @@ class Profile:
 
     def trace(self, layers="final", progress: bool = True) -> dict[Run, pd.DataFrame]:
         """Geometry of every checkpoint of every run, measured where it is not in the store: a table a run."""
-        layers = layers if layers == "all" else (layers,)
-        tables = {}
-        groups: dict[tuple, list[Run]] = {}  # of one probe, and one pool of workers
+        alike: dict[tuple, list[Run]] = {}  # of one probe
         for run in self.runs:
-            groups.setdefault((run.vocabulary, run.context, run.frequencies), []).append(run)
-        for alike in groups.values():
-            points = [point for run in alike for point in self.suite.checkpoints(run)]
-            table = trace(points, self.probe(alike[0]), self.store, layers, self.alpha_ranks, BATCH_SIZE,
-                          cores(), DEVICE, DTYPE, progress)
-            tables |= {run: table[table.model == run.repository].reset_index(drop=True) for run in alike}
+            alike.setdefault((run.vocabulary, run.context, run.frequencies), []).append(run)
+        groups = [([point for run in runs for point in self.suite.checkpoints(run)], self.probe(runs[0]))
+                  for runs in alike.values()]
+        layers = layers if layers == "all" else (layers,)
+        settings = Settings(layers, tuple(self.alpha_ranks), BATCH_SIZE, DEVICE, DTYPE)
+        found = trace_groups(groups, self.store, settings, cores(), progress)
+        tables = {run: table[table.model == run.repository].reset_index(drop=True)
+                  for runs, table in zip(alike.values(), found, strict=True) for run in runs}
         return {run: tables[run] for run in self.runs}
 
     def describe(self) -> str:

@@ -198,17 +198,28 @@ def trace(checkpoints: Sequence[Checkpoint], probe: Probe | Sequence[Probe], sto
     pandas.DataFrame, a row per checkpoint, probe and layer, in the order given, gaps included. `status` is "measured",
     "failed" or "quarantined", `reason` says why; `same_weights_as` names a revision with identical files.
     """
+    settings = placed(Settings(layers, tuple(ranks), batch_size, device, dtype, _several(trust)), client)
+    (table,) = trace_groups([(checkpoints, probe)], store, settings, workers, progress, client, disk, keep, faulty)
+    return table
+
+
+def trace_groups(groups: Sequence[tuple[Sequence[Checkpoint], Probe | Sequence[Probe]]], store: Store,
+                 settings: Settings, workers: int = 1, progress: bool = True, client=None, disk: int | None = None,
+                 keep: bool = False, faulty: bool = False) -> list[pd.DataFrame]:
+    """`trace` of several lists of checkpoints, each with its own probes, by the same workers: a table for each.
+
+    Worker processes take seconds to start, which many small lists would spend again and again.
+    """
     if workers < 1:
         raise ValueError(f"workers must be positive, got {workers}.")
-    probes = (probe,) if isinstance(probe, Probe) else tuple(probe)
-    settings = placed(Settings(layers, tuple(ranks), batch_size, device, dtype, _several(trust)), client)
-    jobs = jobs_of(checkpoints, probes, settings, progress, faulty)
-    missing = unfinished(jobs, store)
+    groups = [(points, (probe,) if isinstance(probe, Probe) else tuple(probe)) for points, probe in groups]
+    jobs = [jobs_of(points, probes, settings, progress, faulty) for points, probes in groups]
+    missing = unfinished([job for each in jobs for job in each], store)
     check_disk(missing, disk)
     own = client is None and workers > 1 and len(missing) > 1
-    with local_cluster(min(workers, len(missing)), device) if own else nullcontext(client) as client:
+    with local_cluster(min(workers, len(missing)), settings.device) if own else nullcontext(client) as client:
         work_off(missing, store, client, disk, keep, progress)
-    return table_of(checkpoints, probes, jobs, store)
+    return [table_of(points, probes, each, store) for (points, probes), each in zip(groups, jobs, strict=True)]
 
 
 def placed(settings: Settings, client=None) -> Settings:
