@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PARAMS ?= notebooks/params/tiny.yaml
 export HF_HUB_OFFLINE ?= 1
-export TOKENIZERS_PARALLELISM ?= false
+export TOKENIZERS_PARALLELISM ?= true
 
 .PHONY: help setup report smoke test bench settings toy causes lint clean
 help: ## this list
@@ -39,7 +39,7 @@ settings: setup ## train every setting of studies/settings.yaml; writes data/res
 toy: setup ## the toy model's phases over hundreds of settings; writes data/results/toy_prevalence.csv (15 minutes)
 	$(RUN) studies/toy_prevalence.py
 
-causes: setup ## train with one cause of the phases changed at a time; writes data/results/causes*.csv (25 minutes)
+causes: setup ## train with one cause of the phases changed at a time; writes data/results/causes*.csv (14 minutes)
 	$(RUN) studies/causes.py
 
 lint: setup ## ruff

@@ -1,14 +1,17 @@
 """What causes the phases: the smallest model of the default suite, trained again with one cause changed at a time.
 
     make causes
+    .venv/bin/python studies/causes.py --longer
 
 Writes four tables to data/results: causes.csv (a run a row), causes_curves.csv (RankMe by tokens), causes_texts.csv
-(what each remapping did to the text) and causes_trials.csv (how the rate for squared error was chosen). What is trained
-and measured already is read.
+(what each remapping did to the text) and causes_trials.csv (how the rate for squared error was chosen); --longer, one,
+causes_longer.csv, of every condition with the batches and tokens that the plan gives there. What is trained and
+measured already is read.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from dataclasses import replace
@@ -37,12 +40,32 @@ DRAWS = 200  # resamplings of them for an interval
 
 
 def main() -> None:
-    started, plan = time.perf_counter(), yaml.safe_load(PLAN.read_text())
+    plan = yaml.safe_load(PLAN.read_text())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--longer", action="store_true", help="train every condition longer, in larger batches")
+    if parser.parse_args().longer:
+        longer(plan)
+    else:
+        planned(plan)
+
+
+def longer(plan: dict) -> None:
+    """Every condition with other batches and tokens: does what is found hang on them?"""
+    changes = {name: {"changes": {**each.get("changes", {}), **plan["longer"]}}
+               for name, each in plan["conditions"].items()}
+    conditions, _ = profiles({**plan, "conditions": changes})
+    conditions.train()
+    names, tables, fresh = names_of(plan, conditions), conditions.trace(), fresh_sequences(conditions)
+    write("causes_longer", [outcome(conditions, name, plan["conditions"][name]["predicted"], run, tables[run], fresh)
+                            for name, runs in names.items() for run in runs])
+
+
+def planned(plan: dict) -> None:
+    started = time.perf_counter()
     conditions, trials = profiles(plan)
     for profile in (conditions, trials):
         profile.train()
-    names = dict(zip(plan["conditions"], conditions.sizes_of_runs, strict=True))
-    tables, fresh = conditions.trace(), fresh_sequences(conditions)
+    names, tables, fresh = names_of(plan, conditions), conditions.trace(), fresh_sequences(conditions)
     write("causes", [outcome(conditions, name, plan["conditions"][name]["predicted"], run, tables[run], fresh)
                      for name, runs in names.items() for run in runs])
     write("causes_curves", [point for name, runs in names.items() for run in runs
@@ -52,6 +75,10 @@ def main() -> None:
     spent = os.times()
     print(f"{time.perf_counter() - started:.0f} s, processor "
           f"{spent.user + spent.system + spent.children_user + spent.children_system:.0f} s")
+
+
+def names_of(plan: dict, conditions: Profile) -> dict[str, list[Run]]:
+    return dict(zip(plan["conditions"], conditions.sizes_of_runs, strict=True))
 
 
 def profiles(plan: dict) -> tuple[Profile, Profile]:

@@ -29,6 +29,11 @@ def runs():
 
 
 @pytest.fixture(scope="module")
+def longer():
+    return pd.read_csv(causes.RESULTS / "causes_longer.csv")
+
+
+@pytest.fixture(scope="module")
 def curves():
     return pd.read_csv(causes.RESULTS / "causes_curves.csv")
 
@@ -41,8 +46,17 @@ def named(row) -> str:
     return Run(**setting, steps=int(steps), corpus=row["corpus_fingerprint"]).repository
 
 
-def test_every_row_s_settings_are_those_that_its_run_is_named_by(runs):
-    assert runs.apply(named, axis=1).tolist() == runs.repository.tolist()
+def test_every_row_s_settings_are_those_that_its_run_is_named_by(runs, longer):
+    for table in (runs, longer):
+        assert table.apply(named, axis=1).tolist() == table.repository.tolist()
+
+
+def test_the_longer_runs_are_the_plan_s_in_all_but_batches_and_tokens(runs, longer):
+    assert (longer.batch == PLAN["longer"]["batch"]).all() and (longer.tokens >= PLAN["longer"]["tokens"]).all()
+    same = ["condition", "seed", "loss", "frequencies", "width", "vocabulary", "learning_rate", "schedule",
+            "weight_decay", "corpus_fingerprint", "probe_fingerprint"]
+    pd.testing.assert_frame_equal(runs[same], longer[same])
+    assert set(runs.columns) == set(longer.columns)
 
 
 def test_the_tables_hold_every_condition_of_the_plan_with_every_seed(runs, curves):
@@ -73,7 +87,7 @@ def test_what_the_table_claims_is_what_the_detector_finds_in_the_curves(runs, cu
 
 def test_every_table_says_what_made_it_and_is_small():
     paths = sorted(causes.RESULTS.glob("causes*.csv"))
-    assert len(paths) == 4
+    assert len(paths) == 5
     for path in paths:
         table = pd.read_csv(path)
         assert path.stat().st_size < 200_000

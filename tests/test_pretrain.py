@@ -113,6 +113,21 @@ def test_a_second_call_trains_nothing(trained, monkeypatch):
     trained.train(progress=False)
 
 
+def test_runs_that_share_a_process_end_with_the_weights_of_one_trained_alone(tmp_path, monkeypatch):
+    from reptrace import pretrain
+
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(pretrain.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    runs = [a_run(steps=8, seed=seed) for seed in (0, 1)]
+    Suite(runs, CORPUS, tmp_path / "both").train(workers=1, progress=False)
+    assert len(started) == 1 and started[0].returncode == 0
+    Suite(runs[1:], CORPUS, tmp_path / "alone").train(workers=1, progress=False)
+    both, alone = (from_pretrained(GPTNeoXForCausalLM, runs[1].repository, "main", str(tmp_path / name / "hub"))
+                   for name in ("both", "alone"))
+    for name, weight in alone.state_dict().items():
+        assert torch.equal(weight, both.state_dict()[name]), name
+
+
 def test_another_seed_or_parameter_is_another_repository():
     names = {a_run(**change).repository for change in ({}, {"seed": 1}, {"learning_rate": 1e-3}, {"steps": 25})}
     assert len(names) == 4

@@ -1,9 +1,9 @@
 """Small GPT-NeoX suites trained from scratch on a corpus, with checkpoints evenly spaced on a log scale.
 
-transformers' Trainer does the training: resuming, logging, gradient norms, schedules and callbacks are its own. Each
-run is one process on one thread; several go side by side. A checkpoint becomes a revision of a local repository in hub
-cache layout (safetensors, no optimizer state), so `from_pretrained(repository, revision="step64", cache_dir=...)` reads
-it like a Pythia branch. An interrupted run goes on from its last whole Trainer checkpoint, to the very same weights.
+transformers' Trainer does the training: resuming, logging, gradient norms, schedules and callbacks are its own. Runs
+are trained by processes of one thread each, side by side. A checkpoint becomes a revision of a local repository in
+hub cache layout (safetensors, no optimizer state), so `from_pretrained(repository, revision="step64", cache_dir=...)`
+reads it like a Pythia branch. An interrupted run goes on from its last whole Trainer checkpoint, to the same weights.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ from reptrace.records import Store, write_atomically
 from reptrace.suites import Checkpoint, revisions, step_of
 
 HEAD_WIDTH = 16  # of an attention head; a model narrower than two of them has one
+MESSAGES, DONE = "messages.txt", "done\n"  # of a training process: what it wrote to standard error; a run's end
 LOSSES = ("cross-entropy", "squared error")
 # Came after runs had been trained and named: a run is named by these only where they differ from their defaults.
 ADDED = ("loss", "frequencies")
@@ -238,8 +240,8 @@ class Suite:
                 with lock:
                     bar.update(tokens)
 
-            with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(lambda run: _train_in_child(run, self.folder, *files[run], advance), missing))
+            with _Children() as children, ThreadPoolExecutor(workers) as pool:
+                list(pool.map(lambda run: children.train(run, self.folder, *files[run], advance), missing))
 
     def trained(self, run: Run) -> bool:
         """Whether the run has come to its end."""
@@ -276,33 +278,64 @@ def publish(files: Path, repository: str, revision: str, cache_dir: str | Path) 
     write_atomically(root / "refs" / revision, commit.encode())
 
 
-def _train_in_child(run: Run, folder: Path, tokens: Path, tokenizer: Path, advance) -> None:
-    """Train in a process of its own, on one thread; it reports its step on a pipe, and ends with this process."""
-    order = json.dumps({"run": asdict(run), "folder": str(folder), "tokens": str(tokens), "tokenizer": str(tokenizer)})
-    environment = {**os.environ, **KEEP_BUFFERS, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-                   "HF_HUB_OFFLINE": "1"}
-    work = _work_folder(folder, run)
-    work.mkdir(parents=True, exist_ok=True)
-    with (open(work / "messages.txt", "a") as messages,
-          subprocess.Popen([sys.executable, "-m", "reptrace.pretrain"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                           stderr=messages, text=True, env=environment) as child):
+class _Children:
+    """Processes that train runs, one after the other, each on one thread. A context: they end with it.
+
+    A run's process is one that trained others before, where there is one: to start takes as long as a short run.
+    """
+
+    def __init__(self):
+        self.idle: list[subprocess.Popen] = []
+
+    def __enter__(self) -> _Children:
+        return self
+
+    def __exit__(self, *error) -> None:
+        for child in self.idle:
+            child.communicate()  # the end of its orders is its own
+
+    def train(self, run: Run, folder: Path, tokens: Path, tokenizer: Path, advance) -> None:
+        """Train a run; its process reports its step on a pipe, "done" at the end, and ends with this process."""
+        work = _work_folder(folder, run)
+        work.mkdir(parents=True, exist_ok=True)
         try:
-            child.stdin.write(order)
-            child.stdin.close()
+            child = self.idle.pop()
+        except IndexError:
+            child = _child()
+        order = {"run": asdict(run), "folder": str(folder), "tokens": str(tokens), "tokenizer": str(tokenizer)}
+        try:
+            with suppress(BrokenPipeError):  # it died meanwhile; said below
+                print(json.dumps(order), file=child.stdin, flush=True)
             done = 0
             for line in child.stdout:
+                if line == DONE:
+                    break
                 step = int(line)
                 advance((step - done) * run.tokens_per_step)
                 done = step
+            else:
+                child.communicate()
+                last = _read(work / MESSAGES).strip().splitlines()[-1:]
+                raise RuntimeError(f"training {run.repository} ended with code {child.returncode}: {' '.join(last)} "
+                                   f"(all of it: {work / MESSAGES}). Checkpoints so far are kept; the next call goes "
+                                   "on from there.")
         except BaseException:
             child.kill()
+            child.communicate()
             raise
-    code = child.returncode
-    if code:
-        last = (work / "messages.txt").read_text().strip().splitlines()[-1:]
-        raise RuntimeError(f"training {run.repository} ended with code {code}: {' '.join(last)} (all of it: {work}"
-                           "/messages.txt). Checkpoints so far are kept; the next call goes on from there.")
-    shutil.rmtree(work)
+        self.idle.append(child)
+        shutil.rmtree(work)
+
+
+def _child() -> subprocess.Popen:
+    environment = {**os.environ, **KEEP_BUFFERS, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+                   "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen([sys.executable, "-m", "reptrace.pretrain"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            text=True, env=environment)
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path) -> None:
@@ -447,9 +480,14 @@ def _unpack(packed: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """A child of `Suite.train`: reads one run from standard input, writes its steps to standard output."""
-    order = json.load(sys.stdin)
-    _train(Run(**order["run"]), *(Path(order[name]) for name in ("folder", "tokens", "tokenizer")))
+    """A child of `Suite.train`: reads runs from standard input, a line each, writes their steps to standard output."""
+    for line in sys.stdin:
+        order = json.loads(line)
+        run, folder = Run(**order["run"]), Path(order["folder"])
+        with open(_work_folder(folder, run) / MESSAGES, "a") as messages:
+            os.dup2(messages.fileno(), sys.stderr.fileno())
+        _train(run, folder, Path(order["tokens"]), Path(order["tokenizer"]))
+        print(DONE, end="", flush=True)
 
 
 if __name__ == "__main__":
