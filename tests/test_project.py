@@ -268,7 +268,8 @@ def catalogue() -> dict[str, set[str]]:
     for section in sections:
         title, _, body = section.partition("\n")
         cells = re.findall(r"^\| (`[^|]*) \|", body, flags=re.MULTILINE)
-        columns[title.strip().strip("`")] = set(re.findall(r"`([^`]+)`", " ".join(cells)))
+        for name in re.findall(r"`([^`]+)`", title) or [title.strip()]:  # tables of the same columns share a section
+            columns[name] = set(re.findall(r"`([^`]+)`", " ".join(cells)))
     columns["common"] = columns.pop("Common columns of results")
     return columns
 
