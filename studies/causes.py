@@ -26,7 +26,8 @@ from transformers import GPTNeoXForCausalLM
 
 from reptrace import spectra
 from reptrace.frequencies import describe
-from reptrace.hidden_states import from_pretrained, last_token_states
+from reptrace.hidden_states import last_token_states
+from reptrace.loading import from_pretrained
 from reptrace.phases import critical_value
 from reptrace.pretrain import Run
 from reptrace.profiles import ROOT, Profile

@@ -250,9 +250,9 @@ def test_a_scheduler_that_dies_is_a_clear_error_and_what_was_measured_is_kept(
 def test_workers_with_a_gpu_measure_and_the_others_are_left_alone(
         alone, points, probe, tmp_path, nursery, loopback):
     def without_torch():
-        from reptrace import hidden_states
+        from reptrace import loading
 
-        del hidden_states.placement  # which says on what device and in which dtype to measure
+        del loading.placement  # which says on what device and in which dtype to measure
 
     account = Account(loopback)
     nursery.worker(loopback, "--name", "plain")
@@ -281,7 +281,7 @@ def test_weights_never_pass_through_the_scheduler(hub, probe, tmp_path, nursery,
     from safetensors.torch import load, save
     from tornado.iostream import IOStream
 
-    ballast = {"ballast": torch.zeros(500_000)}  # which no module asks for
+    ballast = {"v_head.ballast": torch.zeros(500_000)}  # a head that no decoder asks for
     for step in STEPS:
         files = tiny_model("gpt_neox", step)
         hub.put(PYTHIA, f"step{step}", files | {WEIGHTS: save(load(files[WEIGHTS]) | ballast)})

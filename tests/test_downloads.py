@@ -6,6 +6,7 @@ are exact. Times are not measured: where two things should overlap, a download i
 """
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -108,6 +109,10 @@ def put(hub, step, repository=PYTHIA, **others):
 
 def folder(cache, files):
     return cache / f"models--{files.repository.replace('/', '--')}" / "snapshots" / files.commit
+
+
+def index(shards):
+    return json.dumps({"weight_map": {f"layers.{k}.weight": name for k, name in enumerate(shards)}}).encode()
 
 
 def read(cache, files, name=WEIGHTS):
@@ -455,7 +460,8 @@ def test_a_connection_lost_while_one_is_measured_spoils_the_next_alone(hub, poin
 def test_whole_files_of_a_failed_download_are_there_for_the_next_call(hub, own, cache):
     shards = {f"model-{number:05d}-of-00002.safetensors": random.Random(number).randbytes(SIZE) for number in (1, 2)}
     first, second = shards
-    commit = hub.put("me/model", "main", {"config.json": b"{}", **shards})
+    content = {"config.json": b"{}", "model.safetensors.index.json": index(shards), **shards}
+    commit = hub.put("me/model", "main", content)
     hub.fault("error", file=second, method="GET")
     with pytest.raises(HubError), own().holding(files("me/model", commit)):
         pass
@@ -482,7 +488,8 @@ def test_a_wrong_checksum_names_the_file_and_the_next_call_mends_it(hub, points,
 
 def test_of_several_wrong_files_none_is_ever_measured(hub, own, cache):
     shards = {f"pytorch_model-{number:05d}-of-00003.bin": random.Random(number).randbytes(999) for number in (1, 2, 3)}
-    wanted = files("me/model", hub.put("me/model", "main", {"config.json": b"{}", **shards}))
+    wanted = files("me/model", hub.put("me/model", "main", {
+        "config.json": b"{}", "pytorch_model.bin.index.json": index(shards), **shards}))
     for name in list(shards)[1:]:
         hub.fault("corrupt", file=name, times=1)
     wrong = 0

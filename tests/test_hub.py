@@ -7,6 +7,7 @@ fixture `hub` lists them in `hub.waits` and cuts them short. Nothing is rounded 
 
 import errno
 import hashlib
+import json
 import time
 
 import httpx2
@@ -108,7 +109,8 @@ def test_the_files_needed_are_all_that_transformers_opens(hub, family, weights, 
     commit = hub.put("me/model", "main", content)
     before = len(hub.requests)
     needed = files("me/model", commit).needed
-    assert len(hub.requests) == before + 1
+    indexes = [name for name in content if name.endswith(".index.json")]
+    assert len(hub.requests) == before + 1 + 2 * len(indexes)  # an index is read: HEAD and GET
     AutoModelForCausalLM.from_pretrained("me/model")
     AutoTokenizer.from_pretrained("me/model")
     opened = {name for name in content if hub.fetched(name)}
@@ -131,7 +133,7 @@ def test_of_weights_that_are_there_twice_those_that_transformers_opens_are_neede
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ({"config.json": b"{}", "README.md": b"#"}, r"'me/model' at {commit} has no weights .*it has README.md, config"),
+    ({"config.json": b"{}", "README.md": b"#"}, r"'me/model' at {commit} .* no weights .*it has README.md, config"),
     ({"flax_model.msgpack": b"0"}, "it has flax_model.msgpack"), ({}, "it has no files"),
 ])
 def test_a_repository_without_weights_says_what_it_has(hub, content, message):
@@ -170,6 +172,11 @@ def test_many_are_asked_for_at_once_and_an_error_stands_in_its_place(pythia):
 # Identical weights
 
 
+def index(names):
+    """As transformers writes it: which tensor lies in which file."""
+    return json.dumps({"weight_map": {f"layers.{k}.weight": name for k, name in enumerate(names)}}).encode()
+
+
 def point(step):
     return Checkpoint(PYTHIA, f"step{step}", step)
 
@@ -192,11 +199,10 @@ def test_every_one_of_several_revisions_with_the_same_weights_names_the_others(h
 def test_one_shared_shard_of_three_is_reported_as_such(hub):
     def shards(*weights):
         names = [f"pytorch_model-{number:05d}-of-00003.bin" for number in (1, 2, 3)]
-        return plain() | dict(zip(names, (text.encode() for text in weights), strict=True))
+        return {"config.json": b"{}", "pytorch_model.bin.index.json": index(names),
+                **dict(zip(names, (text.encode() for text in weights), strict=True))}
 
     content = {50000: shards("final", "b", "c"), 51000: shards("d", "e", "f"), 143000: shards("final", "h", "i")}
-    for each in content.values():
-        del each[WEIGHTS]
     found = {point(step): files(PYTHIA, hub.put(PYTHIA, f"step{step}", each)) for step, each in content.items()}
     assert same_weights(found) == {point(50000): "step143000 (1 of 3 files)", point(143000): "step50000 (1 of 3 files)"}
 
@@ -204,8 +210,9 @@ def test_one_shared_shard_of_three_is_reported_as_such(hub):
 def test_the_same_bytes_under_another_name_are_another_file(hub):
     """A shard is the weights of certain layers: equal bytes elsewhere are no sign of a wrong branch."""
     names = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-    found = {point(step): files(PYTHIA, hub.put(PYTHIA, f"step{step}", {first: b"a", second: b"b" * step}))
-             for step, (first, second) in enumerate((names, names[::-1]), 1)}
+    found = {point(step): files(PYTHIA, hub.put(PYTHIA, f"step{step}", {
+        first: b"a", second: b"b" * step, "model.safetensors.index.json": index(names)}))
+        for step, (first, second) in enumerate((names, names[::-1]), 1)}
     assert same_weights(found) == {}
 
 

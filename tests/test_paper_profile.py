@@ -15,8 +15,8 @@ import yaml
 from standin_hub import fineweb, tiny_model, tiny_tokenizer
 
 from reptrace import capabilities, harness
-from reptrace.hidden_states import load_tokenizer
 from reptrace.infgram import build_infgram
+from reptrace.loading import load_tokenizer
 from reptrace.profiles import ROOT, Profile
 
 PAPER = yaml.safe_load((ROOT / "notebooks/params/paper.yaml").read_text())

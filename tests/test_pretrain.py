@@ -21,8 +21,8 @@ from huggingface_hub import scan_cache_dir
 from transformers import GPTNeoXForCausalLM
 
 from reptrace.corpora import Corpus
-from reptrace.hidden_states import from_pretrained, load_tokenizer
 from reptrace.hub import repository_folder
+from reptrace.loading import from_pretrained, load_tokenizer
 from reptrace.pretrain import Run, Suite, log_spaced, publish, squared_error
 from reptrace.suites import revisions
 

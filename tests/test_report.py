@@ -123,7 +123,7 @@ def test_pages_end_with_what_made_them_and_show_the_parameters_used(made, projec
 def test_a_killed_report_ends_with_the_weights_of_one_never_stopped(made, project, tmp_path):
     from transformers import GPTNeoXForCausalLM
 
-    from reptrace.hidden_states import from_pretrained
+    from reptrace.loading import from_pretrained
 
     profile = Profile.of(yaml.safe_load((project / "small.yaml").read_text()))
     run = profile.runs[-1]

@@ -101,7 +101,7 @@ def test_what_is_done_is_not_done_again_and_other_weights_or_settings_are(run, p
     store, points = Store(tmp_path / "records"), checkpoints(str(run))
     first = trace(points, probe, store, ranks=(2, 10), progress=False)
     with monkeypatch.context() as patched:
-        patched.setattr("reptrace.hidden_states.load", lambda *a, **k: pytest.fail("measured again"))
+        patched.setattr("reptrace.loading.load", lambda *a, **k: pytest.fail("measured again"))
         again = trace(points, probe, store, ranks=(2, 10), progress=False)
     assert again.equals(first)
     trace(points, probe, store, ranks=(2, 9), progress=False)

@@ -33,7 +33,7 @@ from standin_hub import fineweb, tiny_model, tiny_tokenizer
 from reptrace import corpora, spectra
 from reptrace.__main__ import main
 from reptrace.downloads import weights_cache
-from reptrace.hidden_states import load_tokenizer
+from reptrace.loading import load_tokenizer
 from reptrace.records import Store
 from reptrace.suites import checkpoints
 from reptrace.sweep import sweep, trace
@@ -453,7 +453,7 @@ def test_no_space_left_stops_with_a_clear_error_and_keeps_what_is_done(hub, swep
 
     for step in (0, 1, 2):
         files = pythia(step)
-        ballast = {"ballast": torch.zeros(250_000 if step == 2 else 1)}  # a megabyte that no module asks for
+        ballast = {"v_head.ballast": torch.zeros(250_000 if step == 2 else 1)}  # a head that no decoder has
         hub.put(PYTHIA, f"step{step}", files | {WEIGHTS: save(load(files[WEIGHTS]) | ballast)})
     with monkeypatch.context() as patch:
         patch.setattr(constants, "HF_HOME", str(small_disk))

@@ -20,21 +20,24 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
-from test_hidden_states import files_of, hooks
+from test_hidden_states import hooks
+from test_loading import files_of
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, T5Config
 
-from reptrace import harness, tasks
+from reptrace import evaluation, harness, tasks
 from reptrace.__main__ import main
 from reptrace.corpora import Corpus, probe, train_tokenizer
 from reptrace.downloads import weights_cache
 from reptrace.eigendirections import Projection, directions, projected
 from reptrace.evaluation import evaluate_checkpoints
 from reptrace.hidden_states import NonFiniteError, last_token_states
+from reptrace.loading import load
+from reptrace.measurement import open_at
 from reptrace.memorization import Questions
 from reptrace.ngrams import NgramModel
 from reptrace.records import Store
 from reptrace.suites import Checkpoint
-from reptrace.tasks import evaluate, loss, open_with_head
+from reptrace.tasks import evaluate, loss
 
 CONTEXT, WIDTH = 48, 16
 STOCK = Path(lm_eval.__file__).parent / "tasks"
@@ -379,29 +382,27 @@ def held_out(corpus, tokenizer):
     return probe(corpus, tokenizer, 40, CONTEXT, 4)
 
 
-def test_a_checkpoint_opens_with_its_lm_head_and_own_weights(run, tokenizer):
-    opened = open_with_head(run[2], device="cpu")
+def test_a_model_opens_with_its_lm_head_where_it_is_asked_for(run, tokenizer):
+    opened = load(run[2].model, run[2].revision, run[2].cache_dir, "cpu", head=True)
     expected = tiny(tokenizer, torch.float32, 8).state_dict()
     assert not opened.training and opened.state_dict().keys() == expected.keys()
     assert all(torch.equal(weight, expected[key]) for key, weight in opened.state_dict().items())
-    with pytest.raises(FileNotFoundError, match=r"'me/run' at revision 'step4'.*step0, step8"):
-        open_with_head(run[1])
 
 
 def test_a_model_without_an_lm_head_is_refused(tokenizer, tmp_path):
     tiny(tokenizer, torch.float32).gpt_neox.save_pretrained(tmp_path / "headless")
     with pytest.raises(ValueError, match=r"lack 1 tensors .* saved without its LM head"):
-        open_with_head(Checkpoint(str(tmp_path / "headless")), device="cpu")
+        load(str(tmp_path / "headless"), device="cpu", head=True)
     T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2).save_pretrained(tmp_path / "t5")
     with pytest.raises(ValueError, match="has no LM head: T5Config describes no causal language model"):
-        open_with_head(Checkpoint(str(tmp_path / "t5")), device="cpu")
+        load(str(tmp_path / "t5"), device="cpu", head=True)
 
 
 def test_checkpoints_are_measured_once_and_failures_are_gaps_that_are_tried_again(
         run, data, held_out, tokenizer, questions, tmp_path, monkeypatch):
     store, opened = Store(tmp_path / "records"), []
-    monkeypatch.setattr(tasks, "open_with_head",
-                        lambda point, *args: opened.append(point.revision) or open_with_head(point, *args))
+    monkeypatch.setattr(evaluation, "open_at",
+                        lambda point, *args, **kw: opened.append(point.revision) or open_at(point, *args, **kw))
     arguments = {"asked": ["cloze", "loss"], "store": store, "batch_size": 16, "data": data, "probe": held_out,
                  "device": "cpu", "dtype": "float32", "progress": False}
     first = evaluate_checkpoints(run, **arguments)

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _HOMES = {"measure": "measurement", "trace": "sweep", "GeometryCallback": "callback", "eigenspectrum": "spectra",
           "geometry": "spectra", "rankme": "spectra", "alpha_req": "spectra", "find_phases": "phases",
-          "load": "hidden_states"}
+          "load": "loading"}
 
 __all__ = sorted(_HOMES)
 

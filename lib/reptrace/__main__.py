@@ -196,7 +196,7 @@ def _dry_run(chosen, options) -> int:
 
 def _trace(options) -> int:
     from reptrace import corpora, suites, sweep
-    from reptrace.hidden_states import load_tokenizer
+    from reptrace.loading import load_tokenizer
     from reptrace.records import Store
 
     out = _out(options)

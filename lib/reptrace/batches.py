@@ -7,11 +7,14 @@ of it looks like, and the error that says what would have fitted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 AUTO = "auto"
 # Sequences of the longest length in a batch, where the memory is not known.
@@ -115,9 +118,41 @@ def too_little(decoder: nn.Module, devices: Sequence[torch.device], length: int,
         f'{dtype}: try load(..., device="{AUTO}"), over several GPUs, another dtype, or shorter sequences.')
 
 
-def by_length(sequences: Sequence[np.ndarray]) -> list[int]:
-    """Row numbers, longest sequences first; rows of the same length stay in order."""
-    return sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
+def by_length(lengths: Sequence[int]) -> list[int]:
+    """Row numbers, the longest first; rows of the same length stay in order."""
+    return sorted(range(len(lengths)), key=lambda row: -lengths[row])
+
+
+def of_size(lengths: Sequence[int], size: int, kind: Callable[[int], object]) -> Iterator[list[int]]:
+    """Rows in batches of at most `size` sequences, those of like length together, and only lengths of one kind."""
+    order, start = by_length(lengths), 0
+    while start < len(order):
+        rows = alike(order[start : start + size], lambda row: kind(lengths[row]))
+        yield rows
+        start += len(rows)
+
+
+def alike(rows: Sequence[int], kind: Callable[[int], object]) -> list[int]:
+    """The rows before the first whose kind is another than that of the first row."""
+    first = kind(rows[0])
+    return list(takewhile(lambda row: kind(row) == first, rows))
+
+
+@contextmanager
+def progress_bar(lengths: Sequence[int], what: str, shown: bool) -> Iterator[Callable[[Sequence[int]], None]]:
+    """A bar over sequences of these lengths, in tokens, of which the time left is told: gives a function that takes the
+    rows just done."""
+    done = 0
+    with tqdm(total=sum(lengths), desc=what, unit="tok", unit_scale=True, disable=not shown, leave=False,
+              bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}, {rate_fmt}]") as bar:
+
+        def advance(rows: Sequence[int]) -> None:
+            nonlocal done
+            done += len(rows)
+            bar.set_postfix_str(f"{done:,} of {len(lengths):,} sequences", refresh=False)
+            bar.update(sum(lengths[row] for row in rows))
+
+        yield advance
 
 
 def padded(sequences: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:

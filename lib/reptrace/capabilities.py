@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from reptrace import hidden_states, items, suites, tasks
+from reptrace import items, loading, suites, tasks
 from reptrace.eigendirections import Projection
 from reptrace.evaluation import evaluate_checkpoints
 from reptrace.frequencies import NATURAL
@@ -184,7 +184,7 @@ def _of_hub(profile: HubProfile, run, count: int) -> Group:
     suite = suites.suite(run.name)
     points = [point for point in suite.checkpoints() if point.stage == profile.STAGE]
     prompts, answers = trivia(count)
-    tokenizer = hidden_states.load_tokenizer(LLAMA2)
+    tokenizer = loading.load_tokenizer(LLAMA2)
     index = INDEXES.get(run.name.split("-")[0])
     if index is None:
         raise ValueError(f"no public infini-gram index is known of the training text of {run.name!r}; there are those "

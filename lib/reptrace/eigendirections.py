@@ -138,7 +138,7 @@ def _head(model: nn.Module) -> nn.Module:
     found = getattr(model, "get_output_embeddings", lambda: None)()
     if found is None:
         raise TypeError(f"{type(model).__name__} has no LM head to project the hidden states for: open the model with "
-                        "one (hidden_states.load(..., head=True)).")
+                        "one (loading.load(..., head=True)).")
     return found
 
 

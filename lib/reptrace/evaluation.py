@@ -11,7 +11,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -20,12 +20,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from reptrace import harness, hidden_states, tasks
+from reptrace import harness, hidden_states, loading, tasks, weights
 from reptrace.corpora import Probe
 from reptrace.downloads import Downloads
 from reptrace.eigendirections import Projection, directions
-from reptrace.hub import Files, HubError
-from reptrace.measurement import place
+from reptrace.hub import Files
+from reptrace.measurement import check_unchanged, identity_of, open_at, place
 from reptrace.memorization import Questions
 from reptrace.processes import end_with_parent
 from reptrace.records import Store
@@ -59,7 +59,7 @@ def evaluate_checkpoints(checkpoints: Sequence[Checkpoint], asked: Sequence[str 
         What is done to the states before the LM head; None: nothing.
     workers : int, default 1
         Checkpoints side by side, each in a process of its own with one thread: worth it for small models on a CPU.
-    device, dtype : see `hidden_states.placement`
+    device, dtype : see `loading.placement`
     trust : repositories whose own code may run
     progress : bool, default True
 
@@ -70,7 +70,7 @@ def evaluate_checkpoints(checkpoints: Sequence[Checkpoint], asked: Sequence[str 
         asked, in the orders given; with the checkpoint's place in its run, the projection's fields (k, kind, about,
         chosen, direction_seed), `status` and `reason`.
     """
-    placement = hidden_states.placement(device, dtype)
+    placement = loading.placement(device, dtype)
     specs = [each if isinstance(each, Questions) else tasks.spec_of(each) for each in asked]
     stock = [spec["task"] for spec in specs if _is_task(spec)]
     if probe is None and (any(map(_is_loss, specs)) or any(projections)):
@@ -80,7 +80,7 @@ def evaluate_checkpoints(checkpoints: Sequence[Checkpoint], asked: Sequence[str 
     definitions = [_definition(spec, data or {}, tasks.folders_of(include)) for spec in specs]
     plan = _Plan(tuple(specs), tuple(definitions), tuple(projections), batch_size, limit, data, tuple(include), probe,
                  placement, tuple(trust))
-    places = located([point for point in checkpoints if not point.fault], progress)
+    places = located([point for point in checkpoints if not point.fault], progress, trust)
     missing = [place for place in places.items()
                if not all(store.done(identity) for identity, *_ in plan.parts(*place))]
     with tqdm(total=len(missing), desc="tasks", unit="checkpoint", disable=not progress or not missing) as bar:
@@ -110,11 +110,12 @@ class _Plan:
     def parts(self, point: Checkpoint, at) -> Iterator[tuple[dict, object, Projection | None]]:
         """(identity, what is asked, projection) of each record of a checkpoint."""
         device, dtype = self.placement
+        # of a commit, its tokenizer is a part
+        texts = {"texts": weights.texts_fingerprint(point.model)} if Path(point.model).is_dir() else {}
         for projection in self.projections:
             for spec, definition in zip(self.specs, self.definitions, strict=True):
                 needs_probe = bool(projection) or _is_loss(spec)
-                yield {"model": point.model if point.revision else Path(point.model).name, "revision": point.revision,
-                       "weights": at.commit, "definition": definition,
+                yield {**identity_of(point, at.weights, self.trust), **texts, "definition": definition,
                        "limit": None if isinstance(spec, Questions) else self.limit, "batch_size": self.batch_size,
                        "device": device, "dtype": dtype, "projection": asdict(projection) if projection else None,
                        "probe": self.probe.fingerprint if needs_probe else None, "evaluation_method": METHOD,
@@ -124,7 +125,7 @@ class _Plan:
                 following: Files | None = None) -> None:
         """Measure what a checkpoint lacks, and write it."""
         device, dtype = self.placement
-        facts = {"weights": at.commit, "device": device, "dtype_forward": dtype, "batch_size": str(self.batch_size)}
+        facts = {"weights": at.weights, "device": device, "dtype_forward": dtype, "batch_size": str(self.batch_size)}
         with ExitStack() as held:
             opened = _Opened(self, point, at, lambda: held.enter_context(downloads.holding(at.files, following)))
             for identity, spec, projection in self.parts(point, at):
@@ -139,6 +140,11 @@ class _Opened:
         self.found: dict = {}
 
     def rows(self, spec, projection: Projection | None) -> list[dict]:
+        rows = self._rows(spec, projection)
+        check_unchanged(self.point, self.at, self.point.model in self.plan.trust)
+        return rows
+
+    def _rows(self, spec, projection: Projection | None) -> list[dict]:
         model, plan = self._once("model", self._model), self.plan
         with projection.applied(model, *self._once("directions", self._directions)) if projection else nullcontext():
             if isinstance(spec, Questions):
@@ -149,12 +155,9 @@ class _Opened:
                                   plan.data, plan.include)
 
     def _model(self):
-        if self.at.trouble:
-            raise HubError(self.at.trouble)
-        point = self.point
-        if self.at.files:  # by its commit, so that it is what the identity says even if the branch moves meanwhile
-            point = replace(point, revision=self.at.commit, cache_dir=str(self.fetch()))
-        return tasks.open_with_head(point, *self.plan.placement, self.plan.trust)
+        cache_dir = self.fetch() if self.at.files else None
+        return open_at(self.point, self.at, cache_dir, *self.plan.placement,
+                       trust_remote_code=self.point.model in self.plan.trust, head=True)
 
     def _directions(self):
         return directions(hidden_states.last_token_states(
@@ -163,7 +166,7 @@ class _Opened:
     def _tokenizer(self):
         """One object for the same tokenizer, because `harness` keeps what it encoded by object."""
         point = self.point
-        opened = hidden_states.load_tokenizer(point.model, point.revision, point.cache_dir,
+        opened = loading.load_tokenizer(point.model, point.revision, point.cache_dir,
                                               trust_remote_code=point.model in self.plan.trust)
         backend = getattr(opened, "backend_tokenizer", None)
         return _TOKENIZERS.setdefault(backend.to_str(), opened) if backend else opened

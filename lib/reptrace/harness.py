@@ -24,6 +24,7 @@ from tqdm import tqdm
 from reptrace import hub
 from reptrace.hidden_states import NonFiniteError
 from reptrace.ngrams import NgramModel
+from reptrace.positions import Rotaries, context
 from reptrace.scoring import score
 
 BOOTSTRAPS = 1000  # for metrics that are no mean, such as lambada's perplexity
@@ -96,8 +97,9 @@ def _language_model(model, tokenizer, batch_size: int | str):
     if isinstance(model, NgramModel):
         return _ngram_class()(model, tokenizer)
     # The softmax in float32 at least, where lm-eval would take a bfloat16 model's own dtype; a copy of the tokenizer,
-    # because lm-eval may give it a padding token.
+    # because lm-eval may give it a padding token; the model's own context, whatever the tokenizer says of it.
     scorer = _scorer_class()(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size,
+                             max_length=context(model.config),
                              softmax_dtype=torch.promote_types(model.dtype, torch.float32))
     scorer.encoded = _ENCODED.setdefault(tokenizer, {})
     return scorer
@@ -126,6 +128,15 @@ def _scorer_class():
             size = self._detect_batch_size() if self.batch_size == "auto" else self.batch_size
             found = score(self.model, sequences, starts, override_bs or size, self.progress)
             return list(zip(found.log_probability.tolist(), found.greedy.tolist(), strict=True))
+
+        def generate_until(self, requests, disable_tqdm=False):
+            size = self.batch_size_per_gpu
+            try:
+                if Rotaries(self.model):  # angles would be those of the longest prompt
+                    self.batch_size_per_gpu = 1
+                return super().generate_until(requests, disable_tqdm)
+            finally:
+                self.batch_size_per_gpu = size
 
         def tok_encode(self, string, *args, **options):
             key = (string, *args, *sorted(options.items()))

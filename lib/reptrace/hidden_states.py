@@ -6,8 +6,8 @@ of every layer's output just one token a sequence is kept, by hooks, while the p
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,7 +17,8 @@ from torch import nn
 from tqdm import tqdm
 
 from reptrace import batches
-from reptrace.batches import AUTO, TooLittleMemoryError
+from reptrace.batches import AUTO
+from reptrace.positions import context, rotaries, text_config
 
 # The final norm's attribute in the decoders of transformers; the blocks are found by their number.
 FINAL_NORM_NAMES = ("final_layer_norm", "norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "layer_norm",
@@ -28,8 +29,7 @@ FINAL = "final"
 RESIDUAL_MLP = ("gpt_neox", "llama", "olmo2")
 # Features gathered on a GPU before they are copied to the CPU: waiting for every batch would leave the GPU idle.
 GATHERED_BYTES = 2**28
-# transformers changes torch's default dtype, its own verbosity and progress bars while it loads: one thread at a time.
-_LOADING = threading.Lock()
+PAIRS = 3  # of sequences, looked at together and alone
 
 
 class NonFiniteError(ValueError):
@@ -108,189 +108,48 @@ def extract(
     batches.check_batch_size(batch_size)
     sequences = _checked(decoder, sequences)
     devices = _devices(decoder)
-    longest = max(map(len, sequences))
-    budget = batches.token_budget(decoder, longest, batch_size, devices)
+    lengths = list(map(len, sequences))
+    budget = batches.token_budget(decoder, max(lengths), batch_size, devices)
     results = _Results(decoder, len(sequences), names, GATHERED_BYTES if devices[0].type == "cuda" else 0)
-    order, start = batches.by_length(sequences), 0
+    order, start = batches.by_length(lengths), 0
 
     modes = [(module, module.training) for module in decoder.modules()]
     decoder.eval()
     try:
-        with (torch.inference_mode(), _capture(decoder, names) as captured,
-              tqdm(total=len(order), desc="hidden states", unit="seq", disable=not progress, leave=False) as bar):
+        with (torch.inference_mode(), _capture(decoder, names) as captured, rotaries(decoder) as rotary,
+              batches.progress_bar(lengths, "hidden states", progress) as advance):
 
             def fits(rows: list[int]) -> bool:
+                rotary.reset()
                 return _fits(decoder, [sequences[row] for row in rows], captured, devices)
 
+            def kind(row: int) -> tuple:
+                return rotary.kind(lengths[row])
+
             _check_causal(decoder, int(sequences[0][0]), captured, devices)
+            alone = _depends_on_batch(order, kind, fits, captured, next(decoder.parameters()).dtype)
+            if alone:
+                tqdm.write(f"in {type(decoder).__name__} a sequence's state depends on what else is in its batch: each "
+                           "is measured alone, which takes longer", file=sys.stderr)
             while start < len(order):
-                length = len(sequences[order[start]])
-                rows = order[start : start + max(1, budget // length)]
+                length = lengths[order[start]]
+                rows = order[start : start + (1 if alone else max(1, budget // length))]
+                rows = batches.alike(rows, kind)
                 if fits(rows):
                     results.add(rows, captured.rows)
                     start += len(rows)
-                    bar.update(len(rows))
+                    advance(rows)
                 elif batch_size == AUTO and len(rows) > 1:
                     results.flush()
                     budget = length * (len(rows) // 2)
                 else:
                     fit = batches.largest(rows, fits)
-                    raise batches.too_little(decoder, devices, length, len(rows), fit, longest)
+                    raise batches.too_little(decoder, devices, length, len(rows), fit, max(lengths))
             results.flush()
     finally:
         for module, training in modes:
             module.training = training
-    return Extraction(results.features, budget)
-
-
-def placement(device: str | None = None, dtype: str | None = None) -> tuple[str, str]:
-    """Device and dtype of the forward pass: bfloat16 on a GPU where there is one, float32 on the CPU, unless given.
-
-    The device "auto" is all of them: accelerate spreads the model over the GPUs, then the CPU, then the disk.
-    """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    gpu = torch.cuda.is_available() if device == AUTO else torch.device(device).type == "cuda"
-    dtype = dtype or ("bfloat16" if gpu else "float32")
-    if dtype not in ("float32", "bfloat16", "float64"):
-        raise TypeError(f"dtype must be float32, bfloat16 or float64, got {dtype!r}: float16 overflows in Pythia and "
-                        "others.")
-    return device, dtype
-
-
-def load(name: str, revision: str | None = None, cache_dir: str | None = None, device: str | None = None,
-         dtype: str | None = None, *, trust_remote_code: bool = False, head: bool = False) -> nn.Module:
-    """Open a decoder, without its LM head unless asked for: a hub repository at a revision, or a local folder.
-
-    Weights are read from safetensors or, where there are none, from .bin files as bare tensors: a pickle that holds
-    anything else is refused, and nothing in it is run.
-
-    Parameters
-    ----------
-    name : str
-        Repository ("EleutherAI/pythia-1b") or folder.
-    revision : str, optional
-        Branch, tag or commit of the repository. A plain folder has none.
-    cache_dir : str, optional
-        Hub cache to read, default transformers' own. A suite trained here lives in one of its own (`pretrain`).
-    device, dtype : str, see `placement`; float16 is refused: it overflows.
-    trust_remote_code : bool, default False
-        Run Python code that comes with this one repository. Read it first.
-    head : bool, default False
-        With its LM head (AutoModelForCausalLM), for tasks and losses; hidden states do not need it.
-
-    Raises
-    ------
-    FileNotFoundError
-        No such model or revision; says which revisions there are, where that is known.
-    TooLittleMemoryError
-        The weights alone are more than the device's free memory (of the CPU's, where Linux tells it).
-    ValueError
-        Weights that are damaged, incomplete, of other shapes than the configuration says, or not bare tensors; a
-        repository with code of its own, which it was not allowed to run; a model that has no LM head, if asked for.
-    """
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
-    device, dtype = placement(device, dtype)
-    source = (name, revision, cache_dir)
-    weights, trust = getattr(torch, dtype), {"trust_remote_code": trust_remote_code}
-    opener = AutoModelForCausalLM if head else AutoModel
-    sized = device != AUTO and not trust_remote_code  # a repository's own code may not build on the device "meta"
-    config = from_pretrained(AutoConfig, *source, **trust) if head or sized else None
-    if head:
-        _check_head(name, config)
-    if sized:
-        batches.check_memory(_bytes(opener, config, weights), torch.device(device), f"the model {name!r} in {dtype}")
-    # Straight to the GPU, so that the CPU's memory need not hold the model.
-    spread = {} if device == "cpu" else {"device_map": AUTO if device == AUTO else torch.device(device)}
-    model, report = from_pretrained(opener, *source, dtype=weights, output_loading_info=True, weights_only=True,
-                                    **spread, **trust)
-    absent = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
-    if absent:
-        raise ValueError(f"the weights of {name!r} lack {len(absent)} tensors ({', '.join(absent[:3])}, ...), which "
-                         "would be random: an incomplete download or save"
-                         f"{', or a model saved without its LM head' if head else ''}?")
-    return model.eval() if device == AUTO else model.to(device).eval()
-
-
-def load_tokenizer(name: str, revision: str | None = None, cache_dir: str | None = None, *,
-                   trust_remote_code: bool = False):
-    """The tokenizer stored with a model; FileNotFoundError where there is none. Code that comes with it: see `load`."""
-    from transformers import AutoTokenizer
-
-    return from_pretrained(AutoTokenizer, name, revision, cache_dir, trust_remote_code=trust_remote_code)
-
-
-def from_pretrained(loader, name: str, revision: str | None, cache_dir: str | None = None, **options):
-    """`loader.from_pretrained`, quiet, with an error that says what was looked for and what there is.
-
-    Threads may call it side by side: they take turns.
-    """
-    import os
-    from pickle import UnpicklingError
-
-    from safetensors import SafetensorError
-
-    from reptrace.suites import revisions
-
-    folder = os.path.isdir(name)
-    if folder and revision is not None:
-        raise ValueError(f"{name} is a plain folder and has no revisions: leave revision={revision!r} out.")
-    where = {} if folder else {"revision": revision or "main", "cache_dir": cache_dir,
-                               "local_files_only": cache_dir is not None}
-    at = f" at revision {revision!r}" if revision else ""
-    try:
-        with _LOADING, _quiet():
-            return loader.from_pretrained(name, **where, **options)
-    except UnpicklingError as error:
-        raise ValueError(f"the weights of {name!r}{at} are a pickle that holds more than tensors, or a damaged one. "
-                         "Nothing in it was run. Ask for safetensors, or convert it where you trust it.") from error
-    except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(error):
-            raise ValueError(f"{name!r}{at} comes with Python code of its own, which is not run unless you say so. "
-                             "Read it; then allow it for this one repository: trust_remote_code=True.") from error
-        known = [] if folder else revisions(name, cache_dir)
-        hint = f" It has {', '.join(known[:6])}{' ...' if len(known) > 6 else ''}." if known else ""
-        raise FileNotFoundError(
-            f"cannot open model {name!r}{at}: not a folder with a config and weights, and not a repository in "
-            f"{cache_dir or 'the hub cache or on the hub'}.{hint} ({str(error).splitlines()[0]})") from error
-    except (SafetensorError, RuntimeError) as error:
-        if batches.is_out_of_memory(error):
-            raise TooLittleMemoryError(f"memory ran out while {name!r}{at} was loaded: try dtype=\"bfloat16\", or "
-                                       f"device=\"auto\" ({str(error).splitlines()[0]}).") from error
-        raise ValueError(f"the weights of {name!r}{at} cannot be read: cut short, damaged, or of another shape than "
-                         f"the configuration says ({str(error).splitlines()[0]}).") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers without messages and progress bars, for the whole process: not for two threads at once."""
-    from transformers.utils import logging
-
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
-
-
-def _check_head(name: str, config) -> None:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in (
-            getattr(config, "auto_map", None) or {}):
-        raise ValueError(f"{name!r} has no LM head: {type(config).__name__} describes no causal language model, so it "
-                         "predicts no next token. Tasks need one, such as Pythia, OLMo-2 or Llama.")
-
-
-def _bytes(opener, config, dtype: torch.dtype) -> int:
-    """Size of a model's weights, from its shape: it is built on the device "meta", which takes no memory."""
-    with _LOADING, torch.device("meta"):
-        model = opener.from_config(config, dtype=dtype, trust_remote_code=False)
-    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+    return Extraction(results.features, max(lengths) if alone else budget)
 
 
 def unpadded(batch: Mapping[str, torch.Tensor]) -> list[list[int]]:
@@ -350,7 +209,7 @@ class _Results:
 @contextmanager
 def _capture(decoder: nn.Module, names: Sequence[int | str]) -> Iterator[_Captured]:
     """Hooks that keep the last token at the named layers; removed on leaving, also after an exception."""
-    blocks, captured, handles = _blocks(decoder), _Captured(), []
+    blocks, captured, handles = _block_list(decoder), _Captured(), []
 
     def after(name):
         return lambda module, args, output: captured.take(name, output[0] if isinstance(output, tuple) else output)
@@ -419,18 +278,28 @@ def _devices(decoder: nn.Module) -> list[torch.device]:
 
 
 def _decoder(model: nn.Module) -> nn.Module:
-    decoder = getattr(model, "base_model", model)
-    if not hasattr(decoder, "config"):
+    """The module that holds the blocks of the text decoder, whatever it is wrapped in (a head, a multimodal model)."""
+    if not hasattr(model, "config"):
         raise TypeError(f"expected a transformers model, got {type(model).__name__}.")
-    return decoder
-
-
-def _blocks(decoder: nn.Module) -> nn.ModuleList:
-    for module in decoder.children():
-        if isinstance(module, nn.ModuleList) and len(module) == decoder.config.num_hidden_layers:
-            return module
-    raise TypeError(f"{type(decoder).__name__} has no list of {decoder.config.num_hidden_layers} blocks: not a decoder "
+    kind, level = text_config(model.config).model_type, [model]
+    while level:
+        for module in level:
+            reads = hasattr(module, "config") and hasattr(module, "get_input_embeddings")
+            if reads and module.config.model_type == kind and _block_list(module) is not None:
+                return module
+        level = [child for module in level for child in module.children() if not isinstance(child, nn.ModuleList)]
+    raise TypeError(f"{type(model).__name__} has no list of as many blocks as its configuration says: not a decoder "
                     "whose layers can be told apart.")
+
+
+def _block_list(module: nn.Module) -> nn.ModuleList | None:
+    count = getattr(text_config(module.config), "num_hidden_layers", None)
+    lists = (child for child in module.children() if isinstance(child, nn.ModuleList) and len(child) == count)
+    return next(lists, None)
+
+
+def _layers(decoder: nn.Module) -> int:
+    return len(_block_list(decoder))
 
 
 def _final_norm(decoder: nn.Module) -> nn.Module:
@@ -438,11 +307,11 @@ def _final_norm(decoder: nn.Module) -> nn.Module:
         if isinstance(getattr(decoder, name, None), nn.Module):
             return getattr(decoder, name)
     raise TypeError(f"{type(decoder).__name__} has no final norm under a known name ({', '.join(FINAL_NORM_NAMES)}): "
-                    f"ask for layer {decoder.config.num_hidden_layers} instead, the last block before any norm.")
+                    f"ask for layer {_layers(decoder)} instead, the last block before any norm.")
 
 
 def _layer_names(decoder: nn.Module, layers) -> list[int | str]:
-    known = [*range(decoder.config.num_hidden_layers + 1), FINAL]
+    known = [*range(_layers(decoder) + 1), FINAL]
     names = known if layers == "all" else list(layers)
     unknown = [name for name in names if name not in known]
     if unknown or not names or (isinstance(layers, str) and layers != "all"):
@@ -459,7 +328,7 @@ def _checked(decoder: nn.Module, sequences) -> list[np.ndarray]:
     """The sequences as arrays, once they are known to be some that the model can read."""
     if len(sequences) == 0:
         raise ValueError("there are no sequences to measure.")
-    context = getattr(decoder.config, "max_position_embeddings", None)
+    reach = context(decoder.config)
     vocabulary = decoder.get_input_embeddings().num_embeddings
     arrays = [np.asarray(sequence) for sequence in sequences]
     for row, array in enumerate(arrays):
@@ -467,9 +336,9 @@ def _checked(decoder: nn.Module, sequences) -> list[np.ndarray]:
             raise ValueError(f"sequence {row} is empty: it has no last token.")
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise TypeError(f"sequence {row} is not a list of token ids, which are whole numbers.")
-        if context and len(array) > context:
-            raise ValueError(f"sequence {row} has {len(array)} tokens, the model's context is {context}: "
-                             f"cut at max_length={context} or less.")
+        if reach and len(array) > reach:
+            raise ValueError(f"sequence {row} has {len(array)} tokens, the model's context is {reach}: "
+                             f"cut at max_length={reach} or less.")
         wrong = array.max() if array.max() >= vocabulary else array.min()
         if not 0 <= wrong < vocabulary:
             raise ValueError(f"sequence {row} holds token id {wrong}, the model's vocabulary has {vocabulary}: "
@@ -479,6 +348,7 @@ def _checked(decoder: nn.Module, sequences) -> list[np.ndarray]:
 
 def _check_causal(decoder: nn.Module, token: int, captured: _Captured, devices: Sequence[torch.device]) -> None:
     """The state of a token must not change with what follows it: padding is left unmasked on that ground."""
+    _check_final(decoder, token, captured, devices[0])
     states = []
     for following in (0, decoder.get_input_embeddings().num_embeddings - 1):
         if not _fits(decoder, [np.array([token, following])], captured, devices, last=[0]):
@@ -490,6 +360,43 @@ def _check_causal(decoder: nn.Module, token: int, captured: _Captured, devices: 
     if (states[0] - states[1]).abs().max() > rounding * scale:
         raise ValueError(f"in {type(decoder).__name__} a token's state depends on what follows it: the model is not "
                          "causal, so its last token is not what the paper measures.")
+
+
+def _check_final(decoder: nn.Module, token: int, captured: _Captured, device: torch.device) -> None:
+    """What the final norm gives must be what the model gives: nothing else may come between it and the LM head."""
+    captured.last, captured.rows = _to(device, torch.tensor([0])), {}
+    given = getattr(decoder(input_ids=_to(device, torch.tensor([[token]])), use_cache=False), "last_hidden_state", None)
+    final = captured.rows.get(FINAL)
+    if final is not None and given is not None and not torch.equal(
+            torch.nan_to_num(final).cpu(), torch.nan_to_num(given[:, -1]).cpu()):
+        raise TypeError(f"in {type(decoder).__name__} more follows after the final norm before the LM head: ask for "
+                        f"layer {_layers(decoder)} instead, the last block before any norm.")
+
+
+def _depends_on_batch(order: Sequence[int], kind: Callable[[int], object], fits: Callable[[list[int]], bool],
+                      captured: _Captured, dtype: torch.dtype) -> bool:
+    """Whether the states of a short sequence change, by more than rounding, with a long one beside it in the batch.
+
+    Rotary embeddings known to depend on the length are kept apart by `kind`; this finds what is not known (a model's
+    own code, experts with a limited capacity). Rounding alone can tip an expert's choice, so it must show in each of
+    PAIRS pairs.
+    """
+    # Of a typical number: float32 is right to 1e-6, bfloat16 to a percent or two in deep models.
+    rounding = 0.1 if dtype == torch.bfloat16 else 1e-3
+
+    def states(rows: list[int]) -> list[torch.Tensor]:
+        return [found[0].float().cpu() for found in captured.rows.values()] if fits(rows) else []
+
+    def changes(short: int, long: int) -> bool:
+        # no states: not even two sequences fit into memory, so that no batches are made; NaN is reported by the caller
+        return any((one - both).abs().median() > rounding * one.abs().median()
+                   for both, one in zip(states([short, long]), states([short]), strict=False))
+
+    pairs = []
+    for short in order[: -PAIRS - 1 : -1]:
+        longest = next((row for row in order if row != short and kind(row) == kind(short)), None)
+        pairs += [(short, longest)] if longest is not None else []
+    return bool(pairs) and all(changes(*pair) for pair in pairs)
 
 
 def _check_finite(states: torch.Tensor, rows: Sequence[int], name: int | str) -> None:

@@ -7,6 +7,7 @@ Answers come with their reason when there is none: a repository that is gated, m
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,12 +18,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from reptrace.weights import SMALL, WeightsError, read_json, weight_files
+
 SHA256 = re.compile(r"[0-9a-f]{64}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-# Files that opening a model or a tokenizer reads, beside its weights.
-SMALL = re.compile(r"[^/]*\.(json|txt|model|jinja|py)")
-WEIGHTS = {"model.safetensors": re.compile(r"model([-.][^/]*)?\.safetensors"),
-           "pytorch_model.bin": re.compile(r"pytorch_model([-.][^/]*)?\.bin")}
 ATTEMPTS, LONGEST_WAIT = 5, 600  # of one request; seconds between two (the hub counts requests by 5 minutes)
 
 
@@ -37,6 +36,7 @@ class Files:
     repository: str
     commit: str
     needed: Mapping[str, tuple[int, str | None]]
+    weight_names: frozenset[str] = frozenset()
 
     @property
     def bytes(self) -> int:
@@ -45,7 +45,8 @@ class Files:
     @property
     def weights(self) -> frozenset[tuple[str, str]]:
         """Names and hashes of the weight files: two commits with the same ones have the same weights."""
-        return frozenset((name, digest) for name, (_, digest) in self.needed.items() if digest and is_weights(name))
+        named = ((name, self.needed[name][1]) for name in self.weight_names)
+        return frozenset((name, digest) for name, digest in named if digest)
 
 
 def branches(repository: str, cache_dir: str | Path | None = None) -> dict[str, str]:
@@ -93,7 +94,7 @@ def reachable() -> bool:
 
 
 def files(repository: str, revision: str) -> Files:
-    """Files of a commit that opening its model needs, with sizes and hashes; safetensors are preferred to .bin."""
+    """Files of a commit that opening its model needs, with sizes and hashes, as `weights.weight_files` finds them."""
     return _files(repository, revision if COMMIT.fullmatch(revision) else _info(repository, revision).sha)
 
 
@@ -101,14 +102,21 @@ def files(repository: str, revision: str) -> Files:
 def _files(repository: str, commit: str) -> Files:
     siblings = _info(repository, commit, files_metadata=True).siblings or []
     listed = {s.rfilename: (s.size or 0, s.lfs.sha256 if s.lfs else None) for s in siblings}
-    chosen: set[str] = set()
-    for whole, pattern in WEIGHTS.items():  # as transformers looks for them: one file, else all the parts
-        chosen = chosen or {whole} & set(listed) or {name for name in listed if pattern.fullmatch(name)}
-    if not chosen:
-        raise HubError(f"{repository!r} at {commit[:12]} has no weights under a known name (model*.safetensors or "
-                       f"pytorch_model*.bin); it has {', '.join(sorted(listed)[:6]) or 'no files'}.")
-    needed = chosen | {name for name in listed if SMALL.fullmatch(name)}
-    return Files(repository, commit, {name: listed[name] for name in sorted(needed)})
+    try:
+        chosen = weight_files(listed, lambda name: _json(repository, commit, name))
+    except (FileNotFoundError, WeightsError) as error:
+        raise HubError(f"{repository!r} at {commit[:12]} cannot be opened: {error}") from error
+    needed = {*chosen, *(name for name in listed if SMALL.fullmatch(name))}
+    return Files(repository, commit, {name: listed[name] for name in sorted(needed)}, frozenset(chosen))
+
+
+def _json(repository: str, commit: str, name: str) -> dict:
+    """The content of a small file of a commit."""
+    from huggingface_hub import hf_hub_download
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = asked(repository, lambda: hf_hub_download(repository, name, revision=commit, local_dir=folder), commit)
+        return read_json(Path(path))
 
 
 def files_of_all(pairs: Iterable[tuple[str, str]], progress: bool = True) -> dict[tuple[str, str], Files | HubError]:
@@ -127,8 +135,31 @@ def files_of_all(pairs: Iterable[tuple[str, str]], progress: bool = True) -> dic
         return dict(zip(pairs, bar, strict=True))
 
 
-def is_weights(name: str) -> bool:
-    return any(pattern.fullmatch(name) for pattern in WEIGHTS.values())
+def checked_name(name: str) -> str:
+    """A model's name as it is, or the folder that "~" in it stands for.
+
+    Raises
+    ------
+    FileNotFoundError
+        It can only be a path, and there is no such folder: says which ones are like it.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path) if name.startswith("~") else name
+    if path.is_file():
+        raise FileNotFoundError(f"{name!r} is a file; a model is the folder that holds it with its config.json: "
+                                f"{str(path.parent)!r}.")
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/"):
+        raise FileNotFoundError(f"there is no folder {name!r}.{_near_folders(path)}")
+    return name
+
+
+def _near_folders(path: Path) -> str:
+    """Folders with names like the first part of a path that is not there."""
+    missing = next((each for each in (path, *path.parents) if each.parent.is_dir()), path)
+    folders = {child.name: child for child in missing.parent.glob("*") if child.is_dir()}
+    names = get_close_matches(missing.name, folders, 3, cutoff=0.5)
+    return f" Did you mean {', '.join(str(folders[name]) for name in names)}?" if names else ""
 
 
 def near(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from reptrace import hub
+from reptrace import hub, weights
 from reptrace.corpora import Probe
 from reptrace.moments import products_dtype
 from reptrace.records import attempt
@@ -30,7 +30,7 @@ class Settings:
     ranks : (int, int), default (12, 100)
         alpha's window, 1-based, both ends fitted; shortened where the spectrum ends before (`alpha_last_rank` says so),
         and no alpha (nan) where fewer than three ranks are left.
-    device, dtype : see `hidden_states.placement`
+    device, dtype : see `loading.placement`
     trust : repositories whose own code may run; default none
     """
 
@@ -56,10 +56,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One checkpoint with the probes that it is to be measured on, and the files to fetch for it (None: it lies here).
-
-    `trouble` is what the hub said instead of its files.
-    """
+    """One checkpoint with the probes that it is to be measured on, and where its weights are (see `sweep.Located`)."""
 
     checkpoint: Checkpoint
     probes: tuple[Probe, ...] = field(repr=False)
@@ -67,17 +64,24 @@ class Job:
     weights: str | None = None
     files: hub.Files | None = None
     trouble: str = ""
+    stamp: tuple = ()
 
     def identity(self, probe: Probe) -> dict:
         """What a measurement depends on: the very weights, the very tokens and the settings."""
-        point = self.checkpoint
-        return {"model": point.model if point.revision else Path(point.model).name, "revision": point.revision,
-                "weights": self.weights, "probe": probe.fingerprint, "method": METHOD, **self.settings.identity}
+        return {**identity_of(self.checkpoint, self.weights, self.settings.trust), "probe": probe.fingerprint,
+                "method": METHOD, **self.settings.identity}
 
     def facts(self, probe: Probe) -> dict:
         """Columns of its record that are known beforehand."""
         return {**place(self.checkpoint), "weights": self.weights, **facts_of(probe),
                 "batch_size": str(self.settings.batch_size)}
+
+
+def identity_of(checkpoint: Checkpoint, weights: str | None, trust: Sequence[str]) -> dict:
+    """What of a record's identity says which model it is of; code of its own counts where it may run."""
+    own_code = {"own_code": True} if checkpoint.model in trust else {}
+    return {"model": checkpoint.model if checkpoint.revision else Path(checkpoint.model).name,
+            "revision": checkpoint.revision, "weights": weights, **own_code}
 
 
 def place(checkpoint: Checkpoint) -> dict:
@@ -96,7 +100,7 @@ def measure_job(job: Job, cache_dir: str | Path | None = None) -> list[list[dict
     model = attempt(partial(_opened, job, cache_dir))
     if "status" in model[0]:  # it could not be opened: every probe has the same gap
         return [model for _ in job.probes]
-    return [attempt(partial(_rows, model[0]["model"], probe, job.settings)) for probe in job.probes]
+    return [attempt(partial(_measured, job, model[0]["model"], probe)) for probe in job.probes]
 
 
 def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = None, layer: int | str = "final",
@@ -118,7 +122,8 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
     -------
     spectra.Geometry
     """
-    from reptrace.hidden_states import last_token_states, load, load_tokenizer
+    from reptrace.hidden_states import last_token_states
+    from reptrace.loading import load, load_tokenizer
     from reptrace.spectra import geometry
 
     if isinstance(model, (str, os.PathLike)):
@@ -135,23 +140,52 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
 
 
 def _opened(job: Job, cache_dir: str | Path | None) -> list[dict]:
+    point = job.checkpoint
+    return [{"model": open_at(point, job, cache_dir, job.settings.device, job.settings.dtype,
+                              trust_remote_code=point.model in job.settings.trust)}]
+
+
+def open_at(checkpoint: Checkpoint, at, cache_dir: str | Path | None, device: str | None, dtype: str | None, *,
+            trust_remote_code: bool, head: bool = False):
+    """`loading.load` of a checkpoint where it was located, so that what opens is what its identity says.
+
+    `at` is a `sweep.Located`, or a job with the same attributes; `cache_dir`, where its files were fetched to.
+    """
     from huggingface_hub import constants
 
-    from reptrace.hidden_states import load
+    from reptrace.loading import load
 
-    point = job.checkpoint
-    if job.trouble:  # what lies complete in the user's cache will do; nothing is fetched past the checks and the budget
-        cache_dir = point.cache_dir or constants.HF_HUB_CACHE
-    # by its commit, so that what is measured is what the identity says even if the branch moves meanwhile
-    revision = None if os.path.isdir(point.model) else job.weights
+    folder = os.path.isdir(checkpoint.model)
+    if folder and at.trouble:
+        raise ValueError(at.trouble)
+    if at.trouble:  # what lies complete in the user's cache will do; nothing is fetched past the checks and the budget
+        cache_dir = checkpoint.cache_dir or constants.HF_HUB_CACHE
     try:
-        model = load(point.model, revision, cache_dir or point.cache_dir, job.settings.device, job.settings.dtype,
-                     trust_remote_code=point.model in job.settings.trust)
+        # by its commit, so that it is the same even if the branch moves meanwhile
+        model = load(checkpoint.model, None if folder else at.weights, cache_dir or checkpoint.cache_dir, device, dtype,
+                     trust_remote_code=trust_remote_code, head=head)
     except FileNotFoundError as error:
-        if job.trouble:
-            raise hub.HubError(job.trouble) from error
+        if at.trouble:
+            raise hub.HubError(at.trouble) from error
         raise
-    return [{"model": model}]
+    check_unchanged(checkpoint, at, trust_remote_code)
+    return model
+
+
+def check_unchanged(checkpoint: Checkpoint, at, own_code: bool) -> None:
+    """ValueError where a folder's files are no longer those that its identity was taken from.
+
+    To be called after a measurement, too: weights are mapped into memory, and change with their file.
+    """
+    if os.path.isdir(checkpoint.model) and at.stamp != weights.stamp(checkpoint.model, own_code):
+        raise ValueError(f"the files of {checkpoint.model!r} were written anew while it was measured, or waited for "
+                         "it: run again once they stay as they are.")
+
+
+def _measured(job: Job, model, probe: Probe) -> list[dict]:
+    rows = _rows(model, probe, job.settings)
+    check_unchanged(job.checkpoint, job, job.checkpoint.model in job.settings.trust)
+    return rows
 
 
 def _rows(model, probe: Probe, settings: Settings) -> list[dict]:

@@ -306,18 +306,19 @@ def _check_items(prompts: Sequence, answers: Sequence) -> None:
 
 def _joined(model, prompts: Sequence, answers: Sequence) -> list[np.ndarray]:
     """Prompt and answer of each item as one array of ids, checked against what the model takes."""
+    from reptrace.positions import context, text_config
     from reptrace.token_ids import checked_ids
 
     _check_items(prompts, answers)
     if model.get_output_embeddings() is None:
         raise ValueError(f"{type(model).__name__} has no language-model head: load it with AutoModelForCausalLM.")
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest, vocabulary = context(model.config), text_config(model.config).vocab_size
     joined = []
     for item, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         if not len(prompt):
             raise ValueError(f"the prompt of item {item} is empty, and nothing stands before the answer to predict it: "
                              "put the beginning-of-text token there.")
-        ids = checked_ids([*prompt, *answer], model.config.vocab_size)
+        ids = checked_ids([*prompt, *answer], vocabulary)
         if longest and len(ids) > longest:
             raise ValueError(f"item {item} has {len(ids)} tokens, the model's context is {longest}: shorten the "
                              "prompt.")

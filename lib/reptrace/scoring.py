@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from reptrace.batches import by_length, padded
+from reptrace import batches
+from reptrace.positions import rotaries
 
 
 class Scores(NamedTuple):
@@ -37,20 +37,22 @@ def score(model, sequences: Sequence, starts: Sequence[int], batch_size: int, pr
     batch_size : int, in sequences, those of like length together
     progress : bool, default False
     """
-    joint, greedy, order = np.zeros(len(sequences)), np.zeros(len(sequences), bool), by_length(sequences)
-    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-    with torch.inference_mode():
-        for rows in tqdm(batches, desc="scoring answers", unit="batch", leave=False,
-                         disable=not progress or len(batches) < 2):
+    joint, greedy = np.zeros(len(sequences)), np.zeros(len(sequences), bool)
+    lengths = [len(sequence) - 1 for sequence in sequences]  # that pass through: the last token is not read
+    with (torch.inference_mode(), rotaries(model) as rotary,
+          batches.progress_bar(lengths, "scoring answers", progress) as advance):
+        for rows in batches.of_size(lengths, batch_size, rotary.kind):
+            rotary.reset()
             joint[rows], greedy[rows] = _batch(model, [np.asarray(sequences[row]) for row in rows],
                                                np.array([starts[row] for row in rows]))
+            advance(rows)
     return Scores(joint, greedy)
 
 
 def _batch(model, sequences: Sequence[np.ndarray], starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.array(list(map(len, sequences)))
     # Padded on the right and causal: no real token sees the padding. The last token is scored, but scores none.
-    ids, last = padded([sequence[:-1] for sequence in sequences])
+    ids, last = batches.padded([sequence[:-1] for sequence in sequences])
     mask = torch.arange(ids.shape[1]) <= last[:, None]
     # Where a model can leave out the logits of the first positions, nothing but answers passes through its large head.
     takes = inspect.signature(model.forward).parameters

@@ -6,7 +6,6 @@ is to do; `measurement` says what doing it is, and `dispatch` gets it done, here
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections import Counter
@@ -20,16 +19,18 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from reptrace import corpora, hub, suites
+from reptrace import corpora, hub, suites, weights
 from reptrace.corpora import Probe
 from reptrace.dispatch import local_cluster, on_a_worker, unfinished, work_off
 from reptrace.measurement import RANKS, Job, Settings, facts_of, place
+from reptrace.positions import context
 from reptrace.records import Store
 from reptrace.selection import refine as refine_selection
 from reptrace.selection import spread
 from reptrace.suites import Checkpoint
 from reptrace.twins import same_geometry
 
+ASKED_FOR_TOKENIZER = 3  # checkpoints of a stage on the hub
 MEASURED = ("layer", "rankme", "rankme_stderr", "alpha", "alpha_stderr", "alpha_r2", "wall_seconds")
 
 
@@ -121,34 +122,66 @@ def next_ones(table: pd.DataFrame, points: Sequence[Checkpoint], count: int) -> 
 
 
 def tokenizer_of(points: Sequence[Checkpoint], max_length: int, trust: Sequence[str] = ()):
-    """The tokenizer of a suite: its last checkpoint's, or that of the last one of a stage before which has one.
+    """The tokenizer of a run: its last checkpoint's, or that of the nearest one before which has one.
 
     Raises
     ------
+    FileNotFoundError, ValueError
+        None of them has one that can be opened: what is wrong with the last one's.
     ValueError
         The probe's sequences would be longer than the models' context.
     """
+    from reptrace.loading import load_tokenizer
+
+    candidates, failed = _with_tokenizers(points), []
+    for point in candidates:
+        where, own_code = _where(point), point.model in trust
+        try:
+            config = configuration_of(point, trust)
+            tokenizer = load_tokenizer(*where, trust_remote_code=own_code)
+        except (OSError, ValueError, ImportError) as error:
+            failed.append(error)
+            continue
+        check_length(config, max_length, point.label)
+        if failed:
+            tqdm.write(f"the tokenizer is that of {point.label}: of {len(failed)} later checkpoints none has one that "
+                       f"can be opened ({failed[0]})", file=sys.stderr)
+        return tokenizer
+    raise failed[0]
+
+
+def configuration_of(point: Checkpoint, trust: Sequence[str] = ()):
     from transformers import AutoConfig
 
-    from reptrace.hidden_states import from_pretrained, load_tokenizer
+    from reptrace.loading import from_pretrained
 
-    good = [point for point in points if not point.fault] or list(points)
-    last = {(point.model, point.stage): point for point in good}
-    for left, point in reversed(list(enumerate(last.values()))):
-        revision = None if os.path.isdir(point.model) else point.commit or point.revision
-        where = (point.model, revision, point.cache_dir)
-        try:
-            config = from_pretrained(AutoConfig, *where, trust_remote_code=point.model in trust)
-            tokenizer = load_tokenizer(*where, trust_remote_code=point.model in trust)
-        except FileNotFoundError:
-            if not left:
-                raise
-            continue
-        context = getattr(config, "max_position_embeddings", None)
-        if context and max_length > context:
-            raise ValueError(f"sequences of up to {max_length} tokens were asked for, the context of {point.label} is "
-                             f"{context}: lower the maximum length (max_length, --max-length).")
-        return tokenizer
+    return from_pretrained(AutoConfig, *_where(point), trust_remote_code=point.model in trust)
+
+
+def check_length(config, max_length: int, label: str) -> None:
+    """ValueError where sequences would be longer than a model's context."""
+    reach = context(config)
+    if reach and max_length > reach:
+        raise ValueError(f"sequences of up to {max_length} tokens were asked for, the context of {label} is {reach}: "
+                         "lower the maximum length (max_length, --max-length).")
+
+
+def _where(point: Checkpoint) -> tuple[str, str | None, str | None]:
+    revision = None if os.path.isdir(point.model) else point.commit or point.revision
+    return point.model, revision, point.cache_dir
+
+
+def _with_tokenizers(points: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Where to look for a run's tokenizer, in turn: backwards through its checkpoints, good ones first. On the hub,
+    where asking takes time, through the last ones of each stage."""
+    backwards = [point for point in reversed(points) if not point.fault] or list(reversed(points))
+    seen: Counter[tuple] = Counter()
+    kept = []
+    for point in backwards:
+        seen[point.model, point.stage] += 1
+        if not on_hub(point) or seen[point.model, point.stage] <= ASKED_FOR_TOKENIZER:
+            kept.append(point)
+    return kept
 
 
 def report_twins(points: Sequence[Checkpoint], progress: bool = True) -> dict[Checkpoint, str]:
@@ -224,7 +257,7 @@ def trace_groups(groups: Sequence[tuple[Sequence[Checkpoint], Probe | Sequence[P
 
 def placed(settings: Settings, client=None) -> Settings:
     """The settings with device and dtype decided, as a worker sees them where there is a cluster."""
-    from reptrace.hidden_states import placement
+    from reptrace.loading import placement
 
     given = settings.device, settings.dtype
     device, dtype = placement(*given) if client is None else on_a_worker(client, placement, *given)
@@ -244,43 +277,55 @@ def jobs_of(checkpoints: Sequence[Checkpoint], probes: Sequence[Probe], settings
             faulty: bool = False) -> list[Job]:
     """A job for each checkpoint (none for those with a known fault), with its commit and, from the hub, its files."""
     wanted = [point for point in checkpoints if faulty or not point.fault]
-    return [Job(point, tuple(probes), settings, *at) for point, at in located(wanted, progress).items()]
+    return [Job(point, tuple(probes), settings, *at)
+            for point, at in located(wanted, progress, settings.trust).items()]
 
 
 class Located(NamedTuple):
-    """Commit of a checkpoint's weights, and the files to fetch for it (None: it lies here). `trouble` is what the hub
-    said instead of its files."""
+    """What identifies a checkpoint's weights, and the files to fetch for it (None: it lies here). `trouble` is what the
+    hub said instead of its files, or why a folder's weights have no identity. `stamp` is a folder's, see
+    `weights.stamp`."""
 
-    commit: str | None
-    files: hub.Files | None
-    trouble: str
+    weights: str | None
+    files: hub.Files | None = None
+    trouble: str = ""
+    stamp: tuple = ()
 
 
-def located(checkpoints: Sequence[Checkpoint], progress: bool = True) -> dict[Checkpoint, Located]:
-    """Where the weights of checkpoints are, each once."""
+def located(checkpoints: Sequence[Checkpoint], progress: bool = True, trust: Sequence[str] = ()
+            ) -> dict[Checkpoint, Located]:
+    """Where the weights of checkpoints are, each once; `trust`: repositories and folders whose own code may run."""
     wanted = list(dict.fromkeys(checkpoints))
-    commits = {point: weights_of(point) for point in wanted}
     online = [point for point in wanted if on_hub(point)]
+    commits = {point: hub.commit_of(point.model, point.revision, point.cache_dir) if not point.commit else point.commit
+               for point in wanted if not os.path.isdir(point.model)}
     found = hub.files_of_all([(point.model, commits[point]) for point in online], progress)
+    folders = [point for point in wanted if point not in commits]
     places = {}
-    for point in wanted:
-        files = found.get((point.model, commits[point])) if point in online else None
-        trouble = str(files) if isinstance(files, hub.HubError) else ""
-        commit = files.commit if isinstance(files, hub.Files) else commits[point]
-        places[point] = Located(commit, None if trouble else files, trouble)
-    return places
+    for point in tqdm(folders, desc="reading weights", unit="checkpoint", leave=False,
+                      disable=not progress or len(folders) < 2):
+        places[point] = _folder(point.model, point.model in trust)
+    for point, commit in commits.items():
+        files = found.get((point.model, commit)) if point in online else None
+        if isinstance(files, hub.HubError):
+            places[point] = Located(commit, trouble=str(files))
+        else:
+            places[point] = Located(files.commit if files else commit, files)
+    return {point: places[point] for point in wanted}
+
+
+def _folder(folder: str, code: bool) -> Located:
+    """A folder by a hash of what opening it reads; its stamp is taken before, to see later whether it has changed."""
+    try:
+        stamp = weights.stamp(folder, code)
+        return Located(weights.fingerprint(folder, code), stamp=stamp)
+    except (OSError, ValueError) as error:
+        return Located(None, trouble=f"{folder!r}: {error}")
 
 
 def on_hub(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint is to be fetched: not a folder, not in a cache that was named, and the hub may be asked."""
     return checkpoint.cache_dir is None and not os.path.isdir(checkpoint.model) and hub.reachable()
-
-
-def weights_of(checkpoint: Checkpoint) -> str:
-    """Commit of a repository's revision; of a plain folder, a hash of its configuration and weights."""
-    if os.path.isdir(checkpoint.model):
-        return _weights_hash(checkpoint.model)
-    return checkpoint.commit or hub.commit_of(checkpoint.model, checkpoint.revision, checkpoint.cache_dir)
 
 
 def table_of(checkpoints: Sequence[Checkpoint], probes: Sequence[Probe], jobs: Sequence[Job],
@@ -318,15 +363,3 @@ def same_weights(files: Mapping[Checkpoint, hub.Files]) -> dict[Checkpoint, str]
 def _twin(other: Checkpoint, count: int, of: int) -> str:
     name = other.revision or other.model
     return name if count == of else f"{name} ({count} of {of} files)"
-
-
-def _weights_hash(folder: str) -> str:
-    """SHA-256 of a plain folder's configuration and weight files, shortened; "none" where there is no such file."""
-    digest = hashlib.sha256()
-    patterns = ("config.json", "model*.safetensors", "pytorch_model*.bin")
-    files = sorted(path for pattern in patterns for path in Path(folder).glob(pattern))
-    for path in files:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()[:40] if files else "none"

@@ -15,23 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reptrace import batches, harness, hidden_states
+from reptrace import batches, harness
 from reptrace.hidden_states import NonFiniteError
 from reptrace.ngrams import NgramModel
-from reptrace.suites import Checkpoint
+from reptrace.positions import rotaries
 
 LOCAL = Path(__file__).with_name("tasks")
 LOSS = "loss"  # asked for like a task, though none of lm-eval's
-
-
-def open_with_head(checkpoint: Checkpoint, device: str | None = None, dtype: str | None = None,
-                   trust: Sequence[str] = ()) -> torch.nn.Module:
-    """The causal LM of a checkpoint, LM head included; device, dtype and errors as of `hidden_states.load`.
-
-    `trust`: repositories whose own code may run.
-    """
-    return hidden_states.load(checkpoint.model, checkpoint.revision, checkpoint.cache_dir, device, dtype,
-                              trust_remote_code=checkpoint.model in trust, head=True)
 
 
 def evaluate(model, tokenizer, tasks: Sequence[str | Mapping], batch_size: int | str, limit: int | None = None,
@@ -88,7 +78,7 @@ def evaluate(model, tokenizer, tasks: Sequence[str | Mapping], batch_size: int |
             model, tokenizer, spec, batch_size, limit, (data or {}).get(spec["task"]), folders, num_fewshot, progress)]
 
 
-def loss(model, sequences: Sequence[Sequence[int]], batch_size: int) -> dict:
+def loss(model, sequences: Sequence[Sequence[int]], batch_size: int, progress: bool = False) -> dict:
     """Mean loss on token sequences, in nats a token, as a row like those of `evaluate`.
 
     Parameters
@@ -96,6 +86,7 @@ def loss(model, sequences: Sequence[Sequence[int]], batch_size: int) -> dict:
     model : transformers causal LM on its device; left as it is
     sequences : lists of token ids, of two tokens or more each: the first is given, not predicted
     batch_size : int, in sequences
+    progress : bool, default False
 
     Returns
     -------
@@ -106,14 +97,16 @@ def loss(model, sequences: Sequence[Sequence[int]], batch_size: int) -> dict:
     batches.check_batch_size(batch_size)
     if not len(sequences) or min(map(len, sequences)) < 2:
         raise ValueError("a loss needs sequences of at least two tokens: the first of each is not predicted.")
-    sums, order = np.zeros(len(sequences)), batches.by_length(sequences)
-    with torch.inference_mode(), _in_evaluation_mode(model):
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+    sums, lengths = np.zeros(len(sequences)), list(map(len, sequences))
+    with (torch.inference_mode(), _in_evaluation_mode(model), rotaries(model) as rotary,
+          batches.progress_bar(lengths, "loss", progress) as advance):
+        for rows in batches.of_size(lengths, batch_size, rotary.kind):
+            rotary.reset()
             sums[rows] = _nats(model, [np.asarray(sequences[row]) for row in rows])
+            advance(rows)
     if not np.isfinite(sums).all():
         raise NonFiniteError(f"the loss of sequence {int(np.isfinite(sums).argmin())} is NaN or infinite.")
-    counts, size = np.array(list(map(len, sequences))) - 1, len(sums)
+    counts, size = np.array(lengths) - 1, len(sums)
     mean = sums.sum() / counts.sum()
     spread = ((sums - mean * counts) ** 2).sum() * size / (size - 1) if size > 1 else math.nan
     return {"task": LOSS, "version": "1", "metric": "nats_per_token", "filter": "none", "value": float(mean),
