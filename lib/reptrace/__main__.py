@@ -53,7 +53,6 @@ def parser() -> argparse.ArgumentParser:
         help="of a Dask cluster whose workers are to measure (tcp://HOST:PORT, or the path of a scheduler file)")
     add("--disk", type=float, metavar="GB", help="of fetched weights at once, a worker (default: two checkpoints)")
     add("--keep", action="store_true", help="keep the weights once they were measured")
-    add("--trust", nargs="+", default=[], metavar="REPOSITORY", help="whose own Python code may run (default: none)")
     _measuring(add)
     trace = commands.add_parser(
         "trace", help="measure a checkpoint, or every checkpoint of a run",
@@ -61,7 +60,6 @@ def parser() -> argparse.ArgumentParser:
                     "and, for a run, a picture (trajectory.svg) go to --out. What is done is not done again.")
     add = trace.add_argument
     _model(add)
-    add("--tokenizer", help="repository or folder of the tokenizer (default: the model's)")
     add("--text", required=True, help=TEXT)
     _measuring(add)
     tasks = commands.add_parser(
@@ -86,6 +84,7 @@ def _model(add) -> None:
     add("--model", required=True, help="hub repository; folder with a model; or folder of checkpoint-N folders (all)")
     add("--revision", help='branch, tag or commit of the repository, or a pattern over its branches ("step*")')
     add("--cache-dir", help="hub cache to read offline (default: transformers' own, filled from the hub as needed)")
+    add("--tokenizer", help="repository or folder of the tokenizer (default: the model's)")
     add("--tokens-per-step", type=int, help="training tokens an optimizer step took, for the axis of the picture")
 
 
@@ -108,6 +107,8 @@ def _placing(add) -> None:
     """Options of every command that opens a model."""
     add("--device", help="default: the GPU if there is one; auto: a model spread over all GPUs")
     add("--dtype", choices=["float32", "bfloat16", "float64"], help="default: bfloat16 on a GPU, float32 on the CPU")
+    add("--trust", nargs="+", default=[], metavar="NAME",
+        help="repositories or folders whose own Python code may run; read it first (default: none)")
     add("--out", type=Path, help="folder for the records")
 
 
@@ -121,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return {"suites": _suites, "sweep": _sweep, "trace": _trace, "tasks": _tasks,
                 "report": _report}[options.command](options)
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError, MemoryError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, MemoryError, ImportError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"reptrace: {message}", file=sys.stderr)
         return 1
@@ -162,8 +163,8 @@ def _sweep(options) -> int:
         table = sweep(options.names, options.text, out, options.checkpoints, options.refine, options.sequences,
                       options.max_length, min(options.min_length, options.max_length), options.seed, options.suites,
                       options.stages, workers=options.workers, client=client,
-                      disk=options.disk and int(options.disk * 1e9), keep=options.keep, trust=options.trust,
-                      faulty=options.faulty, **_settings(options))
+                      disk=options.disk and int(options.disk * 1e9), keep=options.keep, faulty=options.faulty,
+                      trust=options.trust, **_settings(options))
     _print(table)
     for suite, rows in table.groupby("suite", sort=False):
         for number, (_, part) in enumerate(rows.groupby("probe_fingerprint", sort=False)):
@@ -196,18 +197,16 @@ def _dry_run(chosen, options) -> int:
 
 def _trace(options) -> int:
     from reptrace import corpora, suites, sweep
-    from reptrace.loading import load_tokenizer
     from reptrace.records import Store
 
     out = _out(options)
     checkpoints = suites.checkpoints(options.model, options.revision, options.cache_dir, options.tokens_per_step)
-    last = checkpoints[-1]
-    tokenizer = (load_tokenizer(options.tokenizer) if options.tokenizer
-                 else load_tokenizer(last.model, last.revision, last.cache_dir))
+    trust = _trusted(options, checkpoints)
+    tokenizer = _tokenizer(options) or sweep.tokenizer_of(checkpoints, options.max_length, trust)
     corpus = corpora.open_text(options.text, 4 * options.sequences, cache=out / "corpora")
     probe = corpora.probe(corpus, tokenizer, options.sequences, options.max_length,
                           min(options.min_length, options.max_length), options.seed)
-    table = sweep.trace(checkpoints, probe, Store(out / "records"), **_settings(options))
+    table = sweep.trace(checkpoints, probe, Store(out / "records"), trust=trust, **_settings(options))
     _print(table)
     _draw(table, out / "trajectory.svg")
     return _write_out(table, out)
@@ -221,13 +220,27 @@ def _tasks(options) -> int:
     out = _out(options)
     checkpoints = suites.checkpoints(options.model, options.revision, options.cache_dir, options.tokens_per_step)
     table = evaluate_checkpoints(checkpoints, options.tasks, Store(out / "records"), options.batch_size, options.limit,
-                                 device=options.device, dtype=options.dtype)
+                                 tokenizer=_tokenizer(options), device=options.device, dtype=options.dtype,
+                                 trust=_trusted(options, checkpoints))
     for row in table.itertuples():
         name = f"{row.model}@{row.revision}" if row.revision else row.model
         print(f"{name} {row.task} {row.metric}: {row.value:.4f} +- {row.stderr:.4f} ({row.samples:.0f} items)"
               if row.status == "measured" else f"{name} {row.task}: {row.status}: {row.reason}")
     write_atomically(out / "tasks.csv", table.drop(columns="items", errors="ignore").to_csv(index=False).encode())
     return int((table.status == "failed").any())
+
+
+def _tokenizer(options):
+    """The tokenizer that was named, or None."""
+    from reptrace.loading import load_tokenizer
+
+    name = options.tokenizer
+    return load_tokenizer(name, trust_remote_code=name in options.trust) if name else None
+
+
+def _trusted(options, checkpoints) -> list[str]:
+    """Whose code may run: with a folder of checkpoints, each of them."""
+    return [*options.trust, *(point.model for point in checkpoints if options.model in options.trust)]
 
 
 def _settings(options) -> dict:
@@ -254,7 +267,17 @@ def _summary(row) -> str:
     window = f"ranks {row.alpha_first_rank:.0f}..{row.alpha_last_rank:.0f}, " if row.alpha == row.alpha else ""
     return (f"{name} layer {row.layer}: RankMe {row.rankme:.2f} +- {row.rankme_stderr:.2f} (covariance eigenvalues, "
             f"centred), alpha {row.alpha:.3f} +- {row.alpha_stderr:.3f} ({window}R2 {row.alpha_r2:.3f}), "
-            f"M = {row.sequences}, d = {row.width:.0f}")
+            f"M = {row.sequences}, d = {row.width:.0f}{_few(row)}")
+
+
+def _few(row) -> str:
+    """A warning where a few sequences decide the number."""
+    from reptrace.spectra import dominated
+
+    if not dominated(row.half_variance, row.sequences):
+        return ""
+    return (f"; beware: {row.half_variance:.0f} of the {row.sequences} sequences make up half of the variance (one has "
+            f"{row.largest_influence:.0%} of the influence), so that RankMe is theirs")
 
 
 def _write_out(table, folder: Path) -> int:
@@ -267,19 +290,23 @@ def _write_out(table, folder: Path) -> int:
 
 
 def _draw(table, path: Path) -> None:
-    """Where there are steps to draw along, the trajectory of RankMe and alpha."""
-    axis = next((name for name in ("tokens", "step") if table[name].notna().all()), None)
-    if axis is None or "rankme" not in table or table[axis].nunique() < 3:
+    """Where there are steps to draw along, the trajectory of RankMe and alpha; what has none is named."""
+    axis = "tokens" if table.tokens.notna().equals(table.step.notna()) else "step"
+    rows, others = table[table[axis].notna()].astype({axis: float}), table[table[axis].isna()]
+    if len(rows) and len(others):
+        names = ", ".join(dict.fromkeys(Path(name).name for name in others.model))
+        print(f"without a step, so not in the picture: {names}", file=sys.stderr)
+    if "rankme" not in table or rows[axis].nunique() < 3:
         return
     from reptrace import figures
     from reptrace.phases import find_phases
 
     phases = {}
-    for layer, rows in table[table.status == "measured"].groupby("layer", sort=False):
-        enough = len(rows) >= 3 and table.layer.nunique() == 1 and table[axis].is_unique
-        phases[layer] = find_phases(table[axis], table.rankme, table.rankme_stderr) if enough else None
+    for layer, found in rows[rows.status == "measured"].groupby("layer", sort=False):
+        enough = len(found) >= 3 and rows.layer.nunique() == 1 and rows[axis].is_unique
+        phases[layer] = find_phases(rows[axis], rows.rankme, rows.rankme_stderr) if enough else None
     if phases:
-        figures.save(figures.run_picture(table, phases, axis), path)
+        figures.save(figures.run_picture(rows, phases, axis), path)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def progress_bar(lengths: Sequence[int], what: str, shown: bool) -> Iterator[Cal
     rows just done."""
     done = 0
     with tqdm(total=sum(lengths), desc=what, unit="tok", unit_scale=True, disable=not shown, leave=False,
-              bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}, {rate_fmt}]") as bar:
+              bar_format="{desc}: {percentage:3.0f}%{postfix} |{bar}| [{elapsed}<{remaining}, {rate_fmt}]") as bar:
 
         def advance(rows: Sequence[int]) -> None:
             nonlocal done

@@ -53,10 +53,10 @@ def work_off(missing: Sequence[Job], store: Store, client=None, disk: int | None
     """
     weight = {job.checkpoint: job.files.bytes if job.files else 1 for job in missing}
     bar = tqdm(total=sum(weight.values()) or 1, desc="tracing", disable=not progress or not missing,
-               bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]")
+               bar_format="{desc}: {percentage:3.0f}%{postfix} |{bar}| [{elapsed}<{remaining}]")
     with bar, Queue(missing, store, lambda job: bar.update(weight[job.checkpoint]), bar.set_postfix_str) as queue:
         if client is None:
-            _here(queue, disk, keep)
+            _here(queue, disk, keep, progress)
         else:
             _Cluster(client, queue, disk, keep).run()
 
@@ -121,16 +121,16 @@ class Queue:
 
     def _count(self, job: Job) -> None:
         self.finished += 1
-        self._done(job)
         self._tell()
+        self._done(job)
 
     def _tell(self) -> None:
         failed = f", {self.failed} failed" if self.failed else ""
         self.say(f"{self.finished} of {self.total} checkpoints{failed}")
 
 
-def _here(queue: Queue, disk: int | None, keep: bool) -> None:
-    """One after the other in this process, the next one's weights on their way."""
+def _here(queue: Queue, disk: int | None, keep: bool, progress: bool) -> None:
+    """One after the other in this process, the next one's weights on their way; progress within each is shown."""
     job, downloads = queue.take(), Downloads(disk, keep)
     try:
         while job or queue.pending:
@@ -139,20 +139,20 @@ def _here(queue: Queue, disk: int | None, keep: bool) -> None:
                 job = queue.take()
                 continue
             following = queue.take()
-            queue.finish(job, measured(job, following, downloads))
+            queue.finish(job, measured(job, following, downloads, progress))
             job = following
     finally:
         downloads.close()
 
 
-def measured(job: Job, following: Job | None, downloads: Downloads) -> list[list[dict]]:
+def measured(job: Job, following: Job | None, downloads: Downloads, progress: bool = False) -> list[list[dict]]:
     """Rows of a job's probes. Its weights are fetched first, those of the following job meanwhile."""
     if job.files is None:
-        return measure_job(job)
+        return measure_job(job, progress=progress)
 
     def work() -> list[dict]:
         with downloads.holding(job.files, following.files if following else None) as cache:
-            return [{"results": measure_job(job, cache)}]
+            return [{"results": measure_job(job, cache, progress)}]
 
     done = attempt(work)  # a download that fails is a gap on every probe
     return done[0]["results"] if "results" in done[0] else [done for _ in job.probes]

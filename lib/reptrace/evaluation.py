@@ -31,16 +31,17 @@ from reptrace.processes import end_with_parent
 from reptrace.records import Store
 from reptrace.suites import Checkpoint
 from reptrace.sweep import located
+from reptrace.token_ids import tokenizer_fingerprint
 
-METHOD = 1  # raised by hand when tasks, losses or memorization are measured differently from the same inputs
+METHOD = 2  # raised by hand when tasks, losses or memorization are measured differently from the same inputs
 
 
 def evaluate_checkpoints(checkpoints: Sequence[Checkpoint], asked: Sequence[str | Mapping | Questions], store: Store,
                          batch_size: int, limit: int | None = None, data: Mapping[str, str | Path] | None = None,
                          include: Sequence[str | Path] = (), probe: Probe | None = None,
                          projections: Sequence[Projection | None] = (None,), workers: int = 1,
-                         device: str | None = None, dtype: str | None = None, trust: Sequence[str] = (),
-                         progress: bool = True) -> pd.DataFrame:
+                         tokenizer=None, device: str | None = None, dtype: str | None = None,
+                         trust: Sequence[str] = (), progress: bool = True) -> pd.DataFrame:
     """Tasks, loss and memorization on checkpoints, each done once and kept in the store.
 
     Interrupted at any moment, the next call goes on.
@@ -59,6 +60,7 @@ def evaluate_checkpoints(checkpoints: Sequence[Checkpoint], asked: Sequence[str 
         What is done to the states before the LM head; None: nothing.
     workers : int, default 1
         Checkpoints side by side, each in a process of its own with one thread: worth it for small models on a CPU.
+    tokenizer : transformers tokenizer, optional; default each checkpoint's own
     device, dtype : see `loading.placement`
     trust : repositories whose own code may run
     progress : bool, default True
@@ -79,7 +81,7 @@ def evaluate_checkpoints(checkpoints: Sequence[Checkpoint], asked: Sequence[str 
         harness.manager(stock, tasks.folders_of(include))  # a wrong name is an error now, not a gap in every checkpoint
     definitions = [_definition(spec, data or {}, tasks.folders_of(include)) for spec in specs]
     plan = _Plan(tuple(specs), tuple(definitions), tuple(projections), batch_size, limit, data, tuple(include), probe,
-                 placement, tuple(trust))
+                 tokenizer, placement, tuple(trust), progress and workers < 2)
     places = located([point for point in checkpoints if not point.fault], progress, trust)
     missing = [place for place in places.items()
                if not all(store.done(identity) for identity, *_ in plan.parts(*place))]
@@ -104,14 +106,17 @@ class _Plan:
     data: Mapping | None
     include: tuple
     probe: Probe | None = field(repr=False)
+    tokenizer: object = field(repr=False)
     placement: tuple[str, str]
     trust: tuple[str, ...]
+    progress: bool  # within a checkpoint
 
     def parts(self, point: Checkpoint, at) -> Iterator[tuple[dict, object, Projection | None]]:
         """(identity, what is asked, projection) of each record of a checkpoint."""
         device, dtype = self.placement
-        # of a commit, its tokenizer is a part
+        # what reads a text: of a commit, its tokenizer is a part
         texts = {"texts": weights.texts_fingerprint(point.model)} if Path(point.model).is_dir() else {}
+        texts |= {"tokenizer": tokenizer_fingerprint(self.tokenizer)} if self.tokenizer is not None else {}
         for projection in self.projections:
             for spec, definition in zip(self.specs, self.definitions, strict=True):
                 needs_probe = bool(projection) or _is_loss(spec)
@@ -148,11 +153,12 @@ class _Opened:
         model, plan = self._once("model", self._model), self.plan
         with projection.applied(model, *self._once("directions", self._directions)) if projection else nullcontext():
             if isinstance(spec, Questions):
-                return [spec.memorization(model, self._once("tokenizer", self._tokenizer), plan.batch_size)]
+                return [spec.memorization(model, self._once("tokenizer", self._tokenizer), plan.batch_size,
+                                          plan.progress)]
             if _is_loss(spec):
-                return [tasks.loss(model, plan.probe.sequences[: plan.limit], plan.batch_size)]
+                return [tasks.loss(model, plan.probe.sequences[: plan.limit], plan.batch_size, plan.progress)]
             return tasks.evaluate(model, self._once("tokenizer", self._tokenizer), [spec], plan.batch_size, plan.limit,
-                                  plan.data, plan.include)
+                                  plan.data, plan.include, progress=plan.progress)
 
     def _model(self):
         cache_dir = self.fetch() if self.at.files else None
@@ -165,9 +171,11 @@ class _Opened:
 
     def _tokenizer(self):
         """One object for the same tokenizer, because `harness` keeps what it encoded by object."""
-        point = self.point
-        opened = loading.load_tokenizer(point.model, point.revision, point.cache_dir,
-                                              trust_remote_code=point.model in self.plan.trust)
+        if self.plan.tokenizer is not None:
+            return self.plan.tokenizer
+        point, folder = self.point, Path(self.point.model).is_dir()
+        opened = loading.load_tokenizer(point.model, None if folder else self.at.weights, point.cache_dir,
+                                        trust_remote_code=point.model in self.plan.trust)
         backend = getattr(opened, "backend_tokenizer", None)
         return _TOKENIZERS.setdefault(backend.to_str(), opened) if backend else opened
 

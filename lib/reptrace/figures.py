@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from reptrace.phases import PHASES, Phases
+from reptrace.spectra import dominated
 
 PHASE_COLOURS = {"warmup": "#9e9e9e", "entropy-seeking": "#4c9f70", "compression-seeking": "#c9684f",
                   "later": "#8a7fb5"}
@@ -23,6 +24,7 @@ QUANTITIES = {"rankme": "RankMe (eigenvalues, centred)", "alpha": r"$\alpha$-ReQ
               "loss": "training loss (nats a token)",
               "gradient_norm": "gradient norm", "learning_rate": "learning rate", "tokens": "training tokens"}
 GAPS = {"failed": ("x", "crimson"), "quarantined": ("|", "grey")}  # marks of checkpoints without a number
+FEW = "darkorange"  # ring of a value that a few sequences decide
 COLUMN = 2.5  # inches, width of one panel: three of them fill a page of the book
 
 
@@ -80,7 +82,19 @@ def trajectory(ax, table: pd.DataFrame, quantity: str, phases: Phases | None = N
     doubted = table.reindex(columns=["same_weights_as", "same_geometry_as"]).notna().any(axis=1)
     if doubted.any():
         ax.plot(x[doubted], y[doubted], "o", color="crimson", markerfacecolor="none", markersize=6)
+    few = _few(table)
+    if quantity == "rankme" and few.any():
+        ax.plot(x[few], y[few], "D", color=FEW, markerfacecolor="none", markersize=5,
+                label="half of the variance in few sequences")
+        ax.legend(fontsize=6)
     ax.set_ylabel(QUANTITIES.get(quantity, quantity))
+
+
+def _few(table: pd.DataFrame) -> pd.Series:
+    """Rows whose RankMe is that of a few sequences."""
+    if "half_variance" not in table:
+        return pd.Series(False, table.index)
+    return pd.Series(dominated(table.half_variance.astype(float), table.sequences.astype(float)), table.index)
 
 
 def phase_line(ax, x, y, spans, colour="black", label: str | None = None, shade: bool = False) -> None:

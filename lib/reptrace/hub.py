@@ -150,12 +150,13 @@ def checked_name(name: str) -> str:
         raise FileNotFoundError(f"{name!r} is a file; a model is the folder that holds it with its config.json: "
                                 f"{str(path.parent)!r}.")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/"):
-        raise FileNotFoundError(f"there is no folder {name!r}.{_near_folders(path)}")
+        raise FileNotFoundError(f"there is no folder {name!r}.{near_folders(path)}")
     return name
 
 
-def _near_folders(path: Path) -> str:
-    """Folders with names like the first part of a path that is not there."""
+def near_folders(path: str | Path) -> str:
+    """Folders with names like the first part of a path that is not there, as a hint at the end of an error; or ""."""
+    path = Path(path)
     missing = next((each for each in (path, *path.parents) if each.parent.is_dir()), path)
     folders = {child.name: child for child in missing.parent.glob("*") if child.is_dir()}
     names = get_close_matches(missing.name, folders, 3, cutoff=0.5)

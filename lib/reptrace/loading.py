@@ -268,7 +268,8 @@ def _not_opened(loader, name: str, revision: str | None, cache_dir: str | None, 
     known = revisions(name, cache_dir)
     hint = f" It has {', '.join(known[:6])}{' ...' if len(known) > 6 else ''}." if known else ""
     return FileNotFoundError(f"cannot open model {name!r}{at}: not a folder with a config and weights, and not a "
-                             f"repository in {cache_dir or 'the hub cache or on the hub'}.{hint} ({said})")
+                             f"repository in {cache_dir or 'the hub cache or on the hub'}.{hint}"
+                             f"{hub.near_folders(name)} ({said})")
 
 
 def _what(loader) -> str:

@@ -15,7 +15,7 @@ from reptrace.records import attempt
 from reptrace.suites import Checkpoint
 
 # Raised by hand when the library measures differently from the same inputs: records of older methods are then redone.
-METHOD = 1
+METHOD = 2
 RANKS = (12, 100)
 SHARES = (1, 10)
 
@@ -95,17 +95,17 @@ def facts_of(probe: Probe) -> dict:
             "sequences": len(probe.sequences), "max_length": probe.max_length, "min_length": probe.min_length}
 
 
-def measure_job(job: Job, cache_dir: str | Path | None = None) -> list[list[dict]]:
+def measure_job(job: Job, cache_dir: str | Path | None = None, progress: bool = False) -> list[list[dict]]:
     """Rows of a job's probes, a list for each, failures included; the weights are opened once."""
     model = attempt(partial(_opened, job, cache_dir))
     if "status" in model[0]:  # it could not be opened: every probe has the same gap
         return [model for _ in job.probes]
-    return [attempt(partial(_measured, job, model[0]["model"], probe)) for probe in job.probes]
+    return [attempt(partial(_measured, job, model[0]["model"], probe, progress)) for probe in job.probes]
 
 
 def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = None, layer: int | str = "final",
             max_length: int = 512, min_length: int = 1, batch_size: int | str = "auto",
-            ranks: tuple[int, int] = RANKS):
+            ranks: tuple[int, int] = RANKS, trust_remote_code: bool = False, progress: bool = False):
     """Geometry of a model's representation of some texts: eigenvalues, RankMe and alpha with their intervals.
 
     Parameters
@@ -117,6 +117,8 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
     layer, batch_size : see `hidden_states.last_token_states`
     max_length, min_length : int, default 512 and 1, tokens; texts are cut at the first, passed over below the second
     ranks : (int, int), default (12, 100), shortened where the spectrum is shorter (`.alpha.ranks` says so)
+    trust_remote_code : bool, default False; run Python code that comes with the named model, see `loading.load`
+    progress : bool, default False; show a progress bar
 
     Returns
     -------
@@ -127,8 +129,9 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
     from reptrace.spectra import geometry
 
     if isinstance(model, (str, os.PathLike)):
-        tokenizer = tokenizer or load_tokenizer(str(model), revision)
-        model = load(str(model), revision)
+        trust = {"trust_remote_code": trust_remote_code}
+        tokenizer = tokenizer or load_tokenizer(str(model), revision, **trust)
+        model = load(str(model), revision, **trust)
     elif tokenizer is None:
         raise ValueError("a model object does not bring its tokenizer: pass tokenizer=...")
     ids = tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
@@ -136,7 +139,7 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
     if len(kept) < 2:
         raise ValueError(f"{len(kept)} of {len(ids)} texts have at least {max(1, min_length)} tokens, a spectrum needs "
                          "two or more: bring more text, or lower min_length.")
-    return geometry(last_token_states(model, kept, (layer,), batch_size)[layer], ranks, shorten=True)
+    return geometry(last_token_states(model, kept, (layer,), batch_size, progress)[layer], ranks, shorten=True)
 
 
 def _opened(job: Job, cache_dir: str | Path | None) -> list[dict]:
@@ -182,13 +185,13 @@ def check_unchanged(checkpoint: Checkpoint, at, own_code: bool) -> None:
                          "it: run again once they stay as they are.")
 
 
-def _measured(job: Job, model, probe: Probe) -> list[dict]:
-    rows = _rows(model, probe, job.settings)
+def _measured(job: Job, model, probe: Probe, progress: bool) -> list[dict]:
+    rows = _rows(model, probe, job.settings, progress)
     check_unchanged(job.checkpoint, job, job.checkpoint.model in job.settings.trust)
     return rows
 
 
-def _rows(model, probe: Probe, settings: Settings) -> list[dict]:
+def _rows(model, probe: Probe, settings: Settings, progress: bool) -> list[dict]:
     import torch
 
     from reptrace import spectra
@@ -196,7 +199,7 @@ def _rows(model, probe: Probe, settings: Settings) -> list[dict]:
 
     device = str(next(model.parameters()).device)
     cuda = device.startswith("cuda")
-    found = extract(model, probe.sequences, settings.layers, settings.batch_size)
+    found = extract(model, probe.sequences, settings.layers, settings.batch_size, progress)
     common = {"device": torch.cuda.get_device_name(device) if cuda else device, "dtype_forward": settings.dtype,
               "dtype_solve": "float64", "centred": True, "quantity": "covariance eigenvalue",
               "parameters": model.num_parameters(), "batch_tokens": found.token_budget}
@@ -212,6 +215,7 @@ def _summary(spectra, matrix, ranks) -> dict:
     return {
         "dtype_covariance": str(products_dtype(matrix.dtype, len(s))).removeprefix("torch."),
         "width": len(s), "rankme": found.rankme, "rankme_stderr": found.rankme_stderr,
+        "largest_influence": found.largest_influence, "half_variance": found.half_variance,
         "alpha": fit.alpha if fit else nan, "alpha_stderr": found.alpha_stderr,
         "alpha_fit_stderr": fit.stderr if fit else nan, "alpha_r2": fit.r2 if fit else nan,
         "alpha_first_rank": fit.ranks[0] if fit else None, "alpha_last_rank": fit.ranks[1] if fit else None,

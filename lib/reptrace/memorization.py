@@ -78,10 +78,10 @@ class Questions:
         facts = [self.task, list(self.prompts), list(self.answers), np.asarray(self.reference).tolist(), self.source]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
-    def memorization(self, model, tokenizer, batch_size: int) -> dict:
+    def memorization(self, model, tokenizer, batch_size: int, progress: bool = False) -> dict:
         """Distributional memorization of a transformers causal LM, as a row like those of `tasks.evaluate`: `value` is
         Spearman's correlation, `low` and `high` its 95 % interval over items, `items` each answer's ln P."""
-        joint = model_log_probabilities(model, *encoded(tokenizer, self.prompts, self.answers), batch_size, False)
+        joint = model_log_probabilities(model, *encoded(tokenizer, self.prompts, self.answers), batch_size, progress)
         found = memorization(joint, self.reference)
         return {"task": self.task, "metric": "spearman", "filter": "none", "value": found.spearman, "low": found.low,
                 "high": found.high, "samples": found.items, "zeros_model": found.zeros_model,

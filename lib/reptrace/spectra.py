@@ -19,6 +19,8 @@ from reptrace.moments import BLOCK_ROWS, Moments, products_dtype
 # An eigenvalue below this share of the largest is rounding: float32 features carry noise of relative variance
 # (6e-8)^2 = 4e-15 a direction, and the final norm removes one direction exactly.
 NEGLIGIBLE = 1e-12
+# Share of the sequences. Where they vary alike, a third to a half of them make up half of the variance.
+FEW = 0.02
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,19 @@ class AlphaFit:
 class Geometry:
     """The spectrum of one feature matrix and what is read off it.
 
-    `rankme_stderr` and `alpha_stderr` are standard errors over the draw of sequences (infinitesimal jackknife, see
-    `geometry`). `samples` is M; `eigenvalues` has shape (d,), float64, largest first.
+    Attributes
+    ----------
+    eigenvalues : array, shape (d,), float64, largest first
+    rankme, alpha : float, AlphaFit or None
+    rankme_stderr, alpha_stderr : float
+        Standard errors over the draw of sequences (infinitesimal jackknife, see `geometry`).
+    samples : int
+        M.
+    largest_influence : float
+        Share, 0 to 1, that one sequence has in the sum of squares which `rankme_stderr` is the root of; 1/M where all
+        weigh alike.
+    half_variance : int
+        How many sequences, those farthest from the mean, make up half of the total variance; up to M/2.
     """
 
     eigenvalues: np.ndarray
@@ -60,6 +73,13 @@ class Geometry:
     alpha: AlphaFit | None
     alpha_stderr: float
     samples: int
+    largest_influence: float
+    half_variance: int
+
+    @property
+    def dominated(self) -> bool:
+        """Whether RankMe describes a few sequences rather than the text, see `dominated`."""
+        return bool(dominated(self.half_variance, self.samples))
 
     @property
     def rankme_interval(self) -> tuple[float, float]:
@@ -71,6 +91,16 @@ class Geometry:
         """95 % interval of alpha over the draw of sequences; nan without alpha."""
         alpha = self.alpha.alpha if self.alpha else float("nan")
         return alpha - 1.96 * self.alpha_stderr, alpha + 1.96 * self.alpha_stderr
+
+
+def dominated(half_variance, samples):
+    """Whether half of the total variance lies in at most FEW of the sequences, or in one: elementwise, bool.
+
+    So it is in middle layers of many trained models, where the last token of a few sequences is a massive activation
+    (Sun et al. 2024, arXiv 2402.17762): RankMe and its standard error are then those sequences'. alpha, a slope of
+    logarithms over ranks beyond the first, hardly moves.
+    """
+    return np.asarray(half_variance) <= np.maximum(1, FEW * np.asarray(samples))
 
 
 def eigenspectrum(features) -> np.ndarray:
@@ -190,16 +220,27 @@ def geometry(features, ranks: tuple[int, int] = (12, 100), shorten: bool = False
     if fit is not None:
         window = slice(fit.ranks[0] - 1, fit.ranks[1])
         gradients[window, 1] = _alpha_coefficients(*fit.ranks)[0] / s[window]
-    influence_squares = np.zeros(2)
+    influences, distances = [], []
     on_device, expected = (torch.as_tensor(array, device=features.device) for array in (gradients, s @ gradients))
     dtype = products_dtype(features.dtype, width)
     mean, vectors = moments.mean.to(dtype), vectors.to(dtype)
     for block in features.split(BLOCK_ROWS):
         z = (block.to(dtype) - mean) @ vectors
-        phi = z.double().square() @ on_device - expected
-        influence_squares += phi.square().sum(0).cpu().numpy()
-    rankme_stderr, alpha_stderr = np.sqrt(influence_squares) / samples
-    return Geometry(s, value, float(rankme_stderr), fit, float(alpha_stderr) if fit else float("nan"), samples)
+        squares = z.double().square()
+        influences.append((squares @ on_device - expected).square().cpu())
+        distances.append(squares.sum(1).cpu())
+    influence_squares = torch.cat(influences).numpy()
+    total = influence_squares.sum(0)
+    rankme_stderr, alpha_stderr = np.sqrt(total) / samples
+    return Geometry(s, value, float(rankme_stderr), fit, float(alpha_stderr) if fit else float("nan"), samples,
+                    float(influence_squares[:, 0].max() / total[0]) if total[0] else 1 / samples,
+                    _half(torch.cat(distances).numpy()))
+
+
+def _half(parts: np.ndarray) -> int:
+    """How many of the largest parts make up half of their sum."""
+    running = np.cumsum(np.sort(parts)[::-1])
+    return int(np.searchsorted(running, running[-1] / 2 * (1 - 1e-12)) + 1)  # sums of equal parts round apart
 
 
 def participation_ratio(eigenvalues) -> float:

@@ -350,16 +350,25 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
     Parameters
     ----------
     model : str
-        A folder with a model in it; a folder of a Trainer's `checkpoint-N` folders (all of them); or a repository.
+        A folder with a model in it; a folder of a Trainer's `checkpoint-N` folders, or of others whose names state a
+        step (all of them, and what is called checkpoint-best and the like, without a step); or a repository.
     revision : str, optional
         Of a repository: a revision, or a pattern with * over its branches ("step*" for the whole of a Pythia).
     tokens_per_step : int, optional
         Training tokens an optimizer step took; fills in `tokens`. Without it, OLMo's `-tokens3B` in a name is taken.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        A path that is not there; no revision that fits the pattern; a folder with a revision.
     """
+    model = hub.checked_name(model)
     path = Path(model)
     known: dict[str, str] = {}
-    if path.is_dir() and revision is None:
-        found = [(str(child), None) for child in path.glob("checkpoint-*") if child.is_dir()]
+    if path.is_dir() and revision is not None:
+        raise ValueError(f"{model} is a plain folder and has no revisions: leave revision={revision!r} out.")
+    if path.is_dir():
+        found = [(str(child), None) for child in path.iterdir() if child.is_dir() and _is_checkpoint(child)]
         found = found or [(model, None)]
     elif revision and "*" in revision:
         known = hub.branches(model, cache_dir)
@@ -378,6 +387,12 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
         run.append(Checkpoint(name, branch, step, tokens, cache_dir, commit=known.get(branch)))
     run = [replace(point, fault=fault_of(point)) for point in run]
     return sorted(run, key=lambda point: (point.step is None, point.step, point.label))
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder inside of another is a checkpoint of its run, by its name."""
+    return folder.name.startswith("checkpoint-") or (
+        step_of(folder.name) is not None and (folder / "config.json").is_file())
 
 
 def step_of(name: str) -> int | None:

@@ -31,7 +31,8 @@ from reptrace.suites import Checkpoint
 from reptrace.twins import same_geometry
 
 ASKED_FOR_TOKENIZER = 3  # checkpoints of a stage on the hub
-MEASURED = ("layer", "rankme", "rankme_stderr", "alpha", "alpha_stderr", "alpha_r2", "wall_seconds")
+MEASURED = ("layer", "rankme", "rankme_stderr", "alpha", "alpha_stderr", "alpha_r2", "largest_influence",
+            "half_variance", "wall_seconds")
 
 
 def sweep(names: str | Sequence[str], texts: str | Sequence[str], folder: str | Path, count: int | None = None,
