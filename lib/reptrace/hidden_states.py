@@ -22,7 +22,7 @@ from reptrace.positions import context, rotaries, text_config
 
 # The final norm's attribute in the decoders of transformers; the blocks are found by their number.
 FINAL_NORM_NAMES = ("final_layer_norm", "norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "layer_norm",
-                    "ln_out")
+                    "ln_out", "embedding_norm", "out_norm")
 
 FINAL = "final"
 # Blocks that add their MLP's output to the residual: in the last one, the MLP then need see the last token alone.
@@ -382,7 +382,7 @@ def _depends_on_batch(order: Sequence[int], kind: Callable[[int], object], fits:
     PAIRS pairs.
     """
     # Of a typical number: float32 is right to 1e-6, bfloat16 to a percent or two in deep models.
-    rounding = 0.1 if dtype == torch.bfloat16 else 1e-3
+    rounding = 0.05 if dtype == torch.bfloat16 else 1e-3
 
     def states(rows: list[int]) -> list[torch.Tensor]:
         return [found[0].float().cpu() for found in captured.rows.values()] if fits(rows) else []

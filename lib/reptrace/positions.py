@@ -25,7 +25,7 @@ def context(config) -> int | None:
     config = text_config(config)
     reach = getattr(config, "max_position_embeddings", None)
     factors = [each.get("factor") or 1 for each in _rope_parameters(config) if "dynamic" in each.get("rope_type", "")]
-    return int(reach * max([1, *factors])) if reach else None
+    return int(reach * max([1, *factors])) if reach and reach > 0 else None  # XLNet says -1
 
 
 @dataclass(frozen=True)
