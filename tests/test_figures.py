@@ -54,6 +54,19 @@ def test_known_faults_and_doubted_checkpoints_are_marked(run):
     assert marks["|"] == [4000.0] and marks["o"] == [1000.0, 256000.0]
 
 
+def test_values_that_a_few_sequences_decide_are_marked_and_the_mark_is_explained(run):
+    run["sequences"], run["half_variance"] = 1000, [400, 20, 21, 1, 300, 400, 400, 400, 400, 400]
+    with figures.style():
+        _, axes = figures.grid(1, 2)
+        for ax, quantity in zip(axes[0], ("rankme", "alpha"), strict=True):
+            figures.trajectory(ax, run, quantity)
+    (mark,) = [line for line in axes[0, 0].lines if line.get_marker() == "D"]
+    assert list(mark.get_xdata()) == [1000.0, 4000.0]
+    (explained,) = axes[0, 0].get_legend().get_texts()
+    assert explained.get_text() == "half of the variance in few sequences"
+    assert not [line for line in axes[0, 1].lines if line.get_marker() == "D"]  # alpha is not moved by them
+
+
 def test_the_fitted_line_lies_on_a_power_law():
     s = np.arange(1, 201) ** -1.5
     with figures.style():

@@ -1,18 +1,26 @@
 """The command line as a user meets it: exit codes, one-line messages, files left behind. Trusted: the files."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_loading import house
+from tqdm import tqdm
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from reptrace import batches, measure
 from reptrace.__main__ import main
 from reptrace.corpora import train_tokenizer
+from reptrace.loading import load, load_tokenizer
 from reptrace.pretrain import publish
 
 
@@ -119,3 +127,158 @@ def test_help_says_it_all_at_once_without_loading_torch():
 def test_a_missing_parameters_file_is_named(capsys):
     assert main(["report", "--params", "none.yaml"]) == 1
     assert "no parameters file 'none.yaml'" in capsys.readouterr().err
+
+
+# Runs as they lie on people's disks
+
+
+@pytest.fixture
+def own_run(folder, tmp_path):
+    """A copy of the run, to be spoilt."""
+    return Path(shutil.copytree(folder / "run", tmp_path / "my_run"))
+
+
+def without_a_tokenizer(checkpoint):
+    for path in checkpoint.glob("tokenizer*"):
+        path.unlink()
+
+
+def with_half_a_tokenizer(checkpoint):
+    text = (checkpoint / "tokenizer.json").read_text()
+    (checkpoint / "tokenizer.json").write_text(text[: len(text) // 2])
+
+
+def with_half_a_configuration(checkpoint):
+    (checkpoint / "config.json").write_text('{"model_type": "gpt_')
+
+
+def emptied(checkpoint):
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+
+
+@pytest.mark.parametrize("spoil", [without_a_tokenizer, with_half_a_tokenizer, with_half_a_configuration, emptied])
+@pytest.mark.parametrize("broken", [1, 2])
+def test_a_run_whose_last_checkpoints_are_broken_is_measured_with_the_nearest_ones_tokenizer(
+        folder, own_run, tmp_path, capsys, spoil, broken):
+    whole = ["checkpoint-0", "checkpoint-8", "checkpoint-64"][: 3 - broken]
+    for name in ["checkpoint-64", "checkpoint-8"][:broken]:
+        spoil(own_run / name)
+    trace(folder, tmp_path / "out", "--model", str(own_run))
+    printed = capsys.readouterr()
+    assert f"the tokenizer is that of {own_run / whole[-1]}" in printed.err
+    found = pd.read_csv(tmp_path / "out" / "table.csv").set_index("model")
+    trace(folder, tmp_path / "plain", "--model", str(folder / "run"))
+    expected = pd.read_csv(tmp_path / "plain" / "table.csv").set_index("model")
+    for name in whole:
+        assert found.loc[str(own_run / name), "rankme"] == expected.loc[str(folder / "run" / name), "rankme"]
+
+
+def test_without_any_tokenizer_it_is_said_how_to_name_one_and_one_that_is_named_is_taken(
+        folder, own_run, tmp_path, capsys):
+    for checkpoint in own_run.iterdir():
+        without_a_tokenizer(checkpoint)
+    assert trace(folder, tmp_path / "out", "--model", str(own_run)) == 1
+    assert re.search("cannot open a tokenizer of .*: it has none. Name one .*--tokenizer", capsys.readouterr().err)
+    other = str(folder / "run" / "checkpoint-0")
+    assert trace(folder, tmp_path / "out", "--model", str(own_run), "--tokenizer", other) == 0
+    assert pd.read_csv(tmp_path / "out" / "table.csv").status.tolist() == ["measured"] * 3
+
+
+def test_checkpoints_without_a_step_are_measured_and_named_and_the_picture_is_drawn_of_the_others(
+        folder, own_run, tmp_path, capsys):
+    for name in ("checkpoint-best", "checkpoint-final"):
+        shutil.copytree(own_run / "checkpoint-8", own_run / name)
+    assert trace(folder, tmp_path / "out", "--model", str(own_run)) == 0
+    assert "without a step, so not in the picture: checkpoint-best, checkpoint-final" in capsys.readouterr().err
+    table = pd.read_csv(tmp_path / "out" / "table.csv")
+    assert table.step.isna().sum() == 2 and table.rankme.notna().all()
+    assert "RankMe" in (tmp_path / "out" / "trajectory.svg").read_text()
+
+
+@pytest.mark.parametrize("name", ["step_{}", "step{}", "pythia-step{}"])
+def test_folders_whose_names_state_a_step_otherwise_are_a_run_too(folder, own_run, tmp_path, name):
+    for step in (0, 8, 64):
+        (own_run / f"checkpoint-{step}").rename(own_run / name.format(step))
+    (own_run / "logs").mkdir()
+    assert trace(folder, tmp_path / "out", "--model", str(own_run)) == 0
+    assert pd.read_csv(tmp_path / "out" / "table.csv").step.tolist() == [0, 8, 64]
+
+
+@pytest.mark.parametrize(("name", "says"), [
+    ("ROOT/my_rum", "there is no folder 'ROOT/my_rum'. Did you mean ROOT/my_run?"),
+    ("ROOT/my_run/checkpoint-65", "Did you mean ROOT/my_run/checkpoint-64"),
+    ("ROOT/my_rum/checkpoint-8", "Did you mean ROOT/my_run?"),
+    ("./nothing/here", "there is no folder './nothing/here'"), ("../nothing", "there is no folder '../nothing'"),
+    ("~/no/such/model", "there is no folder '~/no/such/model'"), ("a/b/c", "there is no folder 'a/b/c'"),
+    ("me/", "there is no folder 'me/'"),
+    ("ROOT/my_run/checkpoint-8/config.json", "is a file; a model is the folder that holds it"),
+])
+@pytest.mark.parametrize("command", ["trace", "tasks", "measure", "load", "load_tokenizer"])
+def test_a_path_that_is_not_there_is_told_from_a_repository(folder, own_run, tmp_path, capsys, name, says, command):
+    name, says = (text.replace("ROOT", str(tmp_path)) for text in (name, says))
+    if command in ("trace", "tasks"):
+        options = ["--tasks", "cloze"] if command == "tasks" else ["--text", str(folder / "text.jsonl")]
+        assert main([command, "--model", name, *options, "--out", str(tmp_path / "out")]) == 1
+        assert says in capsys.readouterr().err
+    else:
+        call = {"measure": lambda name: measure(name, ["one", "two"]), "load": load, "load_tokenizer": load_tokenizer}
+        with pytest.raises(FileNotFoundError, match=re.escape(says)):
+            call[command](name)
+
+
+def test_a_home_folder_is_found(folder, own_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert trace(folder, tmp_path / "out", "--model", "~/my_run/checkpoint-8") == 0
+
+
+def test_own_code_is_allowed_by_name_on_the_command_line(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    own, mark = house(tmp_path / "own" / "checkpoint-1", tmp_path / "was here"), tmp_path / "was here"
+    given = ["--model", str(own.parent), "--tokenizer", str(folder / "run" / "checkpoint-8")]
+    shutil.copytree(own, own.with_name("checkpoint-2"))
+    texts = ["a b", "c d", "e f g"]
+    tokenizer = load_tokenizer(str(folder / "run" / "checkpoint-8"))
+    assert trace(folder, tmp_path / "out", *given) == 1
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        measure(str(own), texts, tokenizer)
+    assert main(["tasks", *given, "--tasks", "cloze", "--out", str(tmp_path / "out")]) == 1
+    assert f"--trust {own}" in capsys.readouterr().out and not mark.exists()
+    # ids of the tokenizer beyond the model's vocabulary are another matter
+    assert trace(folder, tmp_path / "out", *given, "--trust", str(own.parent)) == 1
+    assert "the model's vocabulary has 97" in capsys.readouterr().out and mark.exists()
+
+
+def test_code_that_lies_in_another_repository_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    own = house(tmp_path / "own", tmp_path / "was here")
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "me/other--house.HouseModel"}}))
+    with pytest.raises(ValueError, match=r"its code from another repository \(me/other--house.HouseModel\).*copy"):
+        load(str(own), trust_remote_code=True)
+    tokenizer = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "me/other--house.Own"]}}
+    (own / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match="its code from another repository"):
+        load_tokenizer(str(own), trust_remote_code=True)
+
+
+def test_a_package_that_is_not_there_is_named(folder, own_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    last = own_run / "checkpoint-64"
+    (last / "own.py").write_text("import no_such_package\nclass Own:\n    pass\n")
+    (last / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}))
+    without = own_run / "checkpoint-0", own_run / "checkpoint-8"
+    for checkpoint in without:
+        shutil.rmtree(checkpoint)
+    assert trace(folder, tmp_path / "out", "--model", str(own_run), "--trust", str(last)) == 1
+    assert "needs a package that is not installed" in (err := capsys.readouterr().err) and "no_such_package" in err
+
+
+def test_progress_within_a_checkpoint_is_shown_with_sequences_tokens_a_second_and_the_time_left(
+        folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(batches, "tqdm", partial(tqdm, mininterval=0))  # otherwise ten times a second
+    assert trace(folder, tmp_path / "out", "--model", str(folder / "run" / "checkpoint-8")) == 0
+    shown = capsys.readouterr().err
+    assert re.search(r"hidden states: 100%, 40 of 40 sequences .*\[\d\d:\d\d<\d\d:\d\d, +[\d.]+k?tok/s\]", shown)
+    assert re.search(r"tracing: 100%, 1 of 1 checkpoints", shown)

@@ -66,7 +66,7 @@ def model(request):
 
 
 def close(found, expected, atol=1e-10):
-    """Equal but for the rounding of other batches: 1e-12 of states up to 10 in float64; float32 where experts want it."""
+    """Equal but for the rounding of other batches: 1e-12 of states up to 10 in float64, 1e-6 in float32."""
     dtype = found.dtype
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-4 if dtype == torch.float32 else atol)
 

@@ -367,6 +367,52 @@ def test_where_no_window_fits_geometry_measures_rankme_alone(rng, options):
     assert found.rankme > 1 and found.rankme_stderr > 0
 
 
+# How few sequences it is about
+
+
+def with_massive(rng, count, size, samples=800, width=24):
+    """Features of which `count` have a massive coordinate, as the last token of some sequences has in middle layers."""
+    features = rng.standard_normal((samples, width)) * np.arange(1, width + 1) ** -0.5
+    features[rng.choice(samples, count, replace=False), 3] += size
+    return features
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, 0), (1, 300), (5, 60), (40, 8)])
+def test_influence_and_variance_of_sequences_equal_the_long_way(rng, count, size):
+    features = with_massive(rng, count, size)
+    found = geometry(features, (4, 20))
+    samples, step = len(features), 1e-6
+    derivatives = []
+    for row in range(samples):  # more weight for one sequence, less for all others
+        ends = [long_way(features, np.ones(samples) + sign * step * (np.arange(samples) == row))[0] for sign in (1, -1)]
+        derivatives.append((ends[0] - ends[1]) / (2 * step))
+    squares = np.square(derivatives)
+    # central differences are right to 1e-6 of the largest derivative
+    assert found.largest_influence == pytest.approx(squares.max() / squares.sum(), rel=1e-3)
+    parts = np.sort(((features - features.mean(0)) ** 2).sum(1))[::-1]
+    needed = next(k for k in range(1, samples + 1) if parts[:k].sum() >= parts.sum() / 2)
+    assert found.half_variance == needed
+
+
+@pytest.mark.parametrize(("count", "size", "few"), [(0, 0, False), (1, 300, True), (5, 60, True), (12, 60, True),
+                                                    (80, 8, False)])
+def test_a_geometry_says_when_it_is_that_of_a_few_sequences(rng, count, size, few):
+    features = with_massive(rng, count, size)
+    found, plain = geometry(features, (4, 20)), geometry(with_massive(np.random.default_rng(0), 0, 0), (4, 20))
+    assert found.dominated == few
+    if few:
+        assert found.rankme < 0.6 * plain.rankme  # what it warns of
+        assert abs(found.alpha.alpha - plain.alpha.alpha) < 4 * plain.alpha_stderr  # and what stays
+
+
+def test_equal_parts_weigh_alike():
+    corners = np.array([[x, y, z] for x in (-1.0, 1) for y in (-1.0, 1) for z in (-1.0, 1)])
+    found = geometry(corners, None)
+    assert found.half_variance == 4 and not found.dominated
+    two = geometry(np.array([[0.0, 0.0], [1.0, 0.0]]), None)
+    assert two.half_variance == 1 and two.largest_influence == 0.5
+
+
 # Awkward inputs
 
 

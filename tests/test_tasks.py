@@ -398,6 +398,33 @@ def test_a_model_without_an_lm_head_is_refused(tokenizer, tmp_path):
         load(str(tmp_path / "t5"), device="cpu", head=True)
 
 
+def test_a_checkpoint_without_a_tokenizer_is_a_gap_that_says_how_to_name_one_and_is_measured_with_one_that_is_named(
+        tokenizer, data, questions, tmp_path):
+    folder = tmp_path / "model"
+    tiny(tokenizer, torch.float32, 8).save_pretrained(folder)
+    arguments = {"asked": ["cloze"], "store": Store(tmp_path / "records"), "batch_size": 16, "data": data,
+                 "device": "cpu", "progress": False}
+    gap = evaluate_checkpoints([Checkpoint(str(folder))], **arguments)
+    assert gap.status[0] == "failed" and "it has none. Name one" in gap.reason[0] and "--tokenizer" in gap.reason[0]
+    found = evaluate_checkpoints([Checkpoint(str(folder))], tokenizer=tokenizer, **arguments)
+    assert found["items"][0].tolist() == by_hand(tiny(tokenizer, torch.float32, 8), tokenizer, questions)
+
+
+def test_another_tokenizer_in_the_folder_is_another_measurement(tokenizer, data, questions, tmp_path):
+    folder = tmp_path / "model"
+    tiny(tokenizer, torch.float32, 8).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    arguments = {"asked": ["cloze"], "store": Store(tmp_path / "records"), "batch_size": 16, "data": data,
+                 "device": "cpu", "progress": False}
+    first = evaluate_checkpoints([Checkpoint(str(folder))], **arguments)
+    other = train_tokenizer([" ".join(reversed(WORDS))] * 9, len(tokenizer))
+    other.save_pretrained(folder)
+    again = evaluate_checkpoints([Checkpoint(str(folder))], **arguments)
+    assert first["items"][0].tolist() == by_hand(tiny(tokenizer, torch.float32, 8), tokenizer, questions)
+    assert again["items"][0].tolist() == by_hand(tiny(tokenizer, torch.float32, 8), other, questions)
+    assert again.identity[0] != first.identity[0]
+
+
 def test_checkpoints_are_measured_once_and_failures_are_gaps_that_are_tried_again(
         run, data, held_out, tokenizer, questions, tmp_path, monkeypatch):
     store, opened = Store(tmp_path / "records"), []
@@ -425,16 +452,16 @@ def test_an_interrupted_evaluation_goes_on(run, data, tmp_path, monkeypatch):
                  "device": "cpu", "progress": False}
     answered = []
 
-    def interrupted(model, tokenizer, specs, *rest):
+    def interrupted(model, tokenizer, specs, *rest, **options):
         if len(answered) == 3:
             raise KeyboardInterrupt
         answered.append(specs[0]["task"])
-        return evaluate(model, tokenizer, specs, *rest)
+        return evaluate(model, tokenizer, specs, *rest, **options)
 
     monkeypatch.setattr(tasks, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate_checkpoints([run[0], run[2]], **arguments)
-    monkeypatch.setattr(tasks, "evaluate", lambda *args: answered.append("more") or evaluate(*args))
+    monkeypatch.setattr(tasks, "evaluate", lambda *args, **options: answered.append("more") or evaluate(*args, **options))
     found = evaluate_checkpoints([run[0], run[2]], **arguments)
     assert answered == ["cloze", "cloze_near", "cloze", "more"] and (found.status == "measured").all()
 

@@ -68,17 +68,15 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
         that the model does not take (scales of quantized weights, an adapter, more blocks than configured); a
         repository with code of its own, which it was not allowed to run; a model that has no LM head, if asked for.
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModel
 
     device, dtype = placement(device, dtype)
     source = _source(name, revision, cache_dir)
     kind, trust = getattr(torch, dtype), {"trust_remote_code": trust_remote_code}
-    opener = AutoModelForCausalLM if head else AutoModel
     if trust_remote_code:
         _check_code(name, _plain_config(*source))
     config = from_pretrained(AutoConfig, *source, **trust)
-    if head:
-        _check_head(name, config)
+    opener = _opener_with_head(name, config) if head else AutoModel
     _check_files(*source)
     if device != AUTO and not trust_remote_code:  # a repository's own code may not build on the device "meta"
         batches.check_memory(_bytes(opener, config, kind), torch.device(device), f"the model {name!r} in {dtype}")
@@ -281,13 +279,22 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _check_head(name: str, config) -> None:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+def _opener_with_head(name: str, config):
+    """The class that opens a model with its LM head; a multimodal one predicts text, too."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
 
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in (
-            getattr(config, "auto_map", None) or {}):
-        raise ValueError(f"{name!r} has no LM head: {type(config).__name__} describes no causal language model, so it "
-                         "predicts no next token. Tasks need one, such as Pythia, OLMo-2 or Llama.")
+    own = getattr(config, "auto_map", None) or {}
+    for opener, known in ((AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+                          (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)):
+        if type(config) in known or opener.__name__ in own:
+            return opener
+    raise ValueError(f"{name!r} has no LM head: {type(config).__name__} describes no causal language model, so it "
+                     "predicts no next token. Tasks need one, such as Pythia, OLMo-2 or Llama.")
 
 
 def _decoded(config) -> bool:

@@ -30,7 +30,10 @@ BUFFERS = re.compile(r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|posit
                      r"|attention\.(bias|masked_bias)|attn\.attention\.(bias|masked_bias))$")
 # Heads, which read the last hidden state and change none; those of language models are left by decoders alone.
 HEADS = re.compile(r"^(score|classifier|v_head|value_head|reward_head)\.")
-LM_HEADS = re.compile(r"^(lm_head|embed_out|head|output_layer|lm_loss)\.")
+LM_HEADS = re.compile(r"(^|\.)(lm_head|embed_out|output_layer|lm_loss)\.|^head\.")
+# Parts of multimodal models that text does not pass through.
+OTHER_SENSES = re.compile(r"(^|\.)(vision_(tower|model|encoder)|visual|multi_modal_projector|mm_projector"
+                          r"|audio_(tower|model|encoder)|embed_(vision|audio))\.")
 # Further layers that predict more than one token ahead, which transformers' classes leave out.
 AHEAD = re.compile(r"(^|\.)mtp(_\w+)?\.")
 
@@ -151,7 +154,8 @@ def check_taken(files: Iterable[Path], unexpected: Collection[str], model: nn.Mo
 
 
 def _harmless(name: str, head: bool) -> bool:
-    return bool(BUFFERS.search(name) or AHEAD.search(name) or HEADS.match(name) or (not head and LM_HEADS.match(name)))
+    harmless = (BUFFERS, AHEAD, HEADS, OTHER_SENSES) if head else (BUFFERS, AHEAD, HEADS, OTHER_SENSES, LM_HEADS)
+    return any(pattern.search(name) for pattern in harmless)
 
 
 def _dtypes(file: Path) -> dict[str, str]:
