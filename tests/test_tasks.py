@@ -461,7 +461,7 @@ def test_an_interrupted_evaluation_goes_on(run, data, tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate_checkpoints([run[0], run[2]], **arguments)
-    monkeypatch.setattr(tasks, "evaluate", lambda *args, **options: answered.append("more") or evaluate(*args, **options))
+    monkeypatch.setattr(tasks, "evaluate", lambda *args, **kw: answered.append("more") or evaluate(*args, **kw))
     found = evaluate_checkpoints([run[0], run[2]], **arguments)
     assert answered == ["cloze", "cloze_near", "cloze", "more"] and (found.status == "measured").all()
 
