@@ -56,14 +56,15 @@ def test_known_faults_and_doubted_checkpoints_are_marked(run):
 
 def test_values_that_a_few_sequences_decide_are_marked_and_the_mark_is_explained(run):
     run["sequences"], run["half_variance"] = 1000, [400, 20, 21, 1, 300, 400, 400, 400, 400, 400]
+    run["largest_influence"] = [0.01] * 9 + [0.2]
     with figures.style():
         _, axes = figures.grid(1, 2)
         for ax, quantity in zip(axes[0], ("rankme", "alpha"), strict=True):
             figures.trajectory(ax, run, quantity)
     (mark,) = [line for line in axes[0, 0].lines if line.get_marker() == "D"]
-    assert list(mark.get_xdata()) == [1000.0, 4000.0]
+    assert list(mark.get_xdata()) == [1000.0, 4000.0, 256_000.0]
     (explained,) = axes[0, 0].get_legend().get_texts()
-    assert explained.get_text() == "half of the variance in few sequences"
+    assert explained.get_text() == "that of a few sequences"
     assert not [line for line in axes[0, 1].lines if line.get_marker() == "D"]  # alpha is not moved by them
 
 

@@ -274,10 +274,10 @@ def _few(row) -> str:
     """A warning where a few sequences decide the number."""
     from reptrace.spectra import dominated
 
-    if not dominated(row.half_variance, row.sequences):
+    if not dominated(row.half_variance, row.largest_influence, row.sequences):
         return ""
-    return (f"; beware: {row.half_variance:.0f} of the {row.sequences} sequences make up half of the variance (one has "
-            f"{row.largest_influence:.0%} of the influence), so that RankMe is theirs")
+    return (f"; beware: RankMe is that of a few sequences ({row.half_variance:.0f} of {row.sequences} make up half of "
+            f"the variance, one has {row.largest_influence:.0%} of the influence)")
 
 
 def _write_out(table, folder: Path) -> int:

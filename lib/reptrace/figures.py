@@ -85,7 +85,7 @@ def trajectory(ax, table: pd.DataFrame, quantity: str, phases: Phases | None = N
     few = _few(table)
     if quantity == "rankme" and few.any():
         ax.plot(x[few], y[few], "D", color=FEW, markerfacecolor="none", markersize=5,
-                label="half of the variance in few sequences")
+                label="that of a few sequences")
         ax.legend(fontsize=6)
     ax.set_ylabel(QUANTITIES.get(quantity, quantity))
 
@@ -94,7 +94,7 @@ def _few(table: pd.DataFrame) -> pd.Series:
     """Rows whose RankMe is that of a few sequences."""
     if "half_variance" not in table:
         return pd.Series(False, table.index)
-    return pd.Series(dominated(table.half_variance.astype(float), table.sequences.astype(float)), table.index)
+    return pd.Series(dominated(table.half_variance, table.largest_influence, table.sequences), table.index)
 
 
 def phase_line(ax, x, y, spans, colour="black", label: str | None = None, shade: bool = False) -> None:
