@@ -99,15 +99,16 @@ def dominated(half_variance, largest_influence, samples):
     """Whether RankMe is that of a few sequences: elementwise, bool.
 
     It is where at most FEW of them, or one, make up half of the total variance, or where one has more than TOO_MUCH of
-    the influence (and three times what the largest of M normal influences has, 2 ln M / M of their squares).
+    the influence, and more than twice what chance gives to one of M: an influence goes with the square of a coordinate
+    z, the largest z^2 of M normal ones is about 2 ln M, and the squares of z^2 - 1 add up to 2 M.
 
     So it is in middle layers of many trained models, where the last token of a few sequences is a massive activation
     (Sun et al. 2024, arXiv 2402.17762). The standard error tells of it, too. alpha, a slope of logarithms over ranks
     beyond the first, hardly moves.
     """
     half, share, samples = (np.asarray(each, float) for each in (half_variance, largest_influence, samples))
-    by_chance = 6 * np.log(samples) / samples
-    return (half <= np.maximum(1, FEW * samples)) | (share > np.maximum(TOO_MUCH, by_chance))
+    by_chance = (2 * np.log(samples)) ** 2 / (2 * samples)
+    return (half <= np.maximum(1, FEW * samples)) | (share > np.maximum(TOO_MUCH, 2 * by_chance))
 
 
 def eigenspectrum(features) -> np.ndarray:
