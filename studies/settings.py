@@ -39,7 +39,8 @@ def row(profile: Profile, run, table) -> dict:
         "rankme_minimum": phases.collapse_end.value if phases.collapse_end else None,
         "rankme_peak": table.rankme[phases.turn.index] if phases.turn else None,
         "rankme_last": table.rankme.iloc[-1], "rankme_last_stderr": table.rankme_stderr.iloc[-1],
-        **{key: value for key, value in phases.row().items() if not key.endswith("_value")}, **claims(phases),
+        **{key: value for key, value in phases.row().items() if not key.endswith("_value") and "wiggle" not in key},
+        **claims(phases),
         "final_loss": log.loss.iloc[-1], "probe_fingerprint": table.probe_fingerprint.iloc[0],
         "corpus_fingerprint": run.corpus, **provenance()}
 

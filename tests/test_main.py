@@ -18,9 +18,10 @@ from tqdm import tqdm
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from reptrace import batches, measure
-from reptrace.__main__ import main
+from reptrace.__main__ import _in_words, main
 from reptrace.corpora import train_tokenizer
 from reptrace.loading import load, load_tokenizer
+from reptrace.phases import find_phases
 from reptrace.pretrain import publish
 
 
@@ -57,11 +58,25 @@ def test_one_checkpoint_gives_a_record_and_a_line(folder, tmp_path, capsys):
     assert json.loads(row.identity)["batch_size"] == 8
 
 
-def test_a_whole_run_in_a_folder_is_one_command_with_a_table_and_a_picture(folder, tmp_path):
+def test_a_whole_run_in_a_folder_is_one_command_with_a_table_and_a_picture(folder, tmp_path, capsys):
     assert trace(folder, tmp_path, "--model", str(folder / "run"), "--tokens-per-step", "100") == 0
     assert pd.read_csv(tmp_path / "table.csv").tokens.tolist() == [0, 800, 6400]
     picture = (tmp_path / "trajectory.svg").read_text()
     assert "training tokens" in picture and "RankMe" in picture
+    *rows, phases = capsys.readouterr().out.splitlines()
+    assert len(rows) == 3 and phases.startswith("phases (RankMe): ")
+
+
+@pytest.mark.parametrize(("values", "axis", "line"), [
+    ([20, 5, 10, 9, 25, 20], "tokens", "collapse x 0.25 to 5.00 at 1,000 tokens, expansion x 5 to 25.00 at 4,000 "
+     "tokens, compression x 0.8; 1 wiggle, the largest x 0.9"),
+    ([20, 5, 10, 8, 15, 25], "step", "collapse x 0.25 to 5.00 at step 1,000, expansion x 5, compression not seen; "
+     "1 wiggle, the largest x 0.8"),
+    ([20, 5, 24, 16, 18, 12], "step", "collapse x 0.25 to 5.00 at step 1,000, expansion x 4.8 to 24.00 at step 2,000, "
+     "compression x 0.5; 1 wiggle, the largest x 1.12"),
+    ([20] * 6, "tokens", "collapse not seen, expansion not seen, compression not seen; 0 wiggles")])
+def test_the_phases_of_a_run_are_one_line(values, axis, line):
+    assert _in_words(find_phases(1000 * np.arange(6), values, np.full(6, 0.01)), axis) == line
 
 
 def test_branches_of_a_repository_give_the_same_numbers_as_the_folders(folder, tmp_path):

@@ -208,7 +208,8 @@ def _trace(options) -> int:
                           min(options.min_length, options.max_length), options.seed)
     table = sweep.trace(checkpoints, probe, Store(out / "records"), trust=trust, **_settings(options))
     _print(table)
-    _draw(table, out / "trajectory.svg")
+    for line in _draw(table, out / "trajectory.svg"):
+        print(line)
     return _write_out(table, out)
 
 
@@ -289,15 +290,16 @@ def _write_out(table, folder: Path) -> int:
     return int((table.status == "failed").any())
 
 
-def _draw(table, path: Path) -> None:
-    """Where there are steps to draw along, the trajectory of RankMe and alpha; what has none is named."""
+def _draw(table, path: Path) -> list[str]:
+    """Where there are steps to draw along, the trajectory of RankMe and alpha; a line to print on RankMe's phases. What
+    has no step is named."""
     axis = "tokens" if table.tokens.notna().equals(table.step.notna()) else "step"
     rows, others = table[table[axis].notna()].astype({axis: float}), table[table[axis].isna()]
     if len(rows) and len(others):
         names = ", ".join(dict.fromkeys(Path(name).name for name in others.model))
         print(f"without a step, so not in the picture: {names}", file=sys.stderr)
     if "rankme" not in table or rows[axis].nunique() < 3:
-        return
+        return []
     from reptrace import figures
     from reptrace.phases import find_phases
 
@@ -307,6 +309,21 @@ def _draw(table, path: Path) -> None:
         phases[layer] = find_phases(rows[axis], rows.rankme, rows.rankme_stderr) if enough else None
     if phases:
         figures.save(figures.run_picture(rows, phases, axis), path)
+    return [f"phases (RankMe): {_in_words(found, axis)}" for found in phases.values() if found]
+
+
+def _in_words(phases, axis: str) -> str:
+    """Sizes of the phases as ratios, the turns between them, how many wiggles there are and the largest."""
+    words = []
+    for name, turn in (("collapse", phases.collapse_end), ("expansion", phases.turn), ("compression", None)):
+        change = getattr(phases, name)
+        words.append(f"{name} x {change.ratio:.3g}" if change else f"{name} not seen")
+        if turn:
+            at = f"{turn.tokens:,.0f} tokens" if axis == "tokens" else f"step {turn.tokens:,.0f}"
+            words[-1] += f" to {turn.value:.2f} at {at}"
+    many, largest = len(phases.wiggles), phases.largest_wiggle
+    return (f"{', '.join(words)}; {many} wiggle{'' if many == 1 else 's'}"
+            + (f", the largest x {largest.ratio:.3g}" if largest else ""))
 
 
 if __name__ == "__main__":

@@ -3,29 +3,38 @@
 A trajectory is cut into moves, up or down in turn. A turn is taken only where the value afterwards moves away from it
 by more than noise alone would: the largest studentized fall of a trajectory that never falls (constant or rising; the
 constant one is the hardest case) stays below `critical_value` in 95 of 100 trajectories of that length, and likewise
-for rises. So missing phases are not invented, and the number of moves is not chosen by the reader. Moves that are real
-but small against both their neighbours, as training makes them, do not cut a phase in two.
+for rises. So missing phases are not invented, and the number of moves is not chosen by the reader.
+
+Noise decides which moves are real; size decides which of them are phases. Training makes moves of its own, and the
+better a trajectory is measured, the more of them are real. The phases are the fall, the rise and the fall that are
+together the largest, where the rise starts at the lowest value before its end and ends at the highest after its start.
+All other real reversals are wiggles, and are reported as such.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 
 LEVEL = 0.95
 PHASES = ("warmup", "entropy-seeking", "compression-seeking")
-# A move smaller than this share of the moves before and after it (logarithms of ratios) belongs to them.
-WIGGLE = 0.2
+UPWARD = ("entropy-seeking", "later")
+# In logarithms of ratios: a rise smaller than this share of the falls around it, added up, is a wiggle of one long
+# fall; a first fall smaller than this share of the rise after it, a wiggle before that. Not so a lasting factor of two.
+WIGGLE, DOUBLE = 0.25, np.log(2)
+# A trajectory in which no two values are surely apart by this factor has wiggles only.
+FLAT = 1.25
 
 
 @dataclass(frozen=True)
 class Turn:
     """An extreme between two moves. `interval` (tokens) reaches to the nearest checkpoints, on either side, that differ
-    from the extreme by more than noise: between them the true turn may lie anywhere. An end is that of the trajectory
-    where no such checkpoint follows (`open` says which sides: "", "left", "right" or "both")."""
+    from the extreme by more than noise: between them the true turn may lie anywhere. It reaches over a wiggle that
+    comes back to the extreme within noise. An end is that of the trajectory where no such checkpoint follows (`open`
+    says which sides: "", "left", "right" or "both")."""
 
     tokens: float
     value: float
@@ -51,21 +60,36 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Wiggle:
+    """A reversal that is larger than noise and no phase: indices and tokens of its first and its last checkpoint, and
+    the value at the last over that at the first. A fall within the expansion is one, however large, where the value
+    comes back later; so is a reversal within another wiggle."""
+
+    first: int
+    last: int
+    tokens: tuple[float, float]
+    ratio: float
+
+
+@dataclass(frozen=True)
 class Phases:
     """Turns and moves of a trajectory of RankMe (or of anything that first falls, then rises, then falls).
 
     Attributes
     ----------
     collapse_end : Turn or None
-        Minimum between collapse and expansion; None where the value does not fall and then rise by more than noise.
+        Minimum between collapse and expansion; None where one of the two is not seen.
     turn : Turn or None
-        Maximum between expansion and compression; None where no fall follows.
+        Maximum between expansion and compression; None where no fall follows, or where a later value is as high within
+        noise.
     collapse, expansion, compression : Change or None
-        Highest value before the minimum to the minimum; minimum to maximum (or last); maximum to the lowest value after
-        it. None: not seen.
+        Highest value before the minimum to the minimum; minimum to the highest value after it; maximum to the lowest
+        value after it. None: not seen.
     spans : list of (phase, first index, last index)
         For shading and line styles; consecutive spans share their turn. A value that rises again after compression by
         more than noise starts a span called "later".
+    wiggles : list of Wiggle
+        Reversals within the spans, in order of their first checkpoint.
     """
 
     collapse_end: Turn | None
@@ -74,9 +98,15 @@ class Phases:
     expansion: Change | None
     compression: Change | None
     spans: list[tuple[str, int, int]]
+    wiggles: list[Wiggle] = field(default_factory=list)
+
+    @property
+    def largest_wiggle(self) -> Wiggle | None:
+        """The one whose ratio is farthest from one, by its logarithm; None without any."""
+        return max(self.wiggles, key=lambda wiggle: abs(np.log(wiggle.ratio)), default=None)
 
     def row(self) -> dict:
-        """Turns and ratios as one flat row of a table; nan where a phase was not seen."""
+        """Turns, ratios and wiggles (how many, the largest one's ratio) as one flat row of a table; nan: not seen."""
         none = float("nan")
         row = {}
         for name in ("collapse_end", "turn"):
@@ -89,7 +119,8 @@ class Phases:
             low, high = change.interval if change else (none, none)
             row |= {f"{name}_ratio": change.ratio if change else none, f"{name}_ratio_low": low,
                     f"{name}_ratio_high": high}
-        return row
+        return row | {"wiggles": len(self.wiggles),
+                      "largest_wiggle_ratio": self.largest_wiggle.ratio if self.wiggles else none}
 
 
 def claims(phases: Phases) -> dict[str, str]:
@@ -137,6 +168,14 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
 
     Notes
     -----
+    With logarithms of values. The rise goes from a minimum, the lowest value before its maximum, to this maximum, the
+    highest value after its minimum; of all such rises that one is taken which, together with the largest fall to it and
+    the largest fall from it, is the largest. A rise smaller than a quarter of the two falls added up is a wiggle of one
+    long fall, unless it doubles the value and that much of it lasts. A first fall smaller than a quarter of the rise is
+    a wiggle too, unless it halves the value. The last fall may have any size: it has no later neighbour to be judged
+    by. It counts as undone, a wiggle of the rise, where it stays above the minimum and a later value is as high as the
+    maximum within noise. Where no two values are surely apart by a factor of `FLAT`, all moves are wiggles.
+
     Checkpoints are treated as independent given the curve. They share the probe's sequences, so that differences
     between them are in truth better known than assumed: the test errs towards finding nothing. Differences between
     training seeds are not covered; run several.
@@ -151,46 +190,40 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
     t, y, se = tokens[present], values[present], stderr[present]
     if not (np.diff(t) > 0).all() or (y <= 0).any() or not (se > 0).all():
         raise ValueError("tokens must increase, values and standard errors must be positive.")
-    threshold = critical_value(len(t), level)
-    indices, directions = _merge_wiggles(y, *_extremes(y, se, threshold))
+    curve = _Curve(t, y, se, critical_value(len(t), level), present)
+    extremes = curve.extremes()
+    if len(extremes) < 2:
+        return Phases(None, None, None, None, None, [])
+    start, low, high, end = _three_moves(curve, extremes)
+    moves = [move for move in zip(PHASES, (start, low, high), (low, high, end), strict=True) if move[1] < move[2]]
+    if high < end < extremes[-1]:
+        moves.append(("later", end, extremes[-1]))
 
-    def turn(position: int) -> Turn:
-        return _turn(t, y, se, indices, position, threshold, present)
+    def between(first: int, last: int) -> list[int]:
+        return [k for k in extremes if first <= k <= last]
 
-    def change(start: int, end: int) -> Change:
-        return _change(y, se, indices[start], indices[end], threshold)
-
-    # indices: start of the first move, turns between moves, end of the last move
-    down_first = bool(directions) and directions[0] < 0
-    up = 1 if down_first else 0  # position of the upward move, if there is one
-    has_up = len(directions) > up and directions[up] > 0
-    has_down = has_up and len(directions) > up + 1
-    if has_down:  # compression goes on to the lowest value after the turn, whatever happens on the way
-        lowest = up + 2 + int(np.argmin(y[indices[up + 2 :]]))
-        indices, directions = indices[: up + 2] + indices[lowest:], directions[: up + 2] + directions[lowest:]
-    names = [*(["warmup"] if down_first else []), *PHASES[1:], "later"]
-    last_names = ["later"] * len(directions)
-    spans = [(name, int(present[0 if k == 0 else indices[k]]),
-              int(present[len(y) - 1 if k == len(directions) - 1 else indices[k + 1]]))
-             for k, name in enumerate((names + last_names)[: len(directions)])]
     return Phases(
-        collapse_end=turn(up) if down_first and has_up else None,
-        turn=turn(up + 1) if has_down else None,
-        collapse=change(0, 1) if down_first else None,
-        expansion=change(up, up + 1) if has_up else None,
-        compression=change(up + 1, up + 2) if has_down else None,
-        spans=spans)
+        collapse_end=curve.turn(low, between(start, high)) if start < low < high else None,
+        turn=curve.turn(high, between(low, end)) if low < high < end else None,
+        collapse=curve.change(start, low) if start < low else None,
+        expansion=curve.change(low, high) if low < high else None,
+        compression=curve.change(high, end) if high < end else None,
+        spans=_spans(moves, present),
+        wiggles=_wiggles(curve, extremes, moves))
 
 
 def elsewhere(phases: Phases, tokens, others) -> Phases:
     """The same phases for a table with other checkpoints of the run: spans by the nearest of them.
 
     `tokens` are those of the trajectory in which the phases were found, `others` those of the other table, increasing.
+    Wiggles likewise; their tokens and ratios stay those of the trajectory. What shrinks to one checkpoint is left out.
     """
     tokens, others = np.asarray(tokens, float), np.asarray(others, float)
     nearest = [int(np.abs(others - at).argmin()) for at in tokens]
     spans = [(name, nearest[first], nearest[last]) for name, first, last in phases.spans]
-    return replace(phases, spans=[span for span in spans if span[1] < span[2]])
+    wiggles = [replace(wiggle, first=nearest[wiggle.first], last=nearest[wiggle.last]) for wiggle in phases.wiggles]
+    return replace(phases, spans=[span for span in spans if span[1] < span[2]],
+                   wiggles=[wiggle for wiggle in wiggles if wiggle.first < wiggle.last])
 
 
 @cache
@@ -205,62 +238,128 @@ def critical_value(n: int, level: float = LEVEL, draws: int = 20_000) -> float:
     return float(np.quantile(falls, level))
 
 
-def _extremes(y, se, threshold: float) -> tuple[list[int], list[int]]:
-    """Positions of the extremes (start of the first move, turns, end of the last move) and the moves' directions."""
-    extremes, directions = [], []
-    low = high = candidate = 0
-    for k in range(1, len(y)):
-        if not directions:
-            low, high = (k if y[k] < y[low] else low), (k if y[k] > y[high] else high)
-            if _apart(y, se, high, k, threshold) and y[k] < y[high]:
-                extremes, directions, candidate = [high], [-1], k
-            elif _apart(y, se, low, k, threshold) and y[k] > y[low]:
-                extremes, directions, candidate = [low], [1], k
-        elif directions[-1] * (y[k] - y[candidate]) > 0:
-            candidate = k
-        elif _apart(y, se, candidate, k, threshold):
-            extremes.append(candidate)
-            directions.append(-directions[-1])
-            candidate = k
-    return [*extremes, candidate], directions
+@dataclass(frozen=True, eq=False)
+class _Curve:
+    """A trajectory without its gaps: tokens, values and their errors, the critical value, indices in the table."""
+
+    t: np.ndarray
+    y: np.ndarray
+    se: np.ndarray
+    threshold: float
+    present: np.ndarray
+
+    @property
+    def x(self) -> np.ndarray:
+        return np.log(self.y)
+
+    def apart(self, i: int, j: int) -> bool:
+        return abs(self.y[i] - self.y[j]) > self.threshold * np.hypot(self.se[i], self.se[j])
+
+    def extremes(self) -> list[int]:
+        """Start of the first move, turns and end of the last one, lows and highs in turn; empty without a move."""
+        y, found, direction = self.y, [], 0
+        low = high = candidate = 0
+        for k in range(1, len(y)):
+            if not direction:
+                low, high = (k if y[k] < y[low] else low), (k if y[k] > y[high] else high)
+                if self.apart(high, k) and y[k] < y[high]:
+                    found, direction, candidate = [high], -1, k
+                elif self.apart(low, k) and y[k] > y[low]:
+                    found, direction, candidate = [low], 1, k
+            elif direction * (y[k] - y[candidate]) > 0:
+                candidate = k
+            elif self.apart(candidate, k):
+                found.append(candidate)
+                direction, candidate = -direction, k
+        return [*found, candidate] if direction else []
+
+    def change(self, start: int, end: int) -> Change:
+        log_ratio = np.log(self.y[end] / self.y[start])
+        # Extremes are picked for being extreme, so the interval is as wide as the threshold that they had to pass.
+        half_width = self.threshold * np.hypot(self.se[start] / self.y[start], self.se[end] / self.y[end])
+        return Change(float(np.exp(log_ratio)),
+                      (float(np.exp(log_ratio - half_width)), float(np.exp(log_ratio + half_width))))
+
+    def turn(self, at: int, extremes: list[int]) -> Turn:
+        """The extreme `at` with its interval; `extremes`: those of the moves that end and start there, it included."""
+        alike = [k for k in extremes if not self.apart(at, k)]
+        left = next((k for k in range(alike[0] - 1, -1, -1) if self.apart(at, k)), None)
+        right = next((k for k in range(alike[-1] + 1, len(self.y)) if self.apart(at, k)), None)
+        open_sides = {(False, False): "", (True, False): "left", (False, True): "right", (True, True): "both"}
+        return Turn(float(self.t[at]), float(self.y[at]), float(self.se[at]), int(self.present[at]),
+                    (float(self.t[left or 0]), float(self.t[-1 if right is None else right])),
+                    open_sides[(left is None, right is None)])
 
 
-def _merge_wiggles(y, indices: list[int], directions: list[int]) -> tuple[list[int], list[int]]:
-    """Join moves smaller than WIGGLE of both neighbours to these, the smallest first; a first move, of the second.
+def _three_moves(curve: _Curve, extremes: list[int]) -> tuple[int, int, int, int]:
+    """Start of the first fall, of the rise, of the last fall, and its end; two are the same where a move is missing.
 
-    The last move stays: it has no later neighbour to be judged by, and may be the compression that has just begun.
+    By the rules in the notes of `find_phases`. Where there is no rise, the largest fall is the first.
     """
-    indices = list(indices)
-    while len(indices) > 2:
-        sizes = np.abs(np.diff(np.log(y[indices])))
-        inner = [(sizes[k], k) for k in range(1, len(sizes) - 1) if sizes[k] < WIGGLE * min(sizes[k - 1], sizes[k + 1])]
-        if inner:
-            k = min(inner)[1]
-            del indices[k : k + 2]
-        elif sizes[0] < WIGGLE * sizes[1]:
-            del indices[0]
-        else:
-            break
-    return indices, [int(np.sign(y[j] - y[i])) for i, j in pairwise(indices)] if directions else []
+    x = curve.x
+    lowest, highest = (pick(extremes, key=lambda k: x[k]) for pick in (min, max))
+    if curve.change(highest, lowest).verdict(1 / FLAT) != "yes":
+        return (extremes[0],) * 4
+    found = []
+    for number, low in enumerate(extremes):
+        high, end = _summit(curve, x, extremes[number:])
+        foot, start = _summit(curve, -x, extremes[extremes.index(high) :: -1])
+        # What comes after the rise counts as it is, real or not: else the rise would hang on how well that is known.
+        fall, rise, back = x[start] - x[low], x[high] - x[low], x[high] - x[high:].min()
+        if foot != low or low == high or (rise < WIGGLE * (fall + back) and rise - back < DOUBLE):
+            continue
+        if fall < min(WIGGLE * rise, DOUBLE):
+            start = low
+        found.append((x[start] - x[low] + rise + x[high] - x[end], (start, low, high, end)))
+    if found:
+        return max(found, key=lambda one: one[0])[1]
+    start, low = max(combinations(extremes, 2), key=lambda pair: x[pair[0]] - x[pair[1]])
+    return start, low, low, low
 
 
-def _apart(y, se, i: int, j: int, threshold: float) -> bool:
-    return abs(y[i] - y[j]) > threshold * np.hypot(se[i], se[j])
+def _summit(curve: _Curve, x, extremes: list[int]) -> tuple[int, int]:
+    """Where the last fall among the extremes starts and ends: at the highest and the lowest after it.
+
+    Where a later one is as high as the highest again within noise, that fall is undone, and the last one starts there;
+    not so where it went as low as the first extreme. Where no fall is left, both are the highest.
+    """
+    top = high = max(extremes, key=lambda k: x[k])
+    while True:
+        end = min(extremes[extremes.index(high) :], key=lambda k: x[k])
+        again = max(extremes[extremes.index(end) :], key=lambda k: x[k])
+        if end == high:
+            return top, top
+        if again == end or x[end] <= x[extremes[0]] or curve.apart(top, again):
+            return high, end
+        high = again
 
 
-def _turn(t, y, se, indices: list[int], position: int, threshold: float, present) -> Turn:
-    at = indices[position]
-    left = next((k for k in range(at - 1, -1, -1) if _apart(y, se, at, k, threshold)), None)
-    right = next((k for k in range(at + 1, len(y)) if _apart(y, se, at, k, threshold)), None)
-    open_sides = {(False, False): "", (True, False): "left", (False, True): "right", (True, True): "both"}
-    return Turn(float(t[at]), float(y[at]), float(se[at]), int(present[at]),
-                (float(t[left or 0]), float(t[-1 if right is None else right])),
-                open_sides[(left is None, right is None)])
+def _spans(moves: list[tuple[str, int, int]], present) -> list[tuple[str, int, int]]:
+    """Moves as spans of the table: the first from its first value, the last to its last value."""
+    cuts = [0, *(first for _, first, _ in moves[1:]), len(present) - 1]
+    return [(name, int(present[first]), int(present[last]))
+            for (name, _, _), first, last in zip(moves, cuts, cuts[1:], strict=False)]
 
 
-def _change(y, se, start: int, end: int, threshold: float) -> Change:
-    log_ratio = np.log(y[end] / y[start])
-    # Extremes are picked for being extreme, so the interval is as wide as the threshold that they had to pass.
-    half_width = threshold * np.hypot(se[start] / y[start], se[end] / y[end])
-    return Change(float(np.exp(log_ratio)),
-                  (float(np.exp(log_ratio - half_width)), float(np.exp(log_ratio + half_width))))
+def _wiggles(curve: _Curve, extremes: list[int], moves: list[tuple[str, int, int]]) -> list[Wiggle]:
+    """Reversals within each phase, the first taken from the first extreme, the last to the last; without phases, all.
+
+    By persistence: a move between two larger ones is a wiggle and is taken out, which joins these, and so on; of the
+    moves that are left, those are wiggles that go against their phase.
+    """
+    x, found = curve.x, []
+    cuts = [extremes[0], *(first for _, first, _ in moves[1:]), extremes[-1]]
+    names = [name for name, _, _ in moves] or [None]
+    for name, first, last in zip(names, cuts[:-1], cuts[1:], strict=True):
+        part = [k for k in extremes if first <= k <= last]
+        while True:
+            sizes = np.abs(np.diff(x[part]))
+            k = next((k for k in range(1, len(sizes) - 1) if sizes[k] <= min(sizes[k - 1], sizes[k + 1])), None)
+            if k is None:
+                break
+            found.append((part[k], part[k + 1]))
+            del part[k : k + 2]
+        upward = name in UPWARD
+        found += [(i, j) for i, j in pairwise(part) if name is None or (x[j] > x[i]) != upward]
+    return [Wiggle(int(curve.present[i]), int(curve.present[j]), (float(curve.t[i]), float(curve.t[j])),
+                   float(curve.y[j] / curve.y[i])) for i, j in sorted(found)]
