@@ -24,6 +24,8 @@ from pathlib import Path, PurePosixPath
 from socketserver import ThreadingTCPServer
 from urllib.parse import parse_qs, quote, unquote
 
+from limits import NeverWaiting, serve, stop
+
 LARGE = (".safetensors", ".bin", ".parquet")  # kept as LFS files, as on the hub
 DATE = "2023-02-13T14:00:00.000Z"
 API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(refs|revision|tree|paths-info)(?:/([^/]+))?(?:/(.+))?)?")
@@ -191,18 +193,16 @@ class StandinHub:
     def _start(self) -> None:
         for server in self.servers:
             server.server_activate()
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self.threads = [serve(server) for server in self.servers]
 
     def _stop(self) -> None:
-        for number, server in enumerate(self.servers):
-            server.shutdown()
-            server.server_close()
+        for number, (server, thread) in enumerate(zip(self.servers, self.threads, strict=True)):
+            stop(server, thread)
             self.servers[number] = self._bound(server.server_address[1])
 
 
-class Server(ThreadingTCPServer):
+class Server(NeverWaiting, ThreadingTCPServer):
     allow_reuse_address = True
-    daemon_threads = True
     request_queue_size = 64  # a snapshot opens many connections at once
     hub: StandinHub
 

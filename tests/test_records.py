@@ -10,7 +10,6 @@ import errno
 import json
 import os
 import platform
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+from limits import run
 
 from reptrace.records import RECORDED_PACKAGES, RecordError, Store, code_version, write_atomically
 
@@ -59,8 +59,8 @@ def one_row(value=1.0):
 
 
 def test_writers_killed_at_any_moment_leave_whole_records_only(tmp_path):
-    run = subprocess.run([sys.executable, "-c", KILLER, tmp_path], capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
+    done = run([sys.executable, "-c", KILLER, tmp_path], 120)
+    assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("*.partial"))) >= 3  # some were caught in the act: the test could have failed
     records = list(tmp_path.glob("*.parquet"))
     assert len(records) > 1
@@ -91,11 +91,11 @@ def small_disk(tmp_path):
     """A file system of 64 kB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True, text=True)
+    mounted = run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk])
     if mounted.returncode:
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    run(["umount", disk], check=True)
 
 
 def test_a_full_disk_is_an_error_that_says_so_and_what_was_there_stays(small_disk, rng):
@@ -221,7 +221,7 @@ def test_a_record_carries_its_identity_and_what_made_it(store):
 
 
 def test_the_code_version_names_the_package_version_and_the_commit():
-    commit = subprocess.run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True)
+    commit = run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"])
     assert code_version().startswith(metadata.version("reptrace"))
     if commit.returncode:
         assert code_version() == metadata.version("reptrace")
