@@ -32,7 +32,7 @@ API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(refs|revision|tree|p
 RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 LFS = re.compile(r"/lfs/([0-9a-f]{64})/(.*)")
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
-FAULTS = ("slow", "cut", "drop", "busy", "error", "missing", "gated", "corrupt")
+FAULTS = ("slow", "silent", "cut", "drop", "busy", "error", "missing", "gated", "corrupt")
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ class StandinHub:
         In requests of the API `file` is "": the pattern "" means those alone, "?*" files alone.
 
         slow : the body comes at `value` bytes a second
+        silent : no answer for `value` seconds, then the connection closes
         cut : the connection closes after the share `value` of the body, default half
         drop : the connection closes without any answer
         busy : 429 with Retry-After of `value` seconds, default 0
@@ -303,6 +304,9 @@ class Handler(BaseHTTPRequestHandler):
         commit = branches.get(revision, revision)
         branch, files = commits.get(commit, (revision, {}))
         self.asked = self.command, repository, branch, file
+        if silent := self.strike("silent"):
+            time.sleep(silent.value)
+            raise ConnectionAbortedError
         if self.strike("drop"):
             self.hub.requests.append(Request(self.command, self.path, self.headers["Range"], 0))
             raise ConnectionAbortedError

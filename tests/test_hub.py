@@ -242,6 +242,14 @@ def test_an_absurd_wait_is_not_slept_through(hub):
     assert branches("me/model") and hub.waits == [library.LONGEST_WAIT]
 
 
+@pytest.mark.parametrize("ask", [branches, lambda repository: files(repository, "step0")])
+def test_a_hub_that_takes_a_request_and_never_answers_is_an_error(pythia, monkeypatch, ask):
+    monkeypatch.setattr(library, "ANSWER", 0.1)
+    pythia.fault("silent", PYTHIA, value=0.5)
+    with pytest.raises(HubError, match=r"'EleutherAI/pythia-14m'.*: the connection to the hub failed \(ReadTimeout"):
+        ask(PYTHIA)
+
+
 def test_server_errors_are_tried_again_with_waits_that_grow(pythia):
     pythia.fault("error", PYTHIA, times=4)
     assert len(branches(PYTHIA)) == 3

@@ -289,7 +289,7 @@ def test_a_client_that_resets_before_it_is_accepted_does_not_hold_up_the_hub():
 
 
 def test_an_unknown_fault_is_refused(hub):
-    with pytest.raises(ValueError, match=r"slow, cut, drop, .*got 'flood'"):
+    with pytest.raises(ValueError, match=r"slow, silent, cut, .*got 'flood'"):
         hub.fault("flood")
 
 

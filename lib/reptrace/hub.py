@@ -24,6 +24,7 @@ SMALL = re.compile(r"[^/]*\.(json|txt|model|jinja|py)")
 WEIGHTS = {"model.safetensors": re.compile(r"model([-.][^/]*)?\.safetensors"),
            "pytorch_model.bin": re.compile(r"pytorch_model([-.][^/]*)?\.bin")}
 ATTEMPTS, LONGEST_WAIT = 5, 600  # of one request; seconds between two (the hub counts requests by 5 minutes)
+ANSWER = 60  # seconds to wait for one; huggingface_hub's own client would wait for ever, but for files
 
 
 class HubError(RuntimeError):
@@ -60,10 +61,8 @@ def branches(repository: str, cache_dir: str | Path | None = None) -> dict[str, 
         refs = repository_folder(cache_dir, repository) / "refs"
         files = [path for path in refs.rglob("*") if path.is_file()] if refs.is_dir() else []
         return {str(path.relative_to(refs)): path.read_text().strip() for path in files}
-    from huggingface_hub import HfApi
-
-    refs = asked(repository, lambda: HfApi().list_repo_refs(repository))
-    return {branch.name: branch.target_commit for branch in refs.branches}
+    listed = asked(repository, lambda: _refs(repository))["branches"]
+    return {branch["name"]: branch["targetCommit"] for branch in listed}
 
 
 def commit_of(repository: str, revision: str | None = None, cache_dir: str | Path | None = None) -> str:
@@ -140,7 +139,19 @@ def near(name: str, known: Iterable[str], count: int = 3) -> str:
 def _info(repository: str, revision: str, **options):
     from huggingface_hub import HfApi
 
-    return asked(repository, lambda: HfApi().model_info(repository, revision=revision, **options), revision)
+    return asked(repository, lambda: HfApi().model_info(repository, revision=revision, timeout=ANSWER, **options),
+                 revision)
+
+
+def _refs(repository: str) -> dict:
+    """What `HfApi().list_repo_refs` asks for, which takes no time limit."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+    response = get_session().get(f"{constants.ENDPOINT}/api/models/{repository}/refs", headers=build_hf_headers(),
+                                 timeout=ANSWER)
+    hf_raise_for_status(response)
+    return response.json()
 
 
 def asked(repository: str, request: Callable, revision: str | None = None):
