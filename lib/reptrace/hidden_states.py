@@ -24,6 +24,8 @@ FINAL_NORM_NAMES = ("final_layer_norm", "norm", "ln_f", "norm_f", "final_norm", 
                     "ln_out")
 
 FINAL = "final"
+# Adapters of PEFT whose model does more in its forward pass than call the layers: X-LoRA runs twice, for instance.
+ADAPTERS_OUTSIDE = ("XLORA", "SHADOW", "POLY")
 # Blocks that add their MLP's output to the residual: in the last one, the MLP then need see the last token alone.
 RESIDUAL_MLP = ("gpt_neox", "llama", "olmo2")
 # Features gathered on a GPU before they are copied to the CPU: waiting for every batch would leave the GPU idle.
@@ -418,11 +420,62 @@ def _devices(decoder: nn.Module) -> list[torch.device]:
     return [device for device in dict.fromkeys(devices) if device.type != "meta"]
 
 
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model inside of torch.compile's, DistributedDataParallel's and PEFT's wrappers.
+
+    PEFT's layers sit inside of the model that it wraps, so that a pass through that one alone goes through the active
+    adapters; adapters of which this is not so are refused.
+    """
+    while True:
+        parts = {**getattr(model, "__dict__", {}), **getattr(model, "_modules", {})}
+        inside = parts.get("_orig_mod", parts.get("module"))
+        if isinstance(inside, nn.Module):
+            model = inside
+        elif hasattr(model, "get_base_model"):
+            _check_adapters(model)
+            model = model.get_base_model()
+        else:
+            return model
+
+
+def _check_adapters(model: nn.Module) -> None:
+    """TypeError where an adapter of a PEFT model does its work outside of the model's own layers."""
+    if getattr(model, "_adapters_disabled", False):
+        return
+    kinds = {name: str(getattr(config.peft_type, "value", config.peft_type))
+             for name, config in model.peft_config.items()}
+    for name, config in model.peft_config.items():
+        if name in model.active_adapters and config.is_prompt_learning:
+            raise TypeError(f"the model has an adapter of the kind {kinds[name]}, which puts learned tokens or states "
+                            "before every text: hidden states of the text alone would not be this model's. LoRA and "
+                            "other adapters inside of the layers can be measured.")
+        invoked = name in model.active_adapters and getattr(config, "alora_invocation_tokens", None)
+        if invoked or kinds[name] in ADAPTERS_OUTSIDE:
+            kind = "aLoRA" if invoked else kinds[name]
+            raise TypeError(f"the model has an adapter of the kind {kind}, which depends on more than the layer that "
+                            "it sits in: a pass through the decoder alone would leave some of it out. LoRA can be "
+                            "measured.")
+
+
 def _decoder(model: nn.Module) -> nn.Module:
-    decoder = getattr(model, "base_model", model)
+    inside = _unwrapped(model)
+    decoder = _unwrapped(getattr(inside, "base_model", inside))
     if not hasattr(decoder, "config"):
         raise TypeError(f"expected a transformers model, got {type(model).__name__}.")
     return decoder
+
+
+def check_sequences(model: nn.Module, sequences, layers: Sequence[int | str] | str = (FINAL,)) -> None:
+    """ValueError or TypeError where `last_token_states` would refuse sequences or layers for a model that it can take.
+    """
+    decoder = _decoder(model)
+    _layer_names(decoder, layers)
+    _checked(decoder, sequences)
+
+
+def _vocabulary(decoder: nn.Module) -> int:
+    embeddings = decoder.get_input_embeddings()
+    return getattr(embeddings, "num_embeddings", None) or len(embeddings.weight)  # an adapter's has the weight alone
 
 
 def _blocks(decoder: nn.Module) -> nn.ModuleList:
@@ -460,7 +513,7 @@ def _checked(decoder: nn.Module, sequences) -> list[np.ndarray]:
     if len(sequences) == 0:
         raise ValueError("there are no sequences to measure.")
     context = getattr(decoder.config, "max_position_embeddings", None)
-    vocabulary = decoder.get_input_embeddings().num_embeddings
+    vocabulary = _vocabulary(decoder)
     arrays = [np.asarray(sequence) for sequence in sequences]
     for row, array in enumerate(arrays):
         if len(array) == 0:
@@ -480,7 +533,7 @@ def _checked(decoder: nn.Module, sequences) -> list[np.ndarray]:
 def _check_causal(decoder: nn.Module, token: int, captured: _Captured, devices: Sequence[torch.device]) -> None:
     """The state of a token must not change with what follows it: padding is left unmasked on that ground."""
     states = []
-    for following in (0, decoder.get_input_embeddings().num_embeddings - 1):
+    for following in (0, _vocabulary(decoder) - 1):
         if not _fits(decoder, [np.array([token, following])], captured, devices, last=[0]):
             raise batches.too_little(decoder, devices, 2, 1, 0, 2)
         states.append(torch.cat([rows.flatten().float().cpu() for rows in captured.rows.values()]))
