@@ -24,6 +24,8 @@ SMALL = re.compile(r"[^/]*\.(json|txt|model|jinja|py)")
 WEIGHTS = {"model.safetensors": re.compile(r"model([-.][^/]*)?\.safetensors"),
            "pytorch_model.bin": re.compile(r"pytorch_model([-.][^/]*)?\.bin")}
 ATTEMPTS, LONGEST_WAIT = 5, 600  # of one request; seconds between two (the hub counts requests by 5 minutes)
+# When one thread loses its connection, the client closes what all of them share, and may have none for a moment.
+CLOSED = re.compile("has been closed|'NoneType' object has no attribute '(request|stream|get)'")
 ANSWER = 60  # seconds to wait for one; huggingface_hub's own client would wait for ever, but for files
 
 
@@ -180,8 +182,8 @@ def asked(repository: str, request: Callable, revision: str | None = None):
             return request()
         except LocalEntryNotFoundError as error:  # looked for in the cache only after this had gone wrong
             raise error.__cause__ or error from None
-        except RuntimeError as error:  # when one thread loses its connection, the client closes what all of them share
-            if "has been closed" not in str(error):
+        except (RuntimeError, AttributeError) as error:
+            if not CLOSED.search(str(error)):
                 raise
             raise httpx2.ReadError(str(error)) from error
 
