@@ -223,7 +223,8 @@ def test_whatever_goes_wrong_is_one_warning_and_the_trained_weights_are_the_same
     assert_same_weights(plain, trainer)
     assert generators() == before and trainer.state.global_step == 6
     warned, end = said()
-    assert warned.startswith(f"no geometry at step 0, training goes on: {type(error).__name__}: {error}")
+    reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    assert warned.startswith(f"no geometry at step 0, training goes on: {reason}. ")
     assert end.endswith(f"; 4 of 4 measurements failed: 4 {type(error).__name__} (first at step 0)")
     ours = [set(logs) for _, logs in reporter.seen if any(name.startswith("geometry") for name in logs)]
     assert [names - {"epoch"} for names in ours] == [{"geometry/time_share"}] * 4
@@ -236,7 +237,7 @@ def test_a_warning_says_where_an_unforeseen_error_came_from_and_what_to_try_with
     assert "raised in test_callback.py, line" in said()[0] and "last_token_states(model, sequences)" in said()[0]
     monkeypatch.setattr("reptrace.callback.last_token_states", raising(torch.OutOfMemoryError("no room")))
     train(tmp_path / "b", steps=[0])
-    assert "OutOfMemoryError: no room Try a smaller batch_size, or fewer or shorter sequences." in said()[2]
+    assert "OutOfMemoryError: no room. Try a smaller batch_size, or fewer or shorter sequences." in said()[2]
 
 
 class Failing(torch.nn.Module):

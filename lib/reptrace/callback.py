@@ -159,8 +159,9 @@ class GeometryCallback(TrainerCallback):
         advice = (" Try a smaller batch_size, or fewer or shorter sequences." if no_memory else "" if ours
                   else f" It was raised in {Path(raised.filename).name}, line {raised.lineno}; to see it whole, call "
                        "reptrace.hidden_states.last_token_states(model, sequences).")
-        logger.warning(f"no geometry at step {step}, training goes on: {kind[0]}: {error}{advice} Further failures of "
-                       "this kind are counted and not told until the end.")
+        told = str(error).strip().split("\n")[0].rstrip(".")
+        logger.warning(f"no geometry at step {step}, training goes on: {kind[0]}{told and ': '}{told}.{advice} Further "
+                       "failures of this kind are counted and not told until the end.")
 
 
 def _check_call(model: nn.Module | None, sequences: Sequence[Sequence[int]], layers) -> None:
