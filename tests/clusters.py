@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from limits import SOON, line
 
 NURSERY = """
 import json, os, signal, sys, traceback
@@ -64,7 +65,7 @@ class Child(psutil.Process):
     def printed(self) -> str:
         return self.log.read_text()
 
-    def code(self, timeout: float = 60) -> int | None:
+    def code(self, timeout: float = SOON) -> int | None:
         """Its exit code once it has ended; None if it was killed."""
         self.wait(timeout)
         file = self.log.with_name(f"{self.log.name}.code")
@@ -82,7 +83,7 @@ class Nursery:
         log = self.folder / f"{len(self.children)}-{what}.log"
         self.process.stdin.write(json.dumps([what, list(map(str, arguments)), str(log)]) + "\n")
         self.process.stdin.flush()
-        self.children.append(Child(int(self.process.stdout.readline()), log))
+        self.children.append(Child(int(line(self.process)), log))
         return self.children[-1]
 
     def worker(self, client, *options: object) -> Child:
@@ -147,11 +148,11 @@ def scheduler(**settings) -> Iterator:
     options = {"host": "127.0.0.1", "port": 0, **NO_DASHBOARD}
     with (dask.config.set(settings),
           SpecCluster(workers={}, scheduler={"cls": Scheduler, "options": options}, silence_logs=40) as cluster,
-          Client(cluster, timeout=10) as client):
+          Client(cluster, timeout=SOON) as client):
         yield client
 
 
-def wait_until(true: Callable[[], object], what: str, seconds: float = 20) -> None:
+def wait_until(true: Callable[[], object], what: str, seconds: float = SOON) -> None:
     """Look until something is so; a failure says what was waited for."""
     stop = time.monotonic() + seconds
     while not true():

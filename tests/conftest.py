@@ -29,6 +29,7 @@ import numpy as np
 import pytest
 import torch
 from clusters import dask_here, loopback, nursery, started_once  # noqa: F401  fixtures
+from limits import pytest_handlecrashitem, pytest_runtest_teardown  # noqa: F401  hooks
 
 torch.set_num_threads(1)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from limits import SOON, kill
 
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "sinfo", "setpriv")
 
@@ -96,7 +97,7 @@ def missing() -> str:
 
 
 @contextmanager
-def one_node(cpus: int = 4, memory_mb: int = 8000, timeout: float = 20) -> Iterator[Slurm]:
+def one_node(cpus: int = 4, memory_mb: int = 8000, timeout: float = SOON) -> Iterator[Slurm]:
     """Start a SLURM of one idle node; on leaving, however that comes, end its jobs and its daemons and its folder.
 
     Within, SLURM_CONF in ``os.environ`` names its configuration.
@@ -200,11 +201,10 @@ def _daemon(slurm: Slurm, name: str, *arguments: str) -> Iterator[subprocess.Pop
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            kill(process)
 
 
-def _end_jobs(slurm: Slurm, timeout: float = 10) -> None:
+def _end_jobs(slurm: Slurm, timeout: float = SOON) -> None:
     """Cancel what is in the queue and wait until it is empty, so that no step is left to outlive slurmd."""
     stop = time.monotonic() + timeout
     with suppress(subprocess.SubprocessError):  # no daemon is left to ask: _end_steps sees to the rest

@@ -24,13 +24,15 @@ from pathlib import Path, PurePosixPath
 from socketserver import ThreadingTCPServer
 from urllib.parse import parse_qs, quote, unquote
 
+from limits import NeverWaiting, serve, stop
+
 LARGE = (".safetensors", ".bin", ".parquet")  # kept as LFS files, as on the hub
 DATE = "2023-02-13T14:00:00.000Z"
 API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(refs|revision|tree|paths-info)(?:/([^/]+))?(?:/(.+))?)?")
 RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 LFS = re.compile(r"/lfs/([0-9a-f]{64})/(.*)")
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
-FAULTS = ("slow", "cut", "drop", "busy", "error", "missing", "gated", "corrupt")
+FAULTS = ("slow", "silent", "cut", "drop", "busy", "error", "missing", "gated", "corrupt")
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class StandinHub:
         In requests of the API `file` is "": the pattern "" means those alone, "?*" files alone.
 
         slow : the body comes at `value` bytes a second
+        silent : no answer for `value` seconds, then the connection closes
         cut : the connection closes after the share `value` of the body, default half
         drop : the connection closes without any answer
         busy : 429 with Retry-After of `value` seconds, default 0
@@ -191,18 +194,16 @@ class StandinHub:
     def _start(self) -> None:
         for server in self.servers:
             server.server_activate()
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self.threads = [serve(server) for server in self.servers]
 
     def _stop(self) -> None:
-        for number, server in enumerate(self.servers):
-            server.shutdown()
-            server.server_close()
+        for number, (server, thread) in enumerate(zip(self.servers, self.threads, strict=True)):
+            stop(server, thread)
             self.servers[number] = self._bound(server.server_address[1])
 
 
-class Server(ThreadingTCPServer):
+class Server(NeverWaiting, ThreadingTCPServer):
     allow_reuse_address = True
-    daemon_threads = True
     request_queue_size = 64  # a snapshot opens many connections at once
     hub: StandinHub
 
@@ -303,6 +304,9 @@ class Handler(BaseHTTPRequestHandler):
         commit = branches.get(revision, revision)
         branch, files = commits.get(commit, (revision, {}))
         self.asked = self.command, repository, branch, file
+        if silent := self.strike("silent"):
+            time.sleep(silent.value)
+            raise ConnectionAbortedError
         if self.strike("drop"):
             self.hub.requests.append(Request(self.command, self.path, self.headers["Range"], 0))
             raise ConnectionAbortedError

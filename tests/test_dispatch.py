@@ -7,7 +7,6 @@ unless a test says otherwise; they cannot import this file, so what they run is 
 """
 
 import errno
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import dask
@@ -16,6 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 from clusters import scheduler, wait_until
+from limits import SOON, in_background
 from standin_hub import tiny_model, tiny_tokenizer
 
 from reptrace import dispatch
@@ -70,11 +70,7 @@ def assert_same(table, expected):
 @contextmanager
 def going_on(*arguments, **options):
     """`measure` in a thread: a future of its table. Whatever happens, the test does not wait for ever."""
-    pool = ThreadPoolExecutor(1)
-    try:
-        yield pool.submit(measure, *arguments, **options)
-    finally:
-        pool.shutdown(wait=False)
+    yield in_background(measure, *arguments, **options)
 
 
 @contextmanager
@@ -138,7 +134,7 @@ def test_one_worker_killed_in_the_middle_and_one_that_joins_late_leave_no_trace_
             victim.kill()
             nursery.worker(client, "--name", "late")
             wait_until(lambda: "late" in account.workers, "the late one has measured")
-        assert_same(table.result(30), alone)
+        assert_same(table.result(SOON), alone)
         assert set(account.workers) == {"second", "late"} and len(account.workers) == len(points)
     assert len(downloads(hub, points[0])) == 2  # begun by the victim, done by another
 
@@ -146,19 +142,19 @@ def test_one_worker_killed_in_the_middle_and_one_that_joins_late_leave_no_trace_
 def test_a_table_that_is_lost_with_its_worker_before_it_was_fetched_is_made_again(
         alone, points, probe, tmp_path, nursery, loopback, monkeypatch):
     workers, take_in = [nursery.worker(loopback)], dispatch._Cluster._take_in
-    loopback.wait_for_workers(1)
+    loopback.wait_for_workers(1, timeout=SOON)
 
     def killed_first(self, slot):
         if len(workers) == 1:
             workers[0].kill()
-            workers[0].wait(5)
+            workers[0].wait(SOON)
             workers.append(nursery.worker(loopback))
         return take_in(self, slot)
 
     monkeypatch.setattr(dispatch._Cluster, "_take_in", killed_first)
     monkeypatch.setattr(dispatch, "FETCH", 1)
     with going_on(points, probe, tmp_path / "cluster", client=loopback) as table:
-        assert_same(table.result(30), alone)
+        assert_same(table.result(SOON), alone)
 
 
 def test_a_worker_that_goes_between_a_look_at_it_and_its_next_checkpoint_is_no_error(
@@ -166,18 +162,18 @@ def test_a_worker_that_goes_between_a_look_at_it_and_its_next_checkpoint_is_no_e
     submit = dispatch._Cluster._submit
     with scheduler(**{"distributed.comm.timeouts.connect": "1s"}) as client:
         workers = [nursery.worker(client)]
-        client.wait_for_workers(1)
+        client.wait_for_workers(1, timeout=SOON)
 
         def killed_first(self, slot):
             if len(workers) == 1:
                 workers[0].kill()
-                workers[0].wait(5)
+                workers[0].wait(SOON)
                 workers.append(nursery.worker(client))
             return submit(self, slot)
 
         monkeypatch.setattr(dispatch._Cluster, "_submit", killed_first)
         with going_on(points, probe, tmp_path / "cluster", client=client) as table:
-            assert_same(table.result(30), alone)
+            assert_same(table.result(SOON), alone)
 
 
 @pytest.mark.parametrize("allowed_failures", [0, 3])
@@ -193,7 +189,7 @@ def test_a_checkpoint_that_takes_every_worker_with_it_is_a_gap_and_the_others_ar
           going_on(suite("pythia-14m").checkpoints(), probe, tmp_path / "cluster", client=client,
                    trust=[PYTHIA]) as table):
         workers = [nursery.worker(client) for _ in range(4)]
-        found = table.result(30)
+        found = table.result(SOON)
         assert sum(worker.is_running() for worker in workers) == 1
     assert found.status.tolist() == ["measured", "failed", "measured"]
     assert "the worker died" in found.reason[1] and "3 times" in found.reason[1]
@@ -211,7 +207,7 @@ def test_a_worker_that_has_forgotten_the_probes_is_given_them_again(
         with held_up(hub, 0):
             wait_until(lambda: downloads(hub, points[0]), "step0 is under way")
             loopback.run(forget)
-        assert_same(table.result(30), alone)
+        assert_same(table.result(SOON), alone)
 
 
 def test_a_worker_that_dask_has_paused_for_its_memory_measures_all_the_same(
@@ -220,7 +216,7 @@ def test_a_worker_that_dask_has_paused_for_its_memory_measures_all_the_same(
     wait_until(lambda: [each["status"] for each in loopback.scheduler_info()["workers"].values()] == ["paused"],
                "the worker is paused")
     with going_on(points, probe, tmp_path / "cluster", client=loopback) as table:
-        assert_same(table.result(30), alone)
+        assert_same(table.result(SOON), alone)
 
 
 def test_a_scheduler_that_dies_is_a_clear_error_and_what_was_measured_is_kept(
@@ -238,7 +234,7 @@ def test_a_scheduler_that_dies_is_a_clear_error_and_what_was_measured_is_kept(
             wait_until(lambda: done(tmp_path / "cluster") == 1, "one is measured")
             dead.kill()
             with pytest.raises(ConnectionError, match=r"connection to the Dask scheduler was lost.*kept"):
-                table.result(20)
+                table.result(SOON)
     again = downloads(hub, points[0])
     assert_same(measure(points, probe, tmp_path / "cluster"), alone)
     assert downloads(hub, points[0]) == again
@@ -256,10 +252,10 @@ def test_workers_with_a_gpu_measure_and_the_others_are_left_alone(
 
     account = Account(loopback)
     nursery.worker(loopback, "--name", "plain")
-    loopback.wait_for_workers(1)
+    loopback.wait_for_workers(1, timeout=SOON)
     loopback.run(without_torch)
     nursery.worker(loopback, "--name", "gpu", "--resources", "GPU=1")
-    loopback.wait_for_workers(2)
+    loopback.wait_for_workers(2, timeout=SOON)
     assert_same(measure(points, probe, tmp_path / "cluster", client=loopback), alone)
     assert account.workers == ["gpu"] * len(points)
 
@@ -272,7 +268,7 @@ def test_a_gpu_that_joins_workers_without_one_takes_its_share(alone, points, pro
             wait_until(lambda: downloads(hub, points[1]), "step1 is under way")
             nursery.worker(loopback, "--name", "gpu", "--resources", "GPU=1")
             wait_until(lambda: "gpu" in account.workers, "the GPU has measured")
-        assert_same(table.result(30), alone)
+        assert_same(table.result(SOON), alone)
     assert set(account.workers) == {"plain", "gpu"}
 
 
@@ -328,7 +324,7 @@ def test_no_space_on_a_worker_stops_the_sweep_and_keeps_what_is_done(
             wait_until(lambda: downloads(hub, points[1]), "step1 is under way")
             loopback.run(fill)
         with pytest.raises(OSError, match=r"0\.0 GB are free: free some space") as caught:
-            table.result(30)
+            table.result(SOON)
     assert caught.value.errno == errno.ENOSPC
     assert set(pd.concat(map(pd.read_parquet, (tmp_path / "cluster").glob("*.parquet"))).status) == {"measured"}
     nursery.end()
@@ -341,14 +337,14 @@ def test_an_interrupted_sweep_leaves_nothing_held_or_fetched_on_its_workers(
         raise KeyboardInterrupt
 
     nursery.worker(loopback)
-    loopback.wait_for_workers(1)
+    loopback.wait_for_workers(1, timeout=SOON)
     with monkeypatch.context() as patch:
         patch.setattr(dispatch.Queue, "finish", interrupt)
         with pytest.raises(KeyboardInterrupt):
             measure(points, probe, tmp_path / "cluster", client=loopback)
     wait_until(lambda: not list(weights_cache().glob("models--*/snapshots/*")), "the worker has deleted what it had")
     with going_on(points, probe, tmp_path / "cluster") as table:  # while that worker lives
-        assert_same(table.result(30), alone)
+        assert_same(table.result(SOON), alone)
 
 
 # On this machine
@@ -382,7 +378,7 @@ def test_each_gpu_of_this_machine_gets_one_worker_and_those_of_others_none(dask_
     with pytest.raises(ValueError, match=r"3 workers .* 2 GPUs: one checkpoint a GPU"), dispatch.local_cluster(3):
         pass
     with dispatch.local_cluster(2) as client:
-        client.wait_for_workers(2)
+        client.wait_for_workers(2, timeout=SOON)
         assert sorted(client.run(visible).values()) == ["5", "7"]
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         assert [worker["resources"] for worker in workers] == [{"GPU": 1}] * 2

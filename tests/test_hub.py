@@ -11,6 +11,7 @@ import json
 import time
 
 import httpx2
+import huggingface_hub
 import pytest
 from huggingface_hub import constants, hf_hub_download, scan_cache_dir, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
@@ -247,6 +248,23 @@ def test_an_absurd_wait_is_not_slept_through(hub):
     hub.put("me/model", "main", plain())
     hub.fault("busy", times=1, value=10**6)
     assert branches("me/model") and hub.waits == [library.LONGEST_WAIT]
+
+
+def test_a_client_that_another_thread_is_closing_is_tried_again(pythia, monkeypatch):
+    """Between two lines of `get_session` another thread may close the client: by huggingface_hub's own, without one."""
+    sessions = [None, httpx2.Client()]
+    sessions[1].close()
+    get_session = huggingface_hub.get_session
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: sessions.pop() if sessions else get_session())
+    assert len(branches(PYTHIA)) == 3 and len(pythia.requests) == 1 and pythia.waits == [1, 2]
+
+
+@pytest.mark.parametrize("ask", [branches, lambda repository: files(repository, "step0")])
+def test_a_hub_that_takes_a_request_and_never_answers_is_an_error(pythia, monkeypatch, ask):
+    monkeypatch.setattr(library, "ANSWER", 0.1)
+    pythia.fault("silent", PYTHIA, value=0.5)
+    with pytest.raises(HubError, match=r"'EleutherAI/pythia-14m'.*: the connection to the hub failed \(ReadTimeout"):
+        ask(PYTHIA)
 
 
 def test_server_errors_are_tried_again_with_waits_that_grow(pythia):

@@ -9,13 +9,13 @@ import itertools
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from limits import run
 
 import reptrace.infgram
 from reptrace import suffix_array
@@ -315,8 +315,8 @@ def engine():
             pieces = [b"\xff\xff" + np.array(document, np.uint16).tobytes() for document in documents]
             (place / "tokenized.0").write_bytes(b"".join(pieces))
             np.cumsum([0, *map(len, pieces[:-1])]).astype(np.uint64).tofile(place / "offset.0")
-            subprocess.run([sys.executable, "-m", "infini_gram.indexing", "--data_dir", place, "--save_dir", place,
-                            "--cpus", "1", "--mem", "1", "--ulimit", "1024"], check=True, capture_output=True)
+            run([sys.executable, "-m", "infini_gram.indexing", "--data_dir", place, "--save_dir", place, "--cpus", "1",
+                 "--mem", "1", "--ulimit", "1024"], check=True)
             return package.InfiniGramEngine(index_dir=str(place), eos_token_id=end_of_text, vocab_size=65535,
                                             max_support=10**9)
 

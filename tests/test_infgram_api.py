@@ -7,13 +7,13 @@ at all. Nothing here asks the real API.
 
 import json
 import sys
-import threading
 import time
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
+from limits import NeverWaiting, check_resets, serving
 
 from reptrace.infgram import build_infgram
 from reptrace.infgram_api import ApiError, WebInfinityGram
@@ -23,6 +23,10 @@ END = 2
 STREAM = [5, 6, 7, END, 5, 6, END, 4, 9, 5, 6, 8, END, 7, 5, END] * 3
 CONTEXTS = [[], [5, 6], [4, 9, 5, 6], [3], [7, 5], [5, 6, END, 5], [8] * 40]
 TOKENS = [5, 7, 8, 6, END, 6, 9]
+
+
+class Server(NeverWaiting, ThreadingHTTPServer):
+    pass
 
 
 class StandIn:
@@ -42,7 +46,7 @@ class StandIn:
             def log_message(self, *_):
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/"
 
     def answer(self, query):
@@ -104,12 +108,8 @@ def index(tmp_path_factory):
 @pytest.fixture
 def server(index):
     stand_in = StandIn(index)
-    thread = threading.Thread(target=stand_in.server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield stand_in
-    stand_in.server.shutdown()
-    stand_in.server.server_close()
-    thread.join()
+    with serving(stand_in.server):
+        yield stand_in
 
 
 @pytest.fixture
@@ -229,11 +229,18 @@ def test_a_slow_answer_within_the_time_allowed_counts(web, server, index):
     assert lookups(web(timeout=5)) == lookups(index) and len(server.requests) == len(CONTEXTS)
 
 
-def test_out_of_reach_is_an_error_that_says_what_to_try(web, server):
-    server.server.server_close()
+def test_out_of_reach_is_an_error_that_says_what_to_try(web, index):
+    gone = StandIn(index)
+    gone.server.server_close()
     with pytest.raises(ApiError, match=r"cannot be reached .*tried 5 times.*where there is a network.*build_infgram"):
-        web().next_token([[5]], [6])
-    server.server.__init__(("127.0.0.1", 0), BaseHTTPRequestHandler)  # for the fixture to close
+        web(url=gone.url).next_token([[5]], [6])
+
+
+def test_a_client_that_resets_before_it_is_accepted_does_not_hold_up_the_stand_in(index, web):
+    stand_in = StandIn(index)
+    check_resets(stand_in.server)
+    with serving(stand_in.server):
+        assert lookups(web(url=stand_in.url)) == lookups(index)
 
 
 def test_a_refused_query_is_not_tried_again(web, server):

@@ -9,12 +9,14 @@ import html
 import json
 import re
 import shutil
-import threading
+import socket
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from urllib.request import urlopen
 
 import numpy as np
 import pandas as pd
 import pytest
+from limits import SOON, NeverWaiting, check_resets, serving
 from matplotlib.colors import to_hex
 
 from reptrace import figures, report, toy
@@ -42,6 +44,26 @@ SETTINGS = {
 # The browser and the page
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+class Server(NeverWaiting, ThreadingHTTPServer):
+    """A folder's pages."""
+
+    def __init__(self, folder):
+        super().__init__(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+
+
+def test_a_client_that_resets_before_it_is_accepted_does_not_hold_up_the_pages(tmp_path):
+    (tmp_path / "lab.html").write_text("a page")
+    server = Server(tmp_path)
+    check_resets(server)
+    with serving(server), urlopen(f"http://127.0.0.1:{server.server_port}/lab.html", timeout=SOON) as answer:
+        assert answer.read() == b"a page"
+
+
 @pytest.fixture(scope="module")
 def browser():
     if not (CHROMIUM and DRIVER):
@@ -53,7 +75,13 @@ def browser():
     for flag in FLAGS:
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+    options.timeouts = {"pageLoad": 1000 * SOON, "script": 1000 * SOON}
+    default = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(2 * SOON)  # what selenium goes by when it waits for chromedriver; else it waits for ever
+    try:
+        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+    finally:
+        socket.setdefaulttimeout(default)
     yield driver
     driver.quit()
 
@@ -78,15 +106,8 @@ def built(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(built):
     """The same page over http on loopback."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(built))) as serving:
-        threading.Thread(target=serving.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{serving.server_port}"
-        serving.shutdown()
+    with serving(Server(built)) as pages:
+        yield f"http://127.0.0.1:{pages.server_port}"
 
 
 @pytest.fixture
@@ -117,7 +138,7 @@ def after_the_address_changes(driver, script: str, *arguments) -> None:
 def wait_until(driver, script: str) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(driver, 30, poll_frequency=0.02).until(lambda d: d.execute_script(script))
+    WebDriverWait(driver, SOON, poll_frequency=0.02).until(lambda d: d.execute_script(script))
 
 
 def done(driver) -> None:

@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from limits import join
 from safetensors.torch import load_file, save_file
 from test_hidden_states import TOLERANCES, sequences, tiny  # noqa: F401  a fixture
 from transformers.utils import logging
@@ -179,12 +180,12 @@ def test_threads_that_load_side_by_side_take_turns_and_leave_the_process_as_it_w
     before = logging.get_verbosity()
     logging.set_verbosity_info()
     logging.enable_progress_bar()
-    threads = [threading.Thread(target=from_pretrained, args=(Loader, f"me/{k}", None)) for k in range(4)]
+    threads = [threading.Thread(target=from_pretrained, args=(Loader, f"me/{k}", None), daemon=True)
+               for k in range(4)]
     try:
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        join(*threads)
         assert overlaps == [False] * 4
         assert logging.get_verbosity() == logging.INFO and logging.is_progress_bar_enabled()
         assert torch.get_default_dtype() == torch.float32

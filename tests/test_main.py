@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 import time
 from functools import partial
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from limits import run
 from test_loading import house
 from tqdm import tqdm
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
@@ -130,12 +130,10 @@ def test_a_checkpoint_that_cannot_be_read_is_a_line_and_the_others_are_measured(
 def test_help_says_it_all_at_once_without_loading_torch():
     started = time.perf_counter()
     for words in ([], ["trace"], ["report"]):
-        done = subprocess.run([sys.executable, "-X", "importtime", "-m", "reptrace", *words, "--help"], text=True,
-                              capture_output=True)
+        done = run([sys.executable, "-X", "importtime", "-m", "reptrace", *words, "--help"])
         assert done.returncode == 0 and "torch" not in done.stderr
     for option in ("--model", "--revision", "--text", "--layers", "--out"):
-        assert option in subprocess.run([sys.executable, "-m", "reptrace", "trace", "--help"], text=True,
-                                        capture_output=True).stdout
+        assert option in run([sys.executable, "-m", "reptrace", "trace", "--help"]).stdout
     assert time.perf_counter() - started < 60  # not a speed test: a hang would be a network look-up
 
 

@@ -5,10 +5,8 @@ A resumed run must end with exactly the weights of one that was never stopped: s
 """
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -18,6 +16,7 @@ import pytest
 import torch
 from filelock import FileLock
 from huggingface_hub import scan_cache_dir
+from limits import SOON, kill_when
 from transformers import GPTNeoXForCausalLM
 
 from reptrace.corpora import Corpus
@@ -176,14 +175,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_weights_of_one_never_stopped(tmp
         "Suite([a_run(steps=600)], CORPUS, sys.argv[1]).train(workers=1, progress=False)\n")
     folder = tmp_path / "killed"
     driver = subprocess.Popen([sys.executable, str(script), str(folder), os.path.dirname(__file__)])
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("training/*/state/checkpoint-*/whole")):
-        assert driver.poll() is None and time.monotonic() < deadline, "no Trainer checkpoint appeared"
-        time.sleep(0.01)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    kill_when(driver, lambda: list(folder.glob("training/*/state/checkpoint-*/whole")))
     work = next(folder.glob("training/neox*"))
-    with FileLock(work / "lock", timeout=60):  # the orphan ends by itself when it next reports its step
+    with FileLock(work / "lock", timeout=SOON):  # the orphan ends by itself when it next reports its step
         assert "main" not in revisions(run.repository, str(folder / "hub")), "killed too late to show anything"
     broken = next(work.glob("state/checkpoint-*"))
     broken.with_name("checkpoint-599").mkdir()  # as left by a kill while saving: not marked whole, so not resumed from

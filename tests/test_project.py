@@ -22,6 +22,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from limits import run
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -167,8 +168,7 @@ def test_pre_commit_hooks_are_local_and_locked():
 
 
 def git(*arguments: str, expect: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess:
-    done = subprocess.run(["git", "-c", f"core.excludesFile={os.devnull}", "-C", str(ROOT), *arguments],
-                          capture_output=True, text=True)
+    done = run(["git", "-c", f"core.excludesFile={os.devnull}", "-C", str(ROOT), *arguments])
     assert done.returncode in expect, done.stderr
     return done
 

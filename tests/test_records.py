@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+from limits import run
 
 from reptrace.records import RECORDED_PACKAGES, RecordError, Store, code_version, write_atomically
 
-# Forks writers that rewrite four records without pause, and kills each after a few milliseconds, until three of them
-# were caught in the middle of a write (they leave their unfinished file behind). Prints how many were killed.
+# Forks writers that rewrite four records without pause, and kills each a few milliseconds after its first, until three
+# of them were caught in the middle of a write (they leave their unfinished file behind). Prints how many were killed.
 KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
@@ -31,15 +32,21 @@ from reptrace.records import Store
 store, random = Store(sys.argv[1]), random.Random(0)
 store.write({"k": "warm"}, [{"value": 0.0, "spectrum": np.zeros(100_000)}])
 for killed in range(1, 1001):
+    begun, begin = os.pipe()
     child = os.fork()
     if not child:
         k = 0
         while True:
             k += 1
             store.write({"k": k % 4}, [{"value": float(k), "spectrum": np.arange(100_000) + float(k)}])
-    time.sleep(random.uniform(0.005, 0.04))
+            if k == 1:
+                os.write(begin, b".")
+    os.read(begun, 1)  # on a busy machine that takes a while
+    time.sleep(random.uniform(0, 0.02))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    os.close(begun)
+    os.close(begin)
     if len(list(Path(sys.argv[1]).glob("*.partial"))) >= 3:
         break
 print(killed)
@@ -59,8 +66,8 @@ def one_row(value=1.0):
 
 
 def test_writers_killed_at_any_moment_leave_whole_records_only(tmp_path):
-    run = subprocess.run([sys.executable, "-c", KILLER, tmp_path], capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
+    done = run([sys.executable, "-c", KILLER, tmp_path], 120)
+    assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("*.partial"))) >= 3  # some were caught in the act: the test could have failed
     records = list(tmp_path.glob("*.parquet"))
     assert len(records) > 1
@@ -91,11 +98,11 @@ def small_disk(tmp_path):
     """A file system of 64 kB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True, text=True)
+    mounted = run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk])
     if mounted.returncode:
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    run(["umount", disk], check=True)
 
 
 def test_a_full_disk_is_an_error_that_says_so_and_what_was_there_stays(small_disk, rng):
@@ -221,12 +228,20 @@ def test_a_record_carries_its_identity_and_what_made_it(store):
 
 
 def test_the_code_version_names_the_package_version_and_the_commit():
-    commit = subprocess.run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True)
+    commit = run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"])
     assert code_version().startswith(metadata.version("reptrace"))
     if commit.returncode:
         assert code_version() == metadata.version("reptrace")
     else:
         assert f"({commit.stdout[:12]}" in code_version()
+
+
+def test_a_git_that_does_not_answer_is_done_without(monkeypatch):
+    def hung(command, timeout=None, **options):
+        raise subprocess.TimeoutExpired(command, timeout)  # what subprocess says; without a limit it would say nothing
+
+    monkeypatch.setattr("reptrace.records.subprocess.run", hung)
+    assert code_version.__wrapped__() == metadata.version("reptrace")
 
 
 def test_numbers_and_spectra_come_back_to_the_last_bit(store, rng):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 import pytest
+from limits import SOON
 from standin_hub import tiny_model, tiny_tokenizer
 
 from reptrace.corpora import Probe
@@ -30,12 +31,12 @@ def cluster(folder, jobs):
                       # without an address it takes port 8787, and warns where another has it
                       scheduler_options={"dashboard": False, "dashboard_address": "127.0.0.1:0"}) as workers:
         workers.scale(jobs=jobs)
-        with Client(workers, timeout=10) as client:
+        with Client(workers, timeout=SOON) as client:
             yield client
 
 
 def ended(slurm):
-    stop = time.monotonic() + 10
+    stop = time.monotonic() + SOON
     while slurm.jobs() and time.monotonic() < stop:
         time.sleep(0.1)
     return not slurm.jobs()
@@ -46,7 +47,7 @@ def test_a_function_runs_inside_a_slurm_job(slurm, tmp_path):
         return os.environ.get("SLURM_JOB_ID"), sys.executable
 
     with cluster(tmp_path, jobs=1) as client:
-        job, python = client.submit(where).result(timeout=15)
+        job, python = client.submit(where).result(timeout=SOON)
         assert [int(job)] == slurm.jobs()
         assert python == sys.executable
     assert ended(slurm)
@@ -65,7 +66,7 @@ def test_a_sweep_in_two_slurm_jobs_gives_the_table_of_one_process(slurm, hub, tm
         return {"SLURM_JOB_ID": os.environ["SLURM_JOB_ID"], "measured": "reptrace.measurement" in sys.modules}
 
     with cluster(tmp_path, jobs=2) as client:
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2, timeout=SOON)
         table = trace(points, probe, Store(tmp_path / "slurm"), ranks=(2, 8), progress=False, client=client)
         workers = client.run(jobs).values()
         assert sorted(int(each["SLURM_JOB_ID"]) for each in workers) == sorted(slurm.jobs())

@@ -4,7 +4,6 @@ Trusted: huggingface_hub, transformers and datasets as installed. The stand-in i
 give back what was put in; how they answer each fault is recorded here too, for the code that builds on them.
 """
 
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,7 +22,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils.sha import git_hash
-from standin_hub import fineweb, tiny_model, tiny_state, tiny_tokenizer
+from limits import check_resets, run
+from standin_hub import StandinHub, fineweb, tiny_model, tiny_state, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PYTHIA, WEIGHTS = "EleutherAI/pythia-1b", "model.safetensors"
@@ -143,7 +143,7 @@ def test_datasets_streams_the_rows_of_a_configuration(hub):
 
 def test_a_child_process_sees_the_hub_too(pythia):
     code = f"from huggingface_hub import HfApi; print(HfApi().model_info({PYTHIA!r}, revision='step0').sha)"
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    child = run([sys.executable, "-c", code], check=True)
     assert child.stdout.strip() == commit("step0")
 
 
@@ -280,8 +280,16 @@ def test_streaming_goes_on_after_short_failures(hub):
     assert not any(fault.times for fault in hub.faults)
 
 
+def test_a_client_that_resets_before_it_is_accepted_does_not_hold_up_the_hub():
+    hub = StandinHub()
+    for server in hub.servers:
+        server.server_activate()
+        check_resets(server)
+        server.server_close()
+
+
 def test_an_unknown_fault_is_refused(hub):
-    with pytest.raises(ValueError, match=r"slow, cut, drop, .*got 'flood'"):
+    with pytest.raises(ValueError, match=r"slow, silent, cut, .*got 'flood'"):
         hub.fault("flood")
 
 

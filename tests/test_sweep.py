@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from limits import SOON, line
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import reptrace
@@ -176,9 +177,9 @@ def test_a_killed_sweep_leaves_no_worker_behind(tmp_path):
         "        print(pool.submit(os.getpid).result(), flush=True)\n        time.sleep(60)\n")
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     with parent:
-        worker = int(parent.stdout.readline())
+        worker = int(line(parent))
         parent.kill()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + SOON
     while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the worker outlived its parent"
         time.sleep(0.05)

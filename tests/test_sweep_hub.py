@@ -14,11 +14,9 @@ import json
 import os
 import pickle
 import re
-import subprocess
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -28,6 +26,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from clusters import wait_until
+from limits import SOON, in_background, join, run
 from standin_hub import fineweb, tiny_model, tiny_tokenizer
 
 from reptrace import corpora, spectra
@@ -102,16 +101,6 @@ def downloads(hub, commit=""):
 
 def records(folder):
     return list((folder / "records").glob("*.parquet"))
-
-
-@contextmanager
-def in_time(function, *arguments, **options):
-    """A future of what a function returns: a test that would hang fails."""
-    pool = ThreadPoolExecutor(1)
-    try:
-        yield pool.submit(function, *arguments, **options)
-    finally:
-        pool.shutdown(wait=False)
 
 
 # What is measured
@@ -254,8 +243,7 @@ def test_an_interrupted_sweep_lets_go_of_everything(whole, swept, tmp_path, monk
         with pytest.raises(KeyboardInterrupt):
             swept()
     assert len(records(tmp_path / "out")) == 2
-    with in_time(swept) as table:
-        assert_same(table.result(20), whole)
+    assert_same(in_background(swept).result(SOON), whole)  # it would hang for what is still held
     wait_until(lambda: not list(weights_cache().glob("models--*/snapshots/*")), "no weights are left")
 
 
@@ -388,22 +376,22 @@ def test_the_next_checkpoint_is_fetched_ahead_and_the_disk_stays_within_its_budg
             time.sleep(0.002)
 
     def measured(*arguments, **options):
-        stop = time.monotonic() + 5
-        while budget == 2 and len(hub.fetched(WEIGHTS)) < min(len(STEPS), len(ahead) + 2) and time.monotonic() < stop:
-            time.sleep(0.01)
+        if budget == 2 and len(ahead) < len(STEPS) - 1:
+            wait_until(lambda: len(hub.fetched(WEIGHTS)) == len(ahead) + 2, "the next one is asked for")
+            wait_until(lambda: max(most) > 1.5 * size, "much of two lies on the disk")
         ahead.append(len(hub.fetched(WEIGHTS)))
         return geometry(*arguments, **options)
 
     monkeypatch.setattr(spectra, "geometry", measured)
     hub.fault("slow", PYTHIA, "*", WEIGHTS, value=2_000_000)
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         # unequal sizes of configurations and tokenizers: at most some bytes
         table = swept(**({} if budget == 2 else {"disk": int(1.1 * size)}))
     finally:
         over.set()
-        watcher.join()
+        join(watcher)
     assert (table.status == "measured").all()
     assert ahead == ([2, 3, 4, 5, 5] if budget == 2 else [1, 2, 3, 4, 5])
     assert (budget - 0.5) * size < max(most) <= 1.1 * budget * size
@@ -440,11 +428,11 @@ def small_disk(tmp_path):
     """A file system of 400 kB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "none", disk], capture_output=True, text=True)
+    mounted = run(["mount", "-t", "tmpfs", "-o", "size=400k", "none", disk])
     if mounted.returncode:
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    run(["umount", disk], check=True)
 
 
 def test_no_space_left_stops_with_a_clear_error_and_keeps_what_is_done(hub, swept, small_disk, monkeypatch, tmp_path):
@@ -457,8 +445,8 @@ def test_no_space_left_stops_with_a_clear_error_and_keeps_what_is_done(hub, swep
         hub.put(PYTHIA, f"step{step}", files | {WEIGHTS: save(load(files[WEIGHTS]) | ballast)})
     with monkeypatch.context() as patch:
         patch.setattr(constants, "HF_HOME", str(small_disk))
-        with in_time(swept) as table, pytest.raises(OSError, match=f"needs 0.0 GB more in '{small_disk}.*HF_HOME") as e:
-            table.result(30)
+        with pytest.raises(OSError, match=f"needs 0.0 GB more in '{small_disk}.*HF_HOME") as e:
+            in_background(swept).result(SOON)
     assert e.value.errno == errno.ENOSPC
     assert {pd.read_parquet(path).revision[0] for path in records(tmp_path / "out")} == {"step0", "step1"}
     hub.requests.clear()

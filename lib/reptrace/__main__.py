@@ -273,12 +273,10 @@ def _summary(row) -> str:
 
 def _few(row) -> str:
     """A warning where a few sequences decide the number."""
-    from reptrace.spectra import dominated
+    from reptrace.spectra import dominated, few_in_words
 
-    if not dominated(row.half_variance, row.largest_influence, row.sequences):
-        return ""
-    return (f"; beware: RankMe is that of a few sequences ({row.half_variance:.0f} of {row.sequences} make up half of "
-            f"the variance, one has {row.largest_influence:.0%} of the influence)")
+    numbers = row.half_variance, row.largest_influence, row.sequences
+    return f"; beware: {few_in_words(*numbers)}" if dominated(*numbers) else ""
 
 
 def _write_out(table, folder: Path) -> int:

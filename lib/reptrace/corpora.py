@@ -25,7 +25,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from reptrace.hub import asked
+from reptrace.hub import ANSWER, asked
 from reptrace.processes import end_with_parent
 from reptrace.records import write_atomically
 
@@ -171,7 +171,8 @@ def hub(repository: str, config: str | None = None, split: str = "train", field:
     kept = cache and Path(cache) / f"hub-{_fingerprint([f'pinned {name}:{field}:{documents}'.encode()])}.json"
     if kept and kept.exists():
         return Corpus(**json.loads(kept.read_text()))
-    commit = None if Path(repository).is_dir() else asked(repository, lambda: HfApi().dataset_info(repository)).sha
+    commit = None if Path(repository).is_dir() else asked(repository, lambda: HfApi().dataset_info(
+        repository, timeout=ANSWER)).sha
     rows = load_dataset(repository, config, split=split, streaming=True, revision=commit).take(documents)
     texts = [row[field] for row in tqdm(rows, desc=repository, total=documents, unit="doc", leave=False)]
     corpus = Corpus(f"{name}@{commit[:12]}" if commit else name, [text for text in texts if text.strip()])

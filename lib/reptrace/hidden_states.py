@@ -25,6 +25,8 @@ FINAL_NORM_NAMES = ("final_layer_norm", "norm", "ln_f", "norm_f", "final_norm", 
                     "ln_out", "embedding_norm", "out_norm")
 
 FINAL = "final"
+# Adapters of PEFT whose model does more in its forward pass than call the layers: X-LoRA runs twice, for instance.
+ADAPTERS_OUTSIDE = ("XLORA", "SHADOW", "POLY")
 # Blocks that add their MLP's output to the residual: in the last one, the MLP then need see the last token alone.
 RESIDUAL_MLP = ("gpt_neox", "llama", "olmo2")
 # Features gathered on a GPU before they are copied to the CPU: waiting for every batch would leave the GPU idle.
@@ -161,11 +163,13 @@ def unpadded(batch: Mapping[str, torch.Tensor]) -> list[list[int]]:
 
 
 class _Captured:
-    """Position to take from each sequence of the running batch, and what the hooks took: name -> (batch, d)."""
+    """Position to take from each sequence of the running batch, and what the hooks took: name -> (batch, d). `output` is
+    the model's own, where it is to be kept."""
 
     def __init__(self):
         self.last: torch.Tensor | None = None
         self.rows: dict[int | str, torch.Tensor] = {}
+        self.keep, self.output = False, None
 
     def take(self, name: int | str, hidden: torch.Tensor) -> None:
         self.rows[name] = self.last_tokens(hidden)
@@ -241,7 +245,8 @@ def _forward(decoder: nn.Module, sequences: Sequence[np.ndarray], captured: _Cap
     ids, ends = batches.padded(sequences)
     captured.last, captured.rows = _to(device, ends if last is None else torch.tensor(last)), {}
     # Padded on the right and causal: no real token sees the padding, so no mask is needed and attention stays fast.
-    decoder(input_ids=_to(device, ids), use_cache=False)
+    output = decoder(input_ids=_to(device, ids), use_cache=False)
+    captured.output = output if captured.keep else None
 
 
 def _to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
@@ -277,19 +282,74 @@ def _devices(decoder: nn.Module) -> list[torch.device]:
     return [device for device in dict.fromkeys(devices) if device.type != "meta"]
 
 
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model inside of torch.compile's, DistributedDataParallel's and PEFT's wrappers.
+
+    PEFT's layers sit inside of the model that it wraps, so that a pass through that one alone goes through the active
+    adapters; adapters of which this is not so are refused.
+    """
+    while True:
+        parts = {**getattr(model, "__dict__", {}), **getattr(model, "_modules", {})}
+        inside = parts.get("_orig_mod", parts.get("module"))
+        if isinstance(inside, nn.Module):
+            model = inside
+        elif hasattr(model, "get_base_model"):
+            _check_adapters(model)
+            model = model.get_base_model()
+        else:
+            return model
+
+
+def _check_adapters(model: nn.Module) -> None:
+    """TypeError where an adapter of a PEFT model does its work outside of the model's own layers."""
+    if getattr(model, "_adapters_disabled", False):
+        return
+    kinds = {name: str(getattr(config.peft_type, "value", config.peft_type))
+             for name, config in model.peft_config.items()}
+    for name, config in model.peft_config.items():
+        if name in model.active_adapters and config.is_prompt_learning:
+            raise TypeError(f"the model has an adapter of the kind {kinds[name]}, which puts learned tokens or states "
+                            "before every text: hidden states of the text alone would not be this model's. LoRA and "
+                            "other adapters inside of the layers can be measured.")
+        invoked = name in model.active_adapters and getattr(config, "alora_invocation_tokens", None)
+        if invoked or kinds[name] in ADAPTERS_OUTSIDE:
+            kind = "aLoRA" if invoked else kinds[name]
+            raise TypeError(f"the model has an adapter of the kind {kind}, which depends on more than the layer that "
+                            "it sits in: a pass through the decoder alone would leave some of it out. LoRA can be "
+                            "measured.")
+
+
 def _decoder(model: nn.Module) -> nn.Module:
     """The module that holds the blocks of the text decoder, whatever it is wrapped in (a head, a multimodal model)."""
+    model = _unwrapped(model)
     if not hasattr(model, "config"):
         raise TypeError(f"expected a transformers model, got {type(model).__name__}.")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise TypeError(f"{type(model).__name__} has an encoder beside its decoder, which reads the text: there is no "
+                        "last token whose state could be measured. Decoders alone can be.")
     kind, level = text_config(model.config).model_type, [model]
     while level:
         for module in level:
             reads = hasattr(module, "config") and hasattr(module, "get_input_embeddings")
             if reads and module.config.model_type == kind and _block_list(module) is not None:
                 return module
-        level = [child for module in level for child in module.children() if not isinstance(child, nn.ModuleList)]
+        level = [_unwrapped(child) for module in level for child in module.children()
+                 if not isinstance(child, nn.ModuleList)]
     raise TypeError(f"{type(model).__name__} has no list of as many blocks as its configuration says: not a decoder "
                     "whose layers can be told apart.")
+
+
+def check_sequences(model: nn.Module, sequences, layers: Sequence[int | str] | str = (FINAL,)) -> None:
+    """ValueError or TypeError where `last_token_states` would refuse sequences or layers for a model that it can take.
+    """
+    decoder = _decoder(model)
+    _layer_names(decoder, layers)
+    _checked(decoder, sequences)
+
+
+def _vocabulary(decoder: nn.Module) -> int:
+    embeddings = decoder.get_input_embeddings()
+    return getattr(embeddings, "num_embeddings", None) or len(embeddings.weight)  # an adapter's has the weight alone
 
 
 def _block_list(module: nn.Module) -> nn.ModuleList | None:
@@ -328,8 +388,7 @@ def _checked(decoder: nn.Module, sequences) -> list[np.ndarray]:
     """The sequences as arrays, once they are known to be some that the model can read."""
     if len(sequences) == 0:
         raise ValueError("there are no sequences to measure.")
-    reach = context(decoder.config)
-    vocabulary = decoder.get_input_embeddings().num_embeddings
+    reach, vocabulary = context(decoder.config), _vocabulary(decoder)
     arrays = [np.asarray(sequence) for sequence in sequences]
     for row, array in enumerate(arrays):
         if len(array) == 0:
@@ -348,12 +407,13 @@ def _checked(decoder: nn.Module, sequences) -> list[np.ndarray]:
 
 def _check_causal(decoder: nn.Module, token: int, captured: _Captured, devices: Sequence[torch.device]) -> None:
     """The state of a token must not change with what follows it: padding is left unmasked on that ground."""
-    _check_final(decoder, token, captured, devices[0])
-    states = []
-    for following in (0, decoder.get_input_embeddings().num_embeddings - 1):
+    states, captured.keep = [], True
+    for following in (0, _vocabulary(decoder) - 1):
         if not _fits(decoder, [np.array([token, following])], captured, devices, last=[0]):
             raise batches.too_little(decoder, devices, 2, 1, 0, 2)
+        _check_final(decoder, captured)
         states.append(torch.cat([rows.flatten().float().cpu() for rows in captured.rows.values()]))
+    captured.keep, captured.output = False, None
     scale = states[0].abs().max()
     # The same shapes and the same numbers up to the token: equal but for rounding. NaN is reported by the caller.
     rounding = 1e-2 if next(decoder.parameters()).dtype == torch.bfloat16 else 1e-5
@@ -362,13 +422,11 @@ def _check_causal(decoder: nn.Module, token: int, captured: _Captured, devices: 
                          "causal, so its last token is not what the paper measures.")
 
 
-def _check_final(decoder: nn.Module, token: int, captured: _Captured, device: torch.device) -> None:
+def _check_final(decoder: nn.Module, captured: _Captured) -> None:
     """What the final norm gives must be what the model gives: nothing else may come between it and the LM head."""
-    captured.last, captured.rows = _to(device, torch.tensor([0])), {}
-    given = getattr(decoder(input_ids=_to(device, torch.tensor([[token]])), use_cache=False), "last_hidden_state", None)
-    final = captured.rows.get(FINAL)
+    given, final = getattr(captured.output, "last_hidden_state", None), captured.rows.get(FINAL)
     if final is not None and given is not None and not torch.equal(
-            torch.nan_to_num(final).cpu(), torch.nan_to_num(given[:, -1]).cpu()):
+            torch.nan_to_num(final).cpu(), torch.nan_to_num(given[:, 0]).cpu()):
         raise TypeError(f"in {type(decoder).__name__} more follows after the final norm before the LM head: ask for "
                         f"layer {_layers(decoder)} instead, the last block before any norm.")
 

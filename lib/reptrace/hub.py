@@ -23,6 +23,9 @@ from reptrace.weights import SMALL, WeightsError, read_json, weight_files
 SHA256 = re.compile(r"[0-9a-f]{64}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ATTEMPTS, LONGEST_WAIT = 5, 600  # of one request; seconds between two (the hub counts requests by 5 minutes)
+# When one thread loses its connection, the client closes what all of them share, and may have none for a moment.
+CLOSED = re.compile("has been closed|'NoneType' object has no attribute '(request|stream|get)'")
+ANSWER = 60  # seconds to wait for one; huggingface_hub's own client would wait for ever, but for files
 
 
 class HubError(RuntimeError):
@@ -61,10 +64,8 @@ def branches(repository: str, cache_dir: str | Path | None = None) -> dict[str, 
         refs = repository_folder(cache_dir, repository) / "refs"
         files = [path for path in refs.rglob("*") if path.is_file()] if refs.is_dir() else []
         return {str(path.relative_to(refs)): path.read_text().strip() for path in files}
-    from huggingface_hub import HfApi
-
-    refs = asked(repository, lambda: HfApi().list_repo_refs(repository))
-    return {branch.name: branch.target_commit for branch in refs.branches}
+    listed = asked(repository, lambda: _refs(repository))["branches"]
+    return {branch["name"]: branch["targetCommit"] for branch in listed}
 
 
 def commit_of(repository: str, revision: str | None = None, cache_dir: str | Path | None = None) -> str:
@@ -172,7 +173,19 @@ def near(name: str, known: Iterable[str], count: int = 3) -> str:
 def _info(repository: str, revision: str, **options):
     from huggingface_hub import HfApi
 
-    return asked(repository, lambda: HfApi().model_info(repository, revision=revision, **options), revision)
+    return asked(repository, lambda: HfApi().model_info(repository, revision=revision, timeout=ANSWER, **options),
+                 revision)
+
+
+def _refs(repository: str) -> dict:
+    """What `HfApi().list_repo_refs` asks for, which takes no time limit."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+    response = get_session().get(f"{constants.ENDPOINT}/api/models/{repository}/refs", headers=build_hf_headers(),
+                                 timeout=ANSWER)
+    hf_raise_for_status(response)
+    return response.json()
 
 
 def asked(repository: str, request: Callable, revision: str | None = None):
@@ -201,8 +214,8 @@ def asked(repository: str, request: Callable, revision: str | None = None):
             return request()
         except LocalEntryNotFoundError as error:  # looked for in the cache only after this had gone wrong
             raise error.__cause__ or error from None
-        except RuntimeError as error:  # when one thread loses its connection, the client closes what all of them share
-            if "has been closed" not in str(error):
+        except (RuntimeError, AttributeError) as error:
+            if not CLOSED.search(str(error)):
                 raise
             raise httpx2.ReadError(str(error)) from error
 

@@ -160,9 +160,9 @@ def code_version() -> str:
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit, changed = (
-            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
+            subprocess.run([*git, *command], capture_output=True, text=True, check=True, timeout=30).stdout.strip()
             for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]))
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return version
     return f"{version} ({commit}{'+changed' if changed else ''})"
 

@@ -84,6 +84,11 @@ class Geometry:
         return bool(dominated(self.half_variance, self.largest_influence, self.samples))
 
     @property
+    def few(self) -> str:
+        """How few they are, in words."""
+        return few_in_words(self.half_variance, self.largest_influence, self.samples)
+
+    @property
     def rankme_interval(self) -> tuple[float, float]:
         """95 % interval of RankMe over the draw of sequences (1.96 standard errors either way)."""
         return self.rankme - 1.96 * self.rankme_stderr, self.rankme + 1.96 * self.rankme_stderr
@@ -93,6 +98,12 @@ class Geometry:
         """95 % interval of alpha over the draw of sequences; nan without alpha."""
         alpha = self.alpha.alpha if self.alpha else float("nan")
         return alpha - 1.96 * self.alpha_stderr, alpha + 1.96 * self.alpha_stderr
+
+
+def few_in_words(half_variance: float, largest_influence: float, samples: int) -> str:
+    """What `dominated` is about, for a message."""
+    return (f"RankMe is that of a few sequences ({half_variance:.0f} of {samples:.0f} make up half of the variance, one "
+            f"has {largest_influence:.0%} of the influence)")
 
 
 def dominated(half_variance, largest_influence, samples):
