@@ -74,6 +74,19 @@ def test_when_must_be_said_once(options, message):
         reptrace.GeometryCallback(None, SEQUENCES, **options)
 
 
+def test_a_single_step_or_layer_counts_as_a_list_of_one(tmp_path):
+    trainer, _ = train(tmp_path, steps=4, layers=1)
+    assert [row["step"] for row in trainer.state.log_history if "geometry/rankme" in row] == [4]
+
+
+@pytest.mark.parametrize(("sequences", "steps", "told"), [
+    ("some text", 3, "got text. Pass probe"), (["one", "two"], 3, "got text. Pass probe"),
+    (SEQUENCES, "3", "steps are whole numbers, got '3'")])
+def test_texts_and_names_of_steps_are_refused(sequences, steps, told):
+    with pytest.raises(TypeError, match=told):
+        reptrace.GeometryCallback(None, sequences, steps=steps)
+
+
 def test_one_sequence_is_too_few():
     with pytest.raises(ValueError, match="at least 2 sequences"):
         reptrace.GeometryCallback(None, SEQUENCES[:1], every=1)

@@ -30,7 +30,7 @@ class GeometryCallback(TrainerCallback):
     every : int, optional
         Measure every so many steps, and at step 0. Give this or `steps`.
     steps : list of int, optional
-        Measure at these steps; 0 is before the first one.
+        Measure at these steps, or at one; 0 is before the first one.
     layers, batch_size : see `hidden_states.last_token_states`
     ranks : (int, int), default (12, 100), shortened where the spectrum is shorter; None: RankMe alone.
 
@@ -45,10 +45,17 @@ class GeometryCallback(TrainerCallback):
             raise ValueError("say when to measure: every=N steps, or steps=[...], one of the two.")
         if every is not None and every < 1:
             raise ValueError(f"every must be a positive number of steps, got {every}.")
+        if isinstance(steps, str):
+            raise TypeError(f"steps are whole numbers, got {steps!r}.")
+        if isinstance(sequences, str) or any(isinstance(sequence, str) for sequence in sequences):
+            raise TypeError("sequences are lists of token ids, got text. Pass probe(corpus, tokenizer, M).sequences "
+                            "(reptrace.corpora).")
         if len(sequences) < 2:
             raise ValueError(f"a spectrum needs at least 2 sequences, got {len(sequences)}.")
-        self.sequences, self.every, self.steps = sequences, every, None if steps is None else set(steps)
-        self.layers, self.batch_size, self.ranks = layers, batch_size, ranks
+        self.sequences, self.every = sequences, every
+        self.steps = None if steps is None else {steps} if isinstance(steps, int) else set(steps)
+        one = isinstance(layers, (str, int)) and layers != "all"
+        self.layers, self.batch_size, self.ranks = (layers,) if one else layers, batch_size, ranks
         self.trainer, self.seconds = trainer, 0.0
         self._started = time.perf_counter()
 

@@ -23,6 +23,8 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
+from reptrace import arguments
+
 KINDS, METHODS = ("plain", "changes", "partial"), ("pearson", "spearman")
 DRAWS = 2000
 
@@ -137,6 +139,7 @@ def table(runs: Sequence[pd.DataFrame], accuracy: str = "accuracy", measures: Se
         Columns run (0, 1, ..., or "all"), measure, and the fields of `Correlation`. A correlation that is undefined for
         a run is left out, of the one over runs too.
     """
+    measures, methods = arguments.names(measures, "names of columns"), arguments.names(methods, "methods")
     rows = []
     for measure, kind, method in product(measures, KINDS, methods):
         found: dict[object, Correlation] = {}

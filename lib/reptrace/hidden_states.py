@@ -7,7 +7,7 @@ of every layer's output just one token a sequence is kept, by hooks, while the p
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -233,6 +233,8 @@ def from_pretrained(loader, name: str, revision: str | None, cache_dir: str | No
     from reptrace.suites import revisions
 
     folder = os.path.isdir(name)
+    if not isinstance(options.get("trust_remote_code", False), bool):  # a name would count as yes
+        raise TypeError(f"trust_remote_code is True or False, got {options['trust_remote_code']!r}.")
     if folder and revision is not None:
         raise ValueError(f"{name} is a plain folder and has no revisions: leave revision={revision!r} out.")
     where = {} if folder else {"revision": revision or "main", "cache_dir": cache_dir,
@@ -443,7 +445,7 @@ def _final_norm(decoder: nn.Module) -> nn.Module:
 
 def _layer_names(decoder: nn.Module, layers) -> list[int | str]:
     known = [*range(decoder.config.num_hidden_layers + 1), FINAL]
-    names = known if layers == "all" else list(layers)
+    names = known if layers == "all" else list(layers) if isinstance(layers, Iterable) else []
     unknown = [name for name in names if name not in known]
     if unknown or not names or (isinstance(layers, str) and layers != "all"):
         raise ValueError(f'layers must be "all" or a list of 0..{known[-2]} and "final", got {layers!r}.')
@@ -463,6 +465,9 @@ def _checked(decoder: nn.Module, sequences) -> list[np.ndarray]:
     vocabulary = decoder.get_input_embeddings().num_embeddings
     arrays = [np.asarray(sequence) for sequence in sequences]
     for row, array in enumerate(arrays):
+        if array.ndim == 0:
+            raise TypeError(f"sequence {row} is not a list of token ids but {sequences[row]!r:.60}. Texts are "
+                            "tokenized first: measure(model, texts), or probe(corpus, tokenizer, M).sequences.")
         if len(array) == 0:
             raise ValueError(f"sequence {row} is empty: it has no last token.")
         if array.ndim != 1 or array.dtype.kind not in "iu":

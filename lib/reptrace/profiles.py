@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from reptrace import corpora, suites
+from reptrace import arguments, corpora, suites
 from reptrace.measurement import Settings
 from reptrace.pretrain import Run, Suite
 from reptrace.processes import cores
@@ -214,6 +214,7 @@ class HubProfile:
         if missing := set(cls.__dataclass_fields__) - set(names):
             raise KeyError(f"the parameters lack {', '.join(sorted(missing))}; notebooks/params/paper.yaml has all.")
         values = {name: parameters[name] for name in names}
+        values["suites"] = arguments.names(values["suites"], "suites")
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     @cached_property
