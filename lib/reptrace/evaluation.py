@@ -20,16 +20,16 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from reptrace import harness, hidden_states, tasks
-from reptrace.corpora import Probe
+from reptrace import arguments, harness, hidden_states, task_files, tasks
 from reptrace.downloads import Downloads
 from reptrace.eigendirections import Projection, directions
 from reptrace.hub import Files, HubError
 from reptrace.measurement import place
 from reptrace.memorization import Questions
+from reptrace.probes import Probe
 from reptrace.processes import end_with_parent
 from reptrace.records import Store
-from reptrace.suites import Checkpoint
+from reptrace.suites import Checkpoint, as_checkpoints
 from reptrace.sweep import located
 
 METHOD = 1  # raised by hand when tasks, losses or memorization are measured differently from the same inputs
@@ -47,8 +47,9 @@ def evaluate_checkpoints(checkpoints: Sequence[Checkpoint], asked: Sequence[str 
 
     Parameters
     ----------
-    checkpoints : list of Checkpoint; those with a known fault are rows with status "quarantined"
-    asked : names of tasks, or what else `tasks.evaluate` takes; "loss" for `tasks.loss` on the probe; `Questions`
+    checkpoints : list of Checkpoint, or one; those with a known fault are rows with status "quarantined"
+    asked : names of tasks, or what else `tasks.evaluate` takes; "loss" for `tasks.loss` on the probe; `Questions`; or
+        one of these
     store : Store
     batch_size, data, include : see `tasks.evaluate`
     limit : int, optional
@@ -71,15 +72,20 @@ def evaluate_checkpoints(checkpoints: Sequence[Checkpoint], asked: Sequence[str 
         chosen, direction_seed), `status` and `reason`.
     """
     placement = hidden_states.placement(device, dtype)
-    specs = [each if isinstance(each, Questions) else tasks.spec_of(each) for each in asked]
+    checkpoints, folders = as_checkpoints(checkpoints), tasks.folders_of(include)
+    trust = arguments.names(trust, "repositories to trust")
+    projections = (projections,) if projections is None or isinstance(projections, Projection) else tuple(projections)
+    tasks.check_data(data)
+    specs = [each if isinstance(each, Questions) else tasks.spec_of(each) for each in tasks.as_tasks(asked)]
     stock = [spec["task"] for spec in specs if _is_task(spec)]
     if probe is None and (any(map(_is_loss, specs)) or any(projections)):
         raise ValueError("the loss, and the directions of projections, are a probe's: pass probe=...")
     if stock:
-        harness.manager(stock, tasks.folders_of(include))  # a wrong name is an error now, not a gap in every checkpoint
-    definitions = [_definition(spec, data or {}, tasks.folders_of(include)) for spec in specs]
-    plan = _Plan(tuple(specs), tuple(definitions), tuple(projections), batch_size, limit, data, tuple(include), probe,
-                 placement, tuple(trust))
+        harness.manager(stock, folders)  # a wrong name is an error now, not a gap in every checkpoint
+    files = task_files.fingerprints(folders) if stock else {}
+    definitions = [_definition(spec, data or {}, files) for spec in specs]
+    plan = _Plan(tuple(specs), tuple(definitions), projections, batch_size, limit, data,
+                 arguments.names(include, "folders of tasks"), probe, placement, trust)
     places = located([point for point in checkpoints if not point.fault], progress)
     missing = [place for place in places.items()
                if not all(store.done(identity) for identity, *_ in plan.parts(*place))]
@@ -248,12 +254,12 @@ def _columns(projection: Projection | None) -> dict:
     return {"direction_seed": fields.pop("seed"), **fields}
 
 
-def _definition(spec, data: Mapping[str, str | Path], folders: Sequence[Path]) -> dict:
-    """What results depend on besides the model: lm-eval, the YAML of a task in our folders, a data file's content."""
+def _definition(spec, data: Mapping[str, str | Path], files: Mapping[str, str]) -> dict:
+    """What results depend on besides the model: lm-eval, the files of a task in our folders, a data file's content."""
     if not _is_task(spec):
         return {"task": _name(spec)} | ({"questions": spec.fingerprint} if isinstance(spec, Questions) else {})
-    yaml = [path.read_bytes() for folder in folders for path in sorted(folder.rglob("*.yaml"))]
-    given = [Path(data[spec["task"]]).read_bytes()] if spec["task"] in data else []
-    line = f"task: {spec['task']}\n".encode()
-    digest = hashlib.sha256(b"\0".join([*(text for text in yaml if line in text), *given]))
+    name = spec["task"]
+    own = [files[name].encode()] if name in files else []  # lm-eval's tasks are those of its version
+    given = [Path(data[name]).read_bytes()] if name in data else []
+    digest = hashlib.sha256(b"\0".join([*own, *given]))
     return {**spec, "files": digest.hexdigest()[:16], "lm_eval": metadata.version("lm_eval")}
