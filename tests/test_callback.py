@@ -7,6 +7,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, Trainer, TrainerCall
 
 import reptrace
 from reptrace.hidden_states import last_token_states
+from reptrace.probes import Probe
 
 SEQUENCES = [np.random.default_rng(k).integers(0, 50, 6 + k % 5).tolist() for k in range(40)]
 
@@ -77,6 +78,7 @@ def test_when_must_be_said_once(options, message):
 def test_a_single_step_or_layer_counts_as_a_list_of_one(tmp_path):
     trainer, _ = train(tmp_path, steps=4, layers=1)
     assert [row["step"] for row in trainer.state.log_history if "geometry/rankme" in row] == [4]
+    assert reptrace.GeometryCallback(trainer, Probe("x", SEQUENCES, 16, 1), every=1).sequences is SEQUENCES
 
 
 @pytest.mark.parametrize(("sequences", "steps", "told"), [

@@ -183,7 +183,7 @@ def test_a_table_leaves_out_what_is_undefined(rng):
 def test_a_single_measure_or_method_counts_as_a_list_of_one():
     rng = np.random.default_rng(0)
     run = pd.DataFrame({"tokens": np.arange(1, 9), "acc": rng.random(8), "rankme": rng.random(8)})
-    pd.testing.assert_frame_equal(table([run], "acc", "rankme", "pearson", draws=20),
+    pd.testing.assert_frame_equal(table(run, "acc", "rankme", "pearson", draws=20),
                                   table([run], "acc", ["rankme"], ["pearson"], draws=20))
 
 

@@ -54,3 +54,7 @@ def test_one_suite_of_the_hub_counts_as_a_list_of_one():
     assert Profile.of(parameters | {"suites": "pythia-1b"}).suites == ("pythia-1b",)
     with pytest.raises(TypeError, match="expected suites, by name"):
         Profile.of(parameters | {"suites": {"pythia-1b": 40}})
+
+
+def test_one_size_and_one_seed_count_as_lists_of_one(open_profile):
+    assert open_profile(sizes=SIZE | {"seeds": 3}).runs == open_profile(sizes=[SIZE | {"seeds": [3]}]).runs

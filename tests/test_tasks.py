@@ -439,6 +439,18 @@ def test_a_task_is_asked_again_once_a_file_that_it_is_made_from_has_changed(run,
     assert len(list((tmp_path / "records").glob("*.parquet"))) == 2
 
 
+def test_another_tokenizer_in_a_folder_with_the_same_weights_is_asked_anew(data, tokenizer, questions, tmp_path):
+    folder = tmp_path / "model"
+    tiny(tokenizer, torch.float32).save_pretrained(folder)
+    for each in (tokenizer, train_tokenizer([text(np.random.default_rng(9), 40)], len(tokenizer))):
+        each.save_pretrained(folder)
+        found = evaluate_checkpoints(Checkpoint(str(folder)), "cloze", Store(tmp_path / "records"), 16, data=data,
+                                     device="cpu", dtype="float32", progress=False)
+        model = tiny(tokenizer, torch.float32)
+        assert found["items"].item().tolist() == by_hand(model, each, questions)
+    assert len(list((tmp_path / "records").glob("*.parquet"))) == 2
+
+
 def test_a_data_file_of_the_same_age_with_other_items_is_read(model, tokenizer, questions, tmp_path):
     path = lines(tmp_path / "data.jsonl", questions[:10])
     times = os.stat(path)

@@ -25,7 +25,7 @@ class GeometryCallback(TrainerCallback):
     ----------
     trainer : transformers.Trainer
         Its `log` is called, as TRL's callbacks do: one given to Trainer(callbacks=...) would come after the reporters.
-    sequences : M lists of token ids, without padding (`corpora.probe(...).sequences`)
+    sequences : M lists of token ids, without padding, or the Probe that holds them
         M well above the width; a thousand or two costs little and moves RankMe by a few percent against 15,000.
     every : int, optional
         Measure every so many steps, and at step 0. Give this or `steps`.
@@ -47,6 +47,7 @@ class GeometryCallback(TrainerCallback):
             raise ValueError(f"every must be a positive number of steps, got {every}.")
         if isinstance(steps, str):
             raise TypeError(f"steps are whole numbers, got {steps!r}.")
+        sequences = getattr(sequences, "sequences", sequences)
         if isinstance(sequences, str) or any(isinstance(sequence, str) for sequence in sequences):
             raise TypeError("sequences are lists of token ids, got text. Pass probe(corpus, tokenizer, M).sequences "
                             "(reptrace.corpora).")

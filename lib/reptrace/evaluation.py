@@ -23,7 +23,8 @@ from tqdm import tqdm
 from reptrace import arguments, harness, hidden_states, task_files, tasks
 from reptrace.downloads import Downloads
 from reptrace.eigendirections import Projection, directions
-from reptrace.hub import Files, HubError
+from reptrace.fingerprints import files_fingerprint
+from reptrace.hub import SMALL, Files, HubError
 from reptrace.measurement import place
 from reptrace.memorization import Questions
 from reptrace.probes import Probe
@@ -84,9 +85,10 @@ def evaluate_checkpoints(checkpoints: Sequence[Checkpoint], asked: Sequence[str 
         harness.manager(stock, folders)  # a wrong name is an error now, not a gap in every checkpoint
     files = task_files.fingerprints(folders) if stock else {}
     definitions = [_definition(spec, data or {}, files) for spec in specs]
-    plan = _Plan(tuple(specs), tuple(definitions), projections, batch_size, limit, data,
-                 arguments.names(include, "folders of tasks"), probe, placement, trust)
     places = located([point for point in checkpoints if not point.fault], progress)
+    plan = _Plan(tuple(specs), tuple(definitions), projections, batch_size, limit, data,
+                 arguments.names(include, "folders of tasks"), probe, placement, trust,
+                 {point: _beside_the_weights(Path(point.model)) for point in places if Path(point.model).is_dir()})
     missing = [place for place in places.items()
                if not all(store.done(identity) for identity, *_ in plan.parts(*place))]
     with tqdm(total=len(missing), desc="tasks", unit="checkpoint", disable=not progress or not missing) as bar:
@@ -112,6 +114,7 @@ class _Plan:
     probe: Probe | None = field(repr=False)
     placement: tuple[str, str]
     trust: tuple[str, ...]
+    beside: Mapping[Checkpoint, str]  # which tokenizer and the like, in a folder; a commit stands for all its files
 
     def parts(self, point: Checkpoint, at) -> Iterator[tuple[dict, object, Projection | None]]:
         """(identity, what is asked, projection) of each record of a checkpoint."""
@@ -124,6 +127,7 @@ class _Plan:
                        "limit": None if isinstance(spec, Questions) else self.limit, "batch_size": self.batch_size,
                        "device": device, "dtype": dtype, "projection": asdict(projection) if projection else None,
                        "probe": self.probe.fingerprint if needs_probe else None, "evaluation_method": METHOD,
+                       **({"beside": self.beside[point]} if point in self.beside and not _is_loss(spec) else {}),
                        }, spec, projection
 
     def measure(self, point: Checkpoint, at, store: Store, downloads: Downloads | None = None,
@@ -235,6 +239,11 @@ def _table(plan: _Plan, point: Checkpoint, at, store: Store) -> pd.DataFrame:
                              for projection in plan.projections for spec in plan.specs])
     return pd.concat([store.table([identity]).assign(**place(point), **_columns(projection))
                       for identity, _, projection in plan.parts(point, at)])
+
+
+def _beside_the_weights(folder: Path) -> str:
+    """Hash of what a tokenizer and generation read from a model's folder, beside its weights."""
+    return files_fingerprint((path.name, path) for path in sorted(folder.iterdir()) if SMALL.fullmatch(path.name))
 
 
 def _is_task(spec) -> bool:

@@ -71,7 +71,10 @@ class Profile:
         missing = [key for key in needed if key not in parameters]
         if missing:
             raise KeyError(f"the parameters lack {', '.join(missing)}; notebooks/params/tiny.yaml has all of them.")
-        return cls([dict(size) for size in parameters["sizes"]], {key: parameters[key] for key in TRAINING_KEYS},
+        sizes = parameters["sizes"]
+        sizes = [dict(size) for size in ([sizes] if isinstance(sizes, Mapping) else sizes)]
+        sizes = [size | {"seeds": [size["seeds"]]} if isinstance(size.get("seeds"), int) else size for size in sizes]
+        return cls(sizes, {key: parameters[key] for key in TRAINING_KEYS},
                    parameters["corpus"], int(parameters["sequences"]), int(parameters["min_length"]),
                    tuple(parameters["alpha_ranks"]), parameters["build"])
 
