@@ -5,6 +5,7 @@ tokenizer that stores none of them. Everything is exact, so there is no toleranc
 """
 
 import copy
+import functools
 import hashlib
 import itertools
 import pickle
@@ -290,6 +291,17 @@ TOKENIZERS = {
 }
 
 
+@functools.cache
+def made(name):
+    return TOKENIZERS[name]()
+
+
+@functools.cache
+def whole_ids(name, text):
+    return whole(made(name), text)
+
+
+@functools.cache
 def hard_documents(length):
     """Documents about so long, on which a careless cut shows."""
     draw, chained = random.Random(length), "".join(CHAINED)
@@ -308,15 +320,14 @@ def hard_documents(length):
 def test_the_first_tokens_are_those_of_the_whole_document_wherever_it_is_cut(name, length, monkeypatch):
     monkeypatch.setattr(probes, "CUT", 500)  # so that documents need not be long to be cut
     monkeypatch.setattr(probes, "CUT_PER_TOKEN", 4)
-    own = TOKENIZERS[name]()
     documents = [text for size in (300, 1999, 6001) for text in hard_documents(size)]
     if name == "slow letters":
         documents = [text for text in documents if text.isascii()]
-    assert first_tokens(own, documents, length) == [whole(own, text)[:length] for text in documents]
+    assert first_tokens(made(name), documents, length) == [whole_ids(name, text)[:length] for text in documents]
 
 
 def test_a_document_is_read_on_until_its_tokens_are_enough():
-    own = TOKENIZERS["6-mers"]()
+    own = made("6-mers")
     draw = random.Random(0)
     genomes = ["".join(draw.choices("ACGT", k=6 * 520)) for _ in range(12)]
     found = probe(Corpus("genomes", genomes), own, 12, 512, 500)
@@ -334,9 +345,9 @@ def batches_seen(monkeypatch):
 def test_a_very_long_document_costs_no_more_than_its_beginning(tokenizer, monkeypatch):
     text, few = " ".join(texts(20_000)), " " * 100_000  # blanks, of which a token may hold hundreds
     batches = batches_seen(monkeypatch)
-    found = first_tokens(TOKENIZERS["byte-level BPE"](), [text, text[1:], few + text], 600)
+    found = first_tokens(made("byte-level BPE"), [text, text[1:], few + text], 600)
     assert len(text) > 4_000_000 and sum(len(part) for batch in batches for part in batch) < 3_000_000
-    assert found == [whole(TOKENIZERS["byte-level BPE"](), part)[:600] for part in (
+    assert found == [whole(made("byte-level BPE"), part)[:600] for part in (
         text[:20_000], text[1:20_001], few + text[:20_000])]
 
 
