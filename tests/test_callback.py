@@ -28,6 +28,7 @@ from transformers import (
 
 import reptrace
 from reptrace.hidden_states import last_token_states
+from reptrace.probes import Probe
 
 SEQUENCES = [np.random.default_rng(k).integers(0, 50, 6 + k % 5).tolist() for k in range(40)]
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 32,
@@ -609,6 +610,20 @@ def made(options, model=None, sequences=SEQUENCES):
 def test_when_and_how_to_measure_must_make_sense(options, message):
     with pytest.raises(ValueError, match=message):
         made(options)
+
+
+def test_a_single_step_or_layer_counts_as_a_list_of_one(tmp_path):
+    trainer, _ = train(tmp_path, steps=4, layers=1)
+    assert [row["step"] for row in trainer.state.log_history if "geometry/rankme" in row] == [4]
+    assert reptrace.GeometryCallback(trainer, Probe("x", SEQUENCES, 16, 1), every=1).sequences is SEQUENCES
+
+
+@pytest.mark.parametrize(("sequences", "steps", "told"), [
+    ("some text", 3, "got text. Pass probe"), (["one", "two"], 3, "got text. Pass probe"),
+    (SEQUENCES, "3", "steps are whole numbers, got '3'")])
+def test_texts_and_names_of_steps_are_refused(sequences, steps, told):
+    with pytest.raises(TypeError, match=told):
+        reptrace.GeometryCallback(None, sequences, steps=steps)
 
 
 def test_one_sequence_is_too_few():

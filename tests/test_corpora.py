@@ -7,6 +7,7 @@ whole document at a time. Everything is exact, so there is no tolerance, except 
 
 import ast
 import json
+import os
 import random
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +25,6 @@ from reptrace.corpora import (
     docstrings,
     hub,
     open_text,
-    probe,
     text_file,
     train_tokenizer,
 )
@@ -62,13 +62,6 @@ def test_equal_documents_have_equal_fingerprints(corpus):
                                        ["a", "b", "cd", ""], ["a", "b", "cD"], ["a", "b", "cd", "cd"]])
 def test_order_boundaries_and_every_letter_change_the_fingerprint(documents):
     assert Corpus("x", documents).fingerprint != Corpus("x", ["a", "b", "cd"]).fingerprint
-
-
-def test_a_probes_fingerprint_tells_its_sequences_apart(corpus, tokenizer):
-    fingerprints = [probe(corpus, tokenizer, 50, **options).fingerprint for options in
-                    ({}, {"seed": 1}, {"max_length": 64}, {"min_length": 40})]
-    assert len({*fingerprints, probe(corpus, tokenizer, 49).fingerprint}) == 5
-    assert probe(corpus, tokenizer, 50).fingerprint == fingerprints[0]
 
 
 def test_a_text_without_documents_is_refused():
@@ -110,141 +103,131 @@ def test_a_share_that_is_none_is_refused(corpus, share):
         corpus.split(share)
 
 
-# Probes
+# Texts that are none
 
 
-@pytest.mark.parametrize(("max_length", "min_length"), [(512, 32), (64, 32), (40, 40), (16, 1)])
-def test_sequences_are_documents_cut_at_the_longest_and_none_is_too_short(corpus, tokenizer, max_length, min_length):
-    found = probe(corpus, tokenizer, 100, max_length, min_length)
-    assert len(found.sequences) == 100 and found.tokens == sum(len(sequence) for sequence in found.sequences)
-    assert {len(sequence) for sequence in found.sequences} <= set(range(min_length, max_length + 1))
-    own = [tokenizer(document, add_special_tokens=False)["input_ids"][:max_length] for document in corpus.documents]
-    assert {tuple(sequence) for sequence in found.sequences} <= {tuple(ids) for ids in own}
-    assert len({tuple(sequence) for sequence in found.sequences}) > 90  # each document once; short cuts may coincide
+def test_a_corpus_is_made_of_texts_from_any_sequence_of_them():
+    assert Corpus("x", ("a", "b")) == Corpus("x", iter(["a", "b"])) == Corpus("x", ["a", "b"])
+    for documents in ("one text", {"a": "b"}, ["a", 3], None):
+        with pytest.raises(TypeError, match="documents must be a list of strings"):
+            Corpus("x", documents)
+    with pytest.raises(ValueError, match=r"documents\[1\] holds half of a surrogate pair \(U\+D800\) at character 2"):
+        Corpus("x", ["fine", "a\ud800"])
 
 
-def test_all_documents_that_are_long_enough_can_be_asked_for(corpus, tokenizer):
-    own = [tokenizer(document, add_special_tokens=False)["input_ids"] for document in corpus.documents]
-    enough = sorted(ids[:64] for ids in own if len(ids) >= 32)
-    assert sorted(probe(corpus, tokenizer, len(enough), 64).sequences) == enough
+def test_rows_that_were_passed_over_do_not_change_the_fingerprint_and_are_said_once(capsys):
+    assert Corpus("x", ["a"], 3).fingerprint == Corpus("x", ["a"]).fingerprint
+    corpora.report_passed_over(Corpus("x.csv", ["a", "b"], 3))
+    corpora.report_passed_over(Corpus("y.csv", ["a", "b"]))
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "x.csv: 3 rows without text were passed over, 2 were read\n")
+    with pytest.raises(ValueError, match=r"'x' holds no documents \(3 rows have no text\)"):
+        Corpus("x", [], 3)
 
 
-def test_documents_whose_tokens_are_long_are_not_cut_short():
-    rulers = ["=" * count for count in range(100, 400)]
-    own = train_tokenizer(rulers, 400)
-    corpus = Corpus("rulers", [ruler + " end" * 9 for ruler in rulers])
-    expected = [own(document, add_special_tokens=False)["input_ids"][:8] for document in corpus.documents]
-    assert max(len(own.decode(ids)) for ids in expected) > 8 * 32  # eight tokens do hold that many characters
-    assert sorted(probe(corpus, own, 300, max_length=8, min_length=1).sequences) == sorted(expected)
-
-
-def test_a_probe_is_the_same_in_every_call_whatever_the_order_of_the_documents(corpus, tokenizer):
-    first = probe(corpus, tokenizer, 50)
-    assert probe(corpus, tokenizer, 50) == first
-    shuffled = Corpus("here", random.Random(3).sample(corpus.documents, 400) + corpus.documents[:50])
-    assert probe(shuffled, tokenizer, 50) == first
-    assert probe(corpus, tokenizer, 50, seed=1) != first
-
-
-def test_a_smaller_probe_is_the_beginning_of_a_larger_one(corpus, tokenizer):
-    assert probe(corpus, tokenizer, 20).sequences == probe(corpus, tokenizer, 100).sequences[:20]
-
-
-def test_more_than_a_thousand_documents_are_gone_through(tokenizer):
-    many = Corpus("many", texts(2500))
-    assert len(probe(many, tokenizer, 2000, 64, 1).sequences) == 2000
-
-
-def test_fewer_sequences_than_asked_for_is_an_error_that_says_how_many_there_are(corpus, tokenizer):
-    lengths = [len(tokenizer(document, add_special_tokens=False)["input_ids"]) for document in corpus.documents]
-    enough = sum(length >= 32 for length in lengths)
-    assert probe(corpus, tokenizer, enough, 64)
-    with pytest.raises(ValueError, match=f"{enough + 1} sequences .* 'here' has {enough} among 400 .*lower the min"):
-        probe(corpus, tokenizer, enough + 1, 64)
-    with pytest.raises(ValueError, match="has 0 among 400"):
-        probe(corpus, tokenizer, 2, 10_000, 10_000)
-
-
-@pytest.mark.parametrize("options", [{"sequences": 1}, {"sequences": 5, "min_length": 0},
-                                     {"sequences": 5, "min_length": 65, "max_length": 64}])
-def test_a_probe_that_cannot_be_is_refused(corpus, tokenizer, options):
-    with pytest.raises(ValueError, match="sequences >= 2 and 1 <= min_length <= max_length"):
-        probe(corpus, tokenizer, **options)
-
-
-# Text files
+# Files and datasets
 
 
 @pytest.fixture
 def file(tmp_path):
     def write(name, content):
         path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
 
     return write
 
 
-@pytest.mark.parametrize("line_break", ["\n", "\r\n"])
-def test_a_plain_text_is_cut_at_blank_lines(file, line_break):
-    content = "\n\nOne line.\nAnd another.\n\nSecond, naïve.\n \t\n\n\nThird\n".replace("\n", line_break)
-    found = text_file(file("a.txt", content))
-    assert found.documents == ["One line.\nAnd another.", "Second, naïve.", "Third"] and found.name == "a.txt"
+def rows(*values, field="text"):
+    return "".join(f"{json.dumps({field: value, 'id': k})}\n" for k, value in enumerate(values))
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "ndjson"])
-@pytest.mark.parametrize("ascii_only", [True, False])
-def test_jsonl_has_a_document_a_line_whatever_characters_it_holds(file, suffix, ascii_only):
-    # The last four count as line breaks to str.splitlines, and JSON lets three of them stand unescaped in a string
-    documents = ["one\ntwo\n\nthree", "naïve 🎉", "a\u2028b", "a\u2029b", "a\u0085b", "a\x1cb"]
-    lines = [json.dumps({"text": document, "id": k}, ensure_ascii=ascii_only) for k, document in enumerate(documents)]
-    assert text_file(file(f"a.{suffix}", "\n\n".join(lines) + "\n")).documents == documents
+def test_a_file_is_opened_by_its_name(file):
+    path = file("a.txt", "one\n\ntwo")
+    assert open_text(str(path)) == open_text(path) == text_file(path) == Corpus("a.txt", ["one", "two"])
+    table = file("a.csv", "body,id\none,1\n,2\ntwo,3\n")
+    assert open_text(str(table), field="body") == text_file(table, "body") == Corpus("a.csv", ["one", "two"], 1)
 
 
-@pytest.mark.parametrize("line", ["{not json", '{"other": "text"}', "[1, 2]", '"text"', "3", '{"text": null}',
-                                  '{"text": 5}', '{"text": ["a"]}'])
-def test_a_line_that_is_no_document_is_an_error_that_names_it(file, line):
-    path = file("a.jsonl", f'{{"text": "fine"}}\n\n{line}\n{{"text": "fine"}}\n')
-    with pytest.raises(ValueError, match=r'a\.jsonl, line 3: expected a JSON object with a field "text"'):
-        text_file(path)
-
-
-@pytest.mark.parametrize(("name", "content"), [("a.txt", ""), ("a.txt", "\n \n\t\n"), ("a.jsonl", ""),
+@pytest.mark.parametrize(("name", "content"), [("a.txt", ""), ("a.txt", "\n \n\t\n"), ("a.jsonl", ""), ("a.csv", ""),
                                                ("a.jsonl", "\n\n"), ("a.jsonl", '{"text": " "}\n')])
 def test_an_empty_text_is_an_error_that_says_so(file, name, content):
     with pytest.raises(ValueError, match=f"'{name}' holds no documents"):
         text_file(file(name, content))
 
 
-def test_a_missing_file_is_an_error_that_says_what_a_text_may_be(tmp_path):
-    for path in (tmp_path / "no.txt", tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"no text file .*\.jsonl.*docstrings.*hub:"):
-            open_text(str(path))
-
-
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-def test_a_text_in_another_encoding_is_refused(file, name):
-    with pytest.raises(ValueError, match=f"{name} is not UTF-8"):
-        text_file(file(name, "naïve".encode("utf-16")))
-
-
-def test_a_file_is_opened_by_its_name(file):
-    path = file("a.txt", "one\n\ntwo")
-    assert open_text(str(path)) == text_file(path)
+@pytest.mark.parametrize(("source", "error", "told"), [
+    (["a", "b"], TypeError, r"Corpus\(name, texts\)"), (None, TypeError, "named by"), (3, TypeError, "named by"),
+    ("hub:", ValueError, "expected hub:REPOSITORY"), ("hub:a:b:c:d:e", ValueError, "expected hub:REPOSITORY"),
+    ("hub:./nowhere", FileNotFoundError, "there is no folder './nowhere'"),
+    ("hub:/no/such/place", FileNotFoundError, "there is no folder '/no/such/place'"),
+    ("nowhere.txt", FileNotFoundError, "no text file 'nowhere.txt'")])
+def test_a_source_that_is_none_is_refused(source, error, told):
+    with pytest.raises(error, match=told):
+        open_text(source)
 
 
 def test_a_dataset_of_the_hub_library_gives_its_first_documents(file, tmp_path):
     file("train.jsonl", "".join(json.dumps({"text": text, "body": text.upper()}) + "\n" for text in "a bc"))
-    assert hub(str(tmp_path), documents=3).documents == ["a", "b"]  # the blank one is passed over
+    found = hub(str(tmp_path), documents=3)
+    assert found.documents == ["a", "b"] and found.passed_over == 1  # the blank one
     assert open_text(f"hub:{tmp_path}::train:body").documents == ["A", "B", "C"]
+    assert open_text(f"hub:{tmp_path}", field="body").documents == ["A", "B", "C"]
+    assert open_text(f"hub:{tmp_path}:::text", field="body").documents == ["a", "b", "c"]  # its own field comes first
 
 
 def test_a_hub_text_is_streamed_once_where_there_is_a_cache(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
-    first = hub(str(tmp_path / "data"), documents=2, cache=tmp_path / "cache")
+    (tmp_path / "data" / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text": null}\n')
+    first = hub(str(tmp_path / "data"), documents=3, cache=tmp_path / "cache")
     monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: pytest.fail("streamed again"))
-    assert hub(str(tmp_path / "data"), documents=2, cache=tmp_path / "cache") == first
+    assert hub(str(tmp_path / "data"), documents=3, cache=tmp_path / "cache") == first and first.passed_over == 1
+
+
+def test_a_folder_of_data_is_read_anew_once_its_content_has_changed(file, tmp_path):
+    def read():
+        return open_text(f"hub:{tmp_path / 'data'}", cache=tmp_path / "cache")
+
+    path = file("data/train.jsonl", rows("a", "b"))
+    first, times = read(), path.stat()
+    assert first.documents == ["a", "b"] and first.name.startswith(f"{tmp_path / 'data'}:train@")
+    file("data/train.jsonl", rows("c", "d"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a copy that keeps the times of files
+    second = read()
+    assert second.documents == ["c", "d"] and second.name != first.name
+    path.rename(path.with_name("train-2.jsonl"))
+    file("data/train-1.jsonl", rows("e"))
+    assert read().documents == ["e", "c", "d"]
+    file("data/.hidden", "not data")
+    known = len(list((tmp_path / "cache").iterdir()))
+    assert read().documents == ["e", "c", "d"] and len(list((tmp_path / "cache").iterdir())) == known == 3
+
+
+def test_a_folder_too_large_to_be_hashed_each_time_is_not_kept(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "HASHED", 10)
+    for text in "ab":
+        file("data/train.jsonl", rows(text))
+        found = hub(str(tmp_path / "data"), cache=tmp_path / "cache")
+        assert found.documents == [text] and found.name == f"{tmp_path / 'data'}:train"
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    (rows("a", "b", field="body"), 'row 1: expected a row with a field "text", got the fields body, id: name the one'),
+    (rows(1, 2), 'row 1: expected a row with a field "text" that holds a text, got int 1'),
+    (rows(None, ["a"]), "row 2: .* that holds a text, got list"),
+    (rows("a", 5), "row 2: .* that holds a text, got int 5"),
+    ('{"text": "a"}\nno json', "the datasets library cannot read")])
+def test_a_row_of_a_dataset_that_is_no_text_is_named(file, tmp_path, content, told):
+    file("data/train.jsonl", content)
+    with pytest.raises(ValueError, match=told):
+        hub(str(tmp_path / "data"))
+
+
+def test_a_file_behind_hub_is_told_to_be_passed_as_it_is(file):
+    with pytest.raises(ValueError, match="is a file: pass its path as it is, without hub:"):
+        open_text(f"hub:{file('a.jsonl', rows('a'))}")
 
 
 # Docstrings
@@ -364,6 +347,27 @@ def test_another_version_or_another_minimum_is_read_anew(distribution, tmp_path)
     assert docstrings(1, **read).documents == ["New one."]
 
 
+def test_the_same_version_with_other_files_is_read_anew(distribution, tmp_path):
+    read = {"packages": ["aaa"], "cache": tmp_path / "kept", "workers": 1}
+    record = distribution("aaa", "1.0", {"aaa.py": '"""Old one."""'}) / "aaa-1.0.dist-info" / "RECORD"
+    record.write_text("aaa.py,sha256=old,14\n")
+    assert docstrings(1, **read).documents == ["Old one."]
+    (record.parents[1] / "aaa.py").write_text('"""New one."""')
+    record.write_text("aaa.py,sha256=new,14\n")  # as pip does when it installs a package anew
+    assert docstrings(1, **read).documents == ["New one."]
+
+
+def test_one_package_counts_as_a_list_of_one(distribution):
+    distribution("aaa", "1.0", {"aaa.py": '"""From aaa."""'})
+    assert docstrings(1, packages="aaa", workers=1).documents == ["From aaa."]
+
+
+def test_a_docstring_that_is_no_text_is_passed_over_and_counted(distribution, tmp_path):
+    distribution("aaa", "1.0", {"aaa.py": '"""From aaa."""\ndef f(): "Half a pair: \\ud800"'})
+    for _ in range(2):  # read, and read again from what is kept
+        assert docstrings(1, packages=["aaa"], cache=tmp_path, workers=1) == Corpus("docstrings", ["From aaa."], 1)
+
+
 def test_a_package_that_is_not_installed_is_named(no_standard_library):
     with pytest.raises(metadata.PackageNotFoundError, match="nothing-of-that-name"):
         docstrings(packages=["tqdm", "nothing-of-that-name"])
@@ -439,6 +443,11 @@ def test_a_vocabulary_too_small_for_all_bytes_has_the_commonest_and_the_rest_is_
     assert sorted(made.get_vocab()) == sorted([END_OF_TEXT, PADDING, *"abcdef"])
     assert made.decode(made("facade")["input_ids"]) == "facade"
     assert made("az?")["input_ids"] == [made.get_vocab()["a"], made.eos_token_id, made.eos_token_id]
+
+
+def test_a_tokenizer_is_trained_on_a_list_of_texts_and_nothing_else():
+    with pytest.raises(TypeError, match="documents must be a list of strings"):
+        train_tokenizer("one text", 300)
 
 
 def test_a_vocabulary_of_next_to_nothing_is_refused():

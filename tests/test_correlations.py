@@ -180,6 +180,13 @@ def test_a_table_leaves_out_what_is_undefined(rng):
     assert none.empty and list(none.columns) == list(found.columns)
 
 
+def test_a_single_measure_or_method_counts_as_a_list_of_one():
+    rng = np.random.default_rng(0)
+    run = pd.DataFrame({"tokens": np.arange(1, 9), "acc": rng.random(8), "rankme": rng.random(8)})
+    pd.testing.assert_frame_equal(table(run, "acc", "rankme", "pearson", draws=20),
+                                  table([run], "acc", ["rankme"], ["pearson"], draws=20))
+
+
 def test_gaps_and_the_start_are_left_out(rng):
     x, y = both_follow_time(rng, 1.0)
     expected = correlate(TOKENS[1:], x[1:], y[1:])

@@ -509,7 +509,19 @@ def test_sequences_that_are_not_lists_of_whole_numbers_are_named(wrong, sequence
         last_token_states(tiny(), [sequences[0], wrong])
 
 
-@pytest.mark.parametrize("layers", [[LAYERS + 1], [-1], ["last"], [], "final", [0.5]])
+@pytest.mark.parametrize("wrong", ["some text", ["one", "two"], [1, 2, 3]], ids=str)
+def test_texts_and_a_single_sequence_are_refused_with_what_to_pass(wrong):
+    with pytest.raises(TypeError, match=r"sequence 0 is not a list of token ids but .*measure\(model, texts\)"):
+        last_token_states(tiny(), wrong)
+
+
+@pytest.mark.parametrize("trust", ["me/mine", 1, None])
+def test_trust_is_yes_or_no_and_no_name(trust, tmp_path):
+    with pytest.raises(TypeError, match="trust_remote_code is True or False, got"):
+        load(str(tmp_path), device="cpu", trust_remote_code=trust)
+
+
+@pytest.mark.parametrize("layers", [[LAYERS + 1], [-1], ["last"], [], "final", [0.5], 1])
 def test_an_unknown_layer_is_refused_with_the_ones_there_are(layers, sequences):
     with pytest.raises(ValueError, match=re.escape(f'layers must be "all" or a list of 0..{LAYERS} and "final"')):
         last_token_states(tiny(), sequences, layers)

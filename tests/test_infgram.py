@@ -490,6 +490,17 @@ def test_a_tokenizers_fingerprint_is_that_of_the_ids_it_gives(tokenizers, tmp_pa
     assert tokenizer_fingerprint(again) != known
 
 
+def test_an_index_of_other_tokens_is_replaced_whatever_it_is_called(tmp_path):
+    options = {"separator": 0, "vocabulary": 9, **FACTS, "progress": False}
+    for tokens in ([1, 2, 0, 3, 0], [1, 2, 0, 4, 0], [1, 2, 0], [1, 2, 0, 4, 0, 5]):
+        index = build_infgram(tokens, tmp_path / "i", **options)
+        whole = tokens if tokens[-1] == 0 else [*tokens, 0]
+        assert index.array.text[-len(whole):].tolist() == whole and index.size == len(whole)
+    known = (tmp_path / "i" / "index.json").stat().st_mtime_ns
+    build_infgram([1, 2, 0, 4, 0, 5, 0], tmp_path / "i", **options)  # the separator at its end may be missing
+    assert (tmp_path / "i" / "index.json").stat().st_mtime_ns == known
+
+
 def test_an_index_made_with_another_tokenizer_or_of_another_text_is_refused(tokenizers, tmp_path):
     one, other = tokenizers
     tokens = [*one("given shape", add_special_tokens=False)["input_ids"], one.eos_token_id]

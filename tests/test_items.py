@@ -208,11 +208,17 @@ def test_files_are_made_once_and_again_for_other_inputs(training, held_out, toke
     monkeypatch.undo()
     others = [make(training, held_out, tokenizer, tokens, **{"context": CONTEXT, "folder": tmp_path, "count": 50,
                                                              **change}) for change in ({"context": 62}, {"seed": 1})]
-    assert len({files["cloze"].parent, *(other["cloze"].parent for other in others)}) == 3
+    others.append(make(training, held_out, tokenizer, np.roll(tokens, 7), CONTEXT, tmp_path, count=50))
+    assert len({files["cloze"].parent, *(other["cloze"].parent for other in others)}) == 4
     for path in content:
         path.unlink()
     make(training, held_out, tokenizer, tokens, CONTEXT, tmp_path, count=50)
     assert all(path.read_bytes() == text for path, text in content.items())
+
+
+def test_documents_are_a_list_of_texts_and_nothing_else(tokenizer):
+    with pytest.raises(TypeError, match="documents must be a list of strings"):
+        items.continuation("one text", tokenizer, CONTEXT)
 
 
 def test_a_context_too_short_for_a_cloze_leaves_the_other_task(training, tokenizer, tokens, tmp_path):

@@ -15,8 +15,17 @@ import scipy.stats
 import torch
 import transformers
 
+from reptrace.corpora import train_tokenizer
 from reptrace.infgram import build_infgram
-from reptrace.memorization import infgram_answers, memorization, model_log_probabilities, peak, suffix_lengths
+from reptrace.memorization import (
+    Questions,
+    encoded,
+    infgram_answers,
+    memorization,
+    model_log_probabilities,
+    peak,
+    suffix_lengths,
+)
 from reptrace.token_ids import OtherTokenizerError
 
 PAPER = Path(__file__).parents[1] / "data" / "published" / "paper_tables.csv"
@@ -319,3 +328,21 @@ def test_the_interval_of_a_peak_holds_the_true_one_about_as_often_as_it_says():
 def test_a_peak_needs_one_row_of_items_for_each_checkpoint():
     with pytest.raises(ValueError, match=r"shape \(checkpoints, items\).*got \(2, 5\) for 3 checkpoints"):
         peak([1, 2, 3], np.zeros((2, 5)), np.zeros(5))
+
+
+def test_prompts_and_answers_are_tokenized_whole_whatever_the_tokenizer_stores():
+    prompts, answers = ["the cat sat on a mat", "one"], [" and ran", " two"]
+    plain = train_tokenizer([*prompts, *answers], 270)
+    expected = tuple(plain(texts, add_special_tokens=False)["input_ids"] for texts in (prompts, answers))
+    plain.backend_tokenizer.enable_truncation(2, direction="left")
+    plain.backend_tokenizer.enable_padding(length=9, pad_id=1, pad_token="<|padding|>")
+    before = plain.backend_tokenizer.to_str()
+    assert encoded(plain, prompts, answers) == expected and plain.backend_tokenizer.to_str() == before
+
+
+@pytest.mark.parametrize(("prompts", "answers", "told"), [("one", [" two"], "prompts must be a list of strings"),
+                                                          (["one"], " two", "answers must be a list of strings"),
+                                                          (["one"], [3], r"answers\[0\] is int 3")])
+def test_questions_are_lists_of_texts(prompts, answers, told):
+    with pytest.raises(TypeError, match=told):
+        Questions("recall", prompts, answers, np.zeros(1), "made")

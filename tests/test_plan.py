@@ -224,3 +224,11 @@ def test_several_suites_are_a_table_in_the_order_given():
     table = estimate([registered()[name] for name in names], ask=False)
     assert table.suite.tolist() == names and isinstance(table, pd.DataFrame)
     assert table.gb_each.tolist() == pytest.approx([2 * 8.030261248, 2 * 0.070426624, 4 * 7.298617344], rel=1e-12)
+
+
+def test_one_suite_counts_as_a_list_of_one_and_names_are_refused():
+    known = registered()["pythia-1b"]
+    assert estimate(known, ask=False).equals(estimate([known], ask=False))
+    for names in ("pythia-1b", ["pythia-1b"]):
+        with pytest.raises(TypeError, match=r"expected suites, as suites.suite\(name\) opens them, got str"):
+            estimate(names)

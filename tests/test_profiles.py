@@ -47,3 +47,14 @@ def test_training_text_and_probe_text_share_no_document(open_profile):
     training, held_out = open_profile().texts
     assert not set(training.documents) & set(held_out.documents)
     assert len(training.documents) + len(held_out.documents) == 100
+
+
+def test_one_suite_of_the_hub_counts_as_a_list_of_one():
+    parameters = yaml.safe_load((ROOT / "notebooks" / "params" / "paper.yaml").read_text())
+    assert Profile.of(parameters | {"suites": "pythia-1b"}).suites == ("pythia-1b",)
+    with pytest.raises(TypeError, match="expected suites, by name"):
+        Profile.of(parameters | {"suites": {"pythia-1b": 40}})
+
+
+def test_one_size_and_one_seed_count_as_lists_of_one(open_profile):
+    assert open_profile(sizes=SIZE | {"seeds": 3}).runs == open_profile(sizes=[SIZE | {"seeds": [3]}]).runs

@@ -259,3 +259,8 @@ def test_no_more_than_were_asked_for_one_in_each_gap():
         chosen = refine(rows, points, count)
         assert len(chosen) <= count and len({math.floor(place(point)) for point in chosen}) == len(chosen)
     assert refine(rows, points, 30)[:3] == refine(rows, points, 3)
+
+
+def test_names_are_no_checkpoints():
+    with pytest.raises(TypeError, match="expected checkpoints, got str 'pythia-1b'"):
+        spread("pythia-1b", 3)

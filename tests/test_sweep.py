@@ -18,7 +18,7 @@ from reptrace.corpora import Probe, train_tokenizer
 from reptrace.pretrain import publish
 from reptrace.records import RecordError, Store
 from reptrace.suites import Checkpoint, checkpoints
-from reptrace.sweep import trace
+from reptrace.sweep import sweep, trace
 
 VOCABULARY, WIDTH = 300, 16
 
@@ -96,6 +96,31 @@ def test_a_folder_of_trainer_checkpoints_is_traced_whole_in_order_of_steps(run, 
     for column in ("code", "packages", "weights", "probe_fingerprint", "dtype_forward", "device", "batch_size",
                    "wall_seconds", "alpha_first_rank"):
         assert table[column].notna().all(), column
+
+
+def test_one_of_a_kind_counts_as_a_list_of_one(run, probe, tmp_path):
+    several = trace(checkpoints(str(run))[:1], [probe], Store(tmp_path), ("final",), (2, 10), progress=False)
+    one = trace(checkpoints(str(run))[0], probe, Store(tmp_path), "final", (2, 10), trust="me/mine", progress=False)
+    assert one.equals(several)
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    ({"checkpoints": "me/model"}, r"expected checkpoints, got str 'me/model'.*suites.checkpoints\(name\)"),
+    ({"checkpoints": [3]}, "expected checkpoints"), ({"checkpoints": None}, "expected checkpoints"),
+    ({"probe": "text.txt"}, r"expected a probe, or several, got str .*Corpus\(name, texts\)"),
+    ({"probe": [[1, 2], [3]]}, "expected a probe"), ({"probe": []}, "expected a probe"),
+    ({"trust": True}, "expected repositories to trust, by name"), ({"trust": {"a": False}}, "to trust, by name")])
+def test_what_is_no_checkpoint_probe_or_name_is_refused(run, probe, tmp_path, change, told):
+    given = {"checkpoints": checkpoints(str(run)), "probe": probe, "store": Store(tmp_path), "progress": False} | change
+    with pytest.raises(TypeError, match=told):
+        trace(**given)
+
+
+def test_a_sweep_needs_names(tmp_path):
+    with pytest.raises(ValueError, match="a sweep needs a suite and a text at least"):
+        sweep([], "docstrings", tmp_path)
+    with pytest.raises(TypeError, match="expected suites, by name, one or a list of them; got int 3"):
+        sweep(3, "docstrings", tmp_path)
 
 
 def test_what_is_done_is_not_done_again_and_other_weights_or_settings_are(run, probe, tmp_path, monkeypatch):

@@ -344,7 +344,7 @@ def test_a_task_that_does_not_exist_is_an_error_with_names_like_it(stock, model,
     ({"data": {"cloze": "nowhere.jsonl"}}, FileNotFoundError, "no file 'nowhere.jsonl'"),
     ({"include": ["nowhere"]}, FileNotFoundError, "no folder of tasks 'nowhere'")])
 def test_bad_input_is_refused(change, error, message, model, tokenizer, data):
-    arguments = {"tasks": ["cloze"], "batch_size": 16, "data": data, **change}
+    arguments = {"tasks": "cloze", "batch_size": 16, "data": data, **change}
     with pytest.raises(error, match=message):
         evaluate(model, tokenizer, **arguments)
 
@@ -445,6 +445,76 @@ def test_checkpoints_are_measured_once_and_failures_are_gaps_that_are_tried_agai
     other = lines(tmp_path / "other.jsonl", questions[:20])
     changed = evaluate_checkpoints(run[:1], **{**arguments, "data": {"cloze": other}})
     assert opened[4:] == ["step0"] and changed.samples.tolist() == [20, 40]  # other items: the loss is kept
+
+
+def test_a_task_is_asked_again_once_a_file_that_it_is_made_from_has_changed(run, data, questions, tokenizer, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    yaml = (tasks.LOCAL / "cloze.yaml").read_text()
+    base = yaml.replace("task: cloze", "").replace("doc_to_text: passage", "doc_to_text: !function helpers.ask")
+    (folder / "base.yaml").write_text(base)
+    (folder / "mine.yaml").write_text("include: base.yaml\ntask: mine")
+
+    def asked(name):
+        (folder / "helpers.py").write_text(f"def ask(row):\n    return row[{name!r}]\n")
+        return evaluate_checkpoints(run[2], "mine", Store(tmp_path / "records"), 16, data={"mine": data["cloze"]},
+                                    include=folder, device="cpu", dtype="float32", progress=False)
+
+    model = tiny(tokenizer, torch.float32, 8)
+    near = [{**question, "passage": question["near"]} for question in questions]
+    for name, expected in (("passage", questions), ("near", near)):
+        assert asked(name)["items"].item().tolist() == by_hand(model, tokenizer, expected)
+    assert len(list((tmp_path / "records").glob("*.parquet"))) == 2
+
+
+def test_another_tokenizer_in_a_folder_with_the_same_weights_is_asked_anew(data, tokenizer, questions, tmp_path):
+    folder = tmp_path / "model"
+    tiny(tokenizer, torch.float32).save_pretrained(folder)
+    for each in (tokenizer, train_tokenizer([text(np.random.default_rng(9), 40)], len(tokenizer))):
+        each.save_pretrained(folder)
+        found = evaluate_checkpoints(Checkpoint(str(folder)), "cloze", Store(tmp_path / "records"), 16, data=data,
+                                     device="cpu", dtype="float32", progress=False)
+        model = tiny(tokenizer, torch.float32)
+        assert found["items"].item().tolist() == by_hand(model, each, questions)
+    assert len(list((tmp_path / "records").glob("*.parquet"))) == 2
+
+
+def test_a_data_file_of_the_same_age_with_other_items_is_read(model, tokenizer, questions, tmp_path):
+    path = lines(tmp_path / "data.jsonl", questions[:10])
+    times = os.stat(path)
+    for items in (questions[:10], questions[10:20]):
+        lines(path, items)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        [row] = evaluate(model, tokenizer, "cloze", 16, data={"cloze": path})
+        assert row["items"] == by_hand(model, tokenizer, items)
+
+
+def test_one_of_a_kind_counts_as_a_list_of_one_and_what_is_none_is_refused(run, data, tmp_path):
+    store = Store(tmp_path / "records")
+    options = {"data": data, "device": "cpu", "dtype": "float32", "progress": False}
+    several = evaluate_checkpoints(run[2:], ["cloze"], store, 16, projections=[None], **options)
+    one = evaluate_checkpoints(run[2], "cloze", store, 16, projections=None, **options)
+    pd.testing.assert_frame_equal(one, several)
+    for checkpoints in ("me/run", [str(run[2])], None):
+        with pytest.raises(TypeError, match=r"expected checkpoints, got .*suites\.checkpoints\(name\)"):
+            evaluate_checkpoints(checkpoints, "cloze", store, 16, **options)
+    for change, told in (({"data": str(data["cloze"])}, "data says which file"), ({"trust": True}, "to trust, by name"),
+                         ({"include": {"a": "b"}}, "folders of tasks, by name")):
+        with pytest.raises(TypeError, match=told):
+            evaluate_checkpoints(run[2], "cloze", store, 16, **options | change)
+
+
+def test_a_name_is_trusted_as_a_whole_and_not_in_part(run, data, tmp_path, monkeypatch):
+    trusted = []
+
+    def opened(*args, trust_remote_code, **options):
+        trusted.append(trust_remote_code)
+        raise ValueError("as far as it goes")
+
+    monkeypatch.setattr("reptrace.loading.load", opened)
+    for trust in ("me/run-too", "me/run", ["me/run"], ("x", "me/run"), (), [Path("me/run")]):
+        evaluate_checkpoints(run[2], "cloze", Store(tmp_path), 16, data=data, trust=trust, progress=False)
+    assert trusted == [False, True, True, True, False, True]
 
 
 def test_an_interrupted_evaluation_goes_on(run, data, tmp_path, monkeypatch):

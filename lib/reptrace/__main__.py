@@ -20,8 +20,8 @@ EPILOG = """examples:
 """
 
 
-TEXT = ('.txt (blank lines between documents) or .jsonl (field "text"); docstrings; or '
-        "hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]]")
+TEXT = ("a file, .txt or .md (blank lines between documents), .jsonl, .json, .csv, .tsv or .parquet, each also with "
+        ".gz or .zst; docstrings; or hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]], also for a folder of data files")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,6 +90,7 @@ def _model(add) -> None:
 
 def _measuring(add) -> None:
     """Options of every command that measures."""
+    add("--field", default="text", help="which field or column holds the text (default text)")
     add("--max-length", type=int, default=512, help="tokens a sequence at most (default 512)")
     add("--min-length", type=int, default=32, help="shorter documents are passed over (default 32)")
     add("--sequences", type=int, default=15_000, help="M (default 15000); keep it well above the model's width")
@@ -162,7 +163,7 @@ def _sweep(options) -> int:
     with _client(options.scheduler) if options.scheduler else nullcontext() as client:
         table = sweep(options.names, options.text, out, options.checkpoints, options.refine, options.sequences,
                       options.max_length, min(options.min_length, options.max_length), options.seed, options.suites,
-                      options.stages, workers=options.workers, client=client,
+                      options.stages, options.field, workers=options.workers, client=client,
                       disk=options.disk and int(options.disk * 1e9), keep=options.keep, faulty=options.faulty,
                       trust=options.trust, **_settings(options))
     _print(table)
@@ -203,7 +204,8 @@ def _trace(options) -> int:
     checkpoints = suites.checkpoints(options.model, options.revision, options.cache_dir, options.tokens_per_step)
     trust = _trusted(options, checkpoints)
     tokenizer = _tokenizer(options) or sweep.tokenizer_of(checkpoints, options.max_length, trust)
-    corpus = corpora.open_text(options.text, 4 * options.sequences, cache=out / "corpora")
+    corpus = corpora.open_text(options.text, 4 * options.sequences, out / "corpora", options.field)
+    corpora.report_passed_over(corpus)
     probe = corpora.probe(corpus, tokenizer, options.sequences, options.max_length,
                           min(options.min_length, options.max_length), options.seed)
     table = sweep.trace(checkpoints, probe, Store(out / "records"), trust=trust, **_settings(options))

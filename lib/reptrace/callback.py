@@ -51,12 +51,12 @@ class GeometryCallback(TrainerCallback):
     ----------
     trainer : transformers.Trainer
         Its `log` is called, as TRL's callbacks do: one given to Trainer(callbacks=...) would come after the reporters.
-    sequences : M lists of token ids, without padding (`corpora.probe(...).sequences`)
+    sequences : M lists of token ids, without padding, or the Probe that holds them
         M well above the width; a thousand or two costs little and moves RankMe by a few percent against 15,000.
     every : int, optional
         Measure every so many steps, and at step 0. Give this or `steps`.
     steps : list of int, optional
-        Measure at these steps; 0 is before the first one.
+        Measure at these steps, or at one; 0 is before the first one.
     layers, batch_size : see `hidden_states.last_token_states`
     ranks : (int, int), default (12, 100), shortened where the spectrum is shorter; None: RankMe alone.
 
@@ -74,13 +74,18 @@ class GeometryCallback(TrainerCallback):
             raise ValueError("say when to measure: every=N steps, or steps=[...], one of the two.")
         if every is not None and (int(every) != every or every < 1):
             raise ValueError(f"every must be a positive number of steps, got {every}.")
+        if isinstance(steps, str):
+            raise TypeError(f"steps are whole numbers, got {steps!r}.")
+        steps = [steps] if isinstance(steps, int) else steps
         if steps is not None and (len(steps) == 0 or any(int(step) != step or step < 0 for step in steps)):
             raise ValueError(f"steps must be whole numbers, 0 or more, and at least one, got {list(steps)}.")
+        sequences = getattr(sequences, "sequences", sequences)
         if len(sequences) < 2:
             raise ValueError(f"a spectrum needs at least 2 sequences, got {len(sequences)}.")
         check_batch_size(batch_size)
         if ranks is not None:
             alpha_req(np.arange(max(3, *ranks), 0, -1), ranks)  # of a spectrum that is long enough
+        layers = (layers,) if isinstance(layers, (str, int)) and layers != "all" else layers
         _check_call(getattr(trainer, "model", None), sequences, layers)
         self.sequences, self.every, self.steps = sequences, every, None if steps is None else set(steps)
         self.layers, self.batch_size, self.ranks = layers, batch_size, ranks
@@ -174,7 +179,8 @@ def _check_call(model: nn.Module | None, sequences: Sequence[Sequence[int]], lay
     """
     for row, sequence in enumerate(sequences):
         if np.ndim(sequence) != 1 or len(sequence) == 0 or np.asarray(sequence).dtype.kind not in "iu":
-            raise TypeError(f"sequence {row} is not a list of token ids, which are whole numbers.")
+            raise TypeError(f"sequence {row} is not a list of token ids, which are whole numbers. Of texts: "
+                            "probe(corpus, tokenizer, M).sequences (reptrace.corpora).")
     try:
         _check_whole(model)
         check_sequences(model, [[0]])

@@ -1,52 +1,63 @@
-"""Text sources and probes: text -> token sequences, each with a fingerprint that says exactly which.
+"""Text sources: names -> documents in a fixed order, with a fingerprint that says exactly which.
 
 `docstrings` needs no network: it reads what the project's own requirements installed, real English and code, tens of
-megabytes, the same documents in the same order wherever Python and the same packages are installed alike. Files and hub
-datasets give the same `Corpus`.
+megabytes, the same documents in the same order wherever Python and the same packages are installed alike. Files
+(`text_files`) and hub datasets give the same `Corpus`; `probes` makes token sequences of it.
 """
 
 from __future__ import annotations
 
 import ast
-import hashlib
 import inspect
 import json
-import re
+import os
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
-import pandas as pd
+import pyarrow
 from tqdm import tqdm
 
+from reptrace import arguments, text_files
+from reptrace.fingerprints import files_fingerprint, files_in, fingerprint, order_key
 from reptrace.hub import ANSWER, asked
+from reptrace.probes import Probe as Probe
+from reptrace.probes import probe as probe
 from reptrace.processes import end_with_parent
 from reptrace.records import write_atomically
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
 PACKAGES = Path(__file__).with_name("docstrings.txt")
+HASHED = 10**10  # bytes of a local folder of data up to which what was read of it is kept
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in a fixed order; `fingerprint` is a SHA-256 over all of them, shortened to 16 hex digits."""
+    """Documents in a fixed order; `fingerprint` is a SHA-256 over all of them, shortened to 16 hex digits.
+
+    `passed_over` counts the rows of the source that held no text; it is not part of the fingerprint.
+    """
 
     name: str
     documents: list[str]
+    passed_over: int = 0
 
     def __post_init__(self):
+        object.__setattr__(self, "documents", arguments.texts(self.documents, "documents"))
         if not self.documents:
-            raise ValueError(f"the text {self.name!r} holds no documents: it is empty, or blank.")
+            rows = f" ({self.passed_over} rows have no text)" if self.passed_over else ""
+            raise ValueError(f"the text {self.name!r} holds no documents{rows}: it is empty, or blank.")
 
     @cached_property
     def fingerprint(self) -> str:
-        return _fingerprint(document.encode("utf-8", "surrogatepass") for document in self.documents)
+        return fingerprint(document.encode("utf-8", "surrogatepass") for document in self.documents)
 
     def split(self, held_out: float = 0.15) -> tuple[Corpus, Corpus]:
         """Training part and held-out probe part, which share no document: a document's own hash decides its side."""
@@ -54,131 +65,73 @@ class Corpus:
             raise ValueError(f"held_out is a share between 0 and 1, got {held_out}.")
         parts: tuple[list[str], list[str]] = ([], [])
         for document in dict.fromkeys(self.documents):
-            parts[_order_key("split", document)[0] < 256 * held_out].append(document)
+            parts[order_key("split", document)[0] < 256 * held_out].append(document)
         return Corpus(f"{self.name}/train", parts[0]), Corpus(f"{self.name}/probe", parts[1])
 
 
-@dataclass(frozen=True)
-class Probe:
-    """Token sequences to measure a model on: M lists of ids, and what identifies them in a record.
+def open_text(source: str | Path, documents: int = 50_000, cache: Path | None = None,
+              field: str = text_files.FIELD) -> Corpus:
+    """A corpus by name: "docstrings"; a file, see `text_files.read`; or "hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]]".
 
-    `documents` holds the SHA-256 of the document that each sequence was cut from, where they are known.
+    `field` says which field of a row holds the text, of files and of a hub dataset that names none itself.
     """
-
-    name: str
-    sequences: list[list[int]]
-    max_length: int
-    min_length: int
-    seed: int = 0
-    documents: list[str] = field(default_factory=list, repr=False)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return _fingerprint(json.dumps(sequence).encode() for sequence in self.sequences)
-
-    @property
-    def tokens(self) -> int:
-        return sum(map(len, self.sequences))
-
-    def pin(self, folder: Path) -> Path:
-        """Write, once, which documents these are: a Parquet file by fingerprint, columns document (SHA-256), tokens."""
-        path = Path(folder) / f"{self.fingerprint}.parquet"
-        if not path.exists():
-            table = pd.DataFrame({"document": self.documents, "tokens": list(map(len, self.sequences))})
-            write_atomically(path, table.assign(probe=self.name, seed=self.seed).to_parquet(index=False))
-        return path
-
-
-def probe(corpus: Corpus, tokenizer, sequences: int, max_length: int = 512, min_length: int = 32,
-          seed: int = 0) -> Probe:
-    """The first `sequences` documents, in an order set by their hash and the seed, cut at max_length tokens.
-
-    Parameters
-    ----------
-    corpus : Corpus
-    tokenizer : transformers tokenizer; called without special tokens.
-    sequences : int
-        M. RankMe is biased down when M is not well above the model's width; the paper takes 15,000.
-    max_length, min_length : int, default 512 and 32, as in the paper's OLMo script
-        Documents of fewer than min_length tokens are passed over.
-
-    Raises
-    ------
-    ValueError
-        Fewer sequences than asked for are long enough: says how many there are.
-    """
-    if sequences < 2 or not 1 <= min_length <= max_length:
-        raise ValueError("a probe needs sequences >= 2 and 1 <= min_length <= max_length, got "
-                         f"sequences={sequences}, min_length={min_length}, max_length={max_length}.")
-    order = sorted(dict.fromkeys(corpus.documents), key=lambda document: _order_key(f"probe {seed}", document))
-    kept: list[tuple[list[int], str]] = []
-    longest = max(map(len, tokenizer.get_vocab()))
-    for start in range(0, len(order), 1024):
-        # Characters beyond the longest token's each cannot matter, and cutting them keeps long files cheap.
-        texts = [document[: longest * max_length] for document in order[start : start + 1024]]
-        encoded = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
-        documents = zip(encoded, order[start : start + 1024], strict=True)
-        kept += [(ids, document) for ids, document in documents if len(ids) >= min_length]
-        if len(kept) >= sequences:
-            chosen, sources = zip(*kept[:sequences], strict=True)
-            hashes = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in sources]
-            return Probe(corpus.name, list(chosen), max_length, min_length, seed, hashes)
-    raise ValueError(f"{sequences} sequences of at least {min_length} tokens were asked for, {corpus.name!r} has "
-                     f"{len(kept)} among {len(order)} different documents: ask for fewer, lower the minimum length "
-                     "(min_length, --min-length), or bring more text.")
-
-
-def open_text(source: str, documents: int = 50_000, cache: Path | None = None) -> Corpus:
-    """A corpus by name: "docstrings"; a .txt or .jsonl file; or "hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]]"."""
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError('a text is named by "docstrings", a file, or "hub:REPOSITORY:CONFIG"; got '
+                        f"{arguments.shown(source)}. Of texts in memory: Corpus(name, texts).")
     if source == "docstrings":
         return docstrings(cache=cache)
-    if source.startswith("hub:"):
-        return hub(*source.split(":")[1:], documents=documents, cache=cache)
-    return text_file(source)
+    if str(source).startswith("hub:"):
+        parts = str(source).split(":")[1:]
+        if not parts[0] or len(parts) > 4:
+            raise ValueError(f"expected hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]], got {str(source)!r}.")
+        repository, config, split, own = [*parts, "", "", ""][:4]
+        return hub(repository, config or None, split or "train", own or field, documents, cache)
+    return text_file(source, field)
 
 
-def text_file(path: str | Path) -> Corpus:
-    """Documents of a plain text file (separated by blank lines) or of JSONL (field "text", one document a line)."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no text file {str(path)!r}. A text is a .txt or .jsonl file, "
-                                '"docstrings", or "hub:REPOSITORY:CONFIG".')
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is not UTF-8 text ({error}): convert it first.") from error
-    if path.suffix in (".jsonl", ".ndjson"):
-        lines = enumerate(text.split("\n"), 1)  # not splitlines: JSON strings may hold U+2028 and its like
-        documents = [_json_text(line, path, number) for number, line in lines if line.strip()]
-    else:
-        documents = re.split(r"\n\s*\n", text)
-    return Corpus(path.name, [document.strip() for document in documents if document.strip()])
+def text_file(path: str | Path, field: str = text_files.FIELD) -> Corpus:
+    """Documents of a file, by its suffix: see `text_files.read`."""
+    return Corpus(Path(path).name, *text_files.read(path, field))
 
 
-def hub(repository: str, config: str | None = None, split: str = "train", field: str = "text",
+def hub(repository: str, config: str | None = None, split: str = "train", field: str = text_files.FIELD,
         documents: int = 50_000, cache: Path | None = None) -> Corpus:
     """The first documents of a hub dataset, or of a folder of data files, streamed.
 
     FineWeb: `hub("HuggingFaceFW/fineweb", "sample-10BT")`.
 
     The dataset is read at the commit that its main branch stands for now; the corpus's name says which. With a `cache`
-    folder it is streamed once; delete its file to fetch a newer state of the dataset.
+    folder it is streamed once; delete its file to fetch a newer state of the dataset. A folder has a hash of its files'
+    names and contents in place of the commit, and is read anew once one of them has changed (or, above 10 GB, always).
+
+    Rows without text (null or blank) are passed over and counted; a row without the field, or with something else in
+    it, is a ValueError that names it.
     """
-    from datasets import load_dataset
     from huggingface_hub import HfApi
 
+    folder = _data_folder(repository)
     name = ":".join(filter(None, (repository, config, split)))
-    kept = cache and Path(cache) / f"hub-{_fingerprint([f'pinned {name}:{field}:{documents}'.encode()])}.json"
+    state = _content_of(folder) if folder else None
+    kept = None
+    if cache and (state or not folder):  # a repository is kept under its name alone, and states its commit
+        key = f"content {state} {name}:{field}:{documents}" if folder else f"pinned {name}:{field}:{documents}"
+        kept = Path(cache) / f"hub-{fingerprint([key.encode()])}.json"
     if kept and kept.exists():
         return Corpus(**json.loads(kept.read_text()))
-    commit = None if Path(repository).is_dir() else asked(repository, lambda: HfApi().dataset_info(
-        repository, timeout=ANSWER)).sha
-    rows = load_dataset(repository, config, split=split, streaming=True, revision=commit).take(documents)
-    texts = [row[field] for row in tqdm(rows, desc=repository, total=documents, unit="doc", leave=False)]
-    corpus = Corpus(f"{name}@{commit[:12]}" if commit else name, [text for text in texts if text.strip()])
+    commit = None if folder else asked(repository, lambda: HfApi().dataset_info(repository, timeout=ANSWER)).sha
+    found = _streamed(repository, config, split, commit, documents, text_files.Rows(name, field))
+    state = state or commit
+    corpus = Corpus(f"{name}@{state[:12]}" if state else name, *found)
     if kept:
-        write_atomically(kept, json.dumps({"name": corpus.name, "documents": corpus.documents}).encode())
+        write_atomically(kept, json.dumps(asdict(corpus)).encode())
     return corpus
+
+
+def report_passed_over(corpus: Corpus) -> None:
+    """Say on standard error how many rows held no text, if any."""
+    if corpus.passed_over:
+        tqdm.write(f"{corpus.name}: {corpus.passed_over} rows without text were passed over, "
+                   f"{len(corpus.documents)} were read", file=sys.stderr)
 
 
 def docstrings(min_characters: int = 200, packages: Sequence[str] | None = None, cache: Path | None = None,
@@ -189,30 +142,33 @@ def docstrings(min_characters: int = 200, packages: Sequence[str] | None = None,
     ----------
     min_characters : int, default 200
         Shorter docstrings are left out.
-    packages : list of str, optional
+    packages : list of str, or one, optional
         Distribution names, default those in docstrings.txt beside this module; one that is not installed is an error.
     cache : Path, optional
-        Folder that keeps the result; read again while packages, versions and Python stay the same.
+        Folder that keeps the result; read again while Python and the installed files stay the same, by the versions and
+        the hashes that pip recorded of them.
     workers : int, default 2
         Processes that parse side by side.
 
     Order: distributions by name, then "python" for the standard library; files by path; then as they stand in the file.
     """
-    names = sorted(set(packages if packages is not None else default_packages()))
-    versions = {name: metadata.version(name) for name in names} | {"python": sys.version.split()[0]}
-    key = _fingerprint([json.dumps([versions, min_characters, inspect.getsource(_docstrings_of)]).encode()])
-    kept = cache and Path(cache) / f"docstrings-{key}.json"
+    wanted = default_packages() if packages is None else arguments.names(packages, "names of distributions")
+    names = sorted(set(wanted))
+    records = {name: metadata.distribution(name).read_text("RECORD") for name in names}
+    kept = None
+    if cache and None not in records.values():
+        facts = [{name: metadata.version(name) for name in names}, sys.version.split()[0], records, min_characters,
+                 *map(inspect.getsource, (_docstrings_of, _distinct))]
+        kept = Path(cache) / f"docstrings-{fingerprint([json.dumps(facts).encode()])}.json"
     if kept and kept.exists():
-        return Corpus("docstrings", json.loads(kept.read_text()))
+        return Corpus(**json.loads(kept.read_text()))
     files = [path for name in names for path in _files_of(name)] + _standard_library()
-    documents: dict[str, None] = {}
     with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
         found = pool.map(_docstrings_of, files, chunksize=64)
-        for texts in tqdm(found, total=len(files), desc="reading docstrings", unit="file", leave=False):
-            documents.update((text, None) for text in texts if len(text) >= min_characters)
-    corpus = Corpus("docstrings", list(documents))
+        bar = tqdm(found, total=len(files), desc="reading docstrings", unit="file", leave=False)
+        corpus = Corpus("docstrings", *_distinct(bar, min_characters))
     if kept:
-        write_atomically(kept, json.dumps(corpus.documents).encode())
+        write_atomically(kept, json.dumps(asdict(corpus)).encode())
     return corpus
 
 
@@ -230,6 +186,7 @@ def train_tokenizer(documents: Sequence[str], vocabulary: int):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    documents = arguments.texts(documents, "documents")
     if vocabulary < 8:
         raise ValueError(f"a vocabulary needs 2 special tokens and at least 6 others, got {vocabulary}.")
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -242,6 +199,54 @@ def train_tokenizer(documents: Sequence[str], vocabulary: int):
     tokenizer.train_from_iterator(documents, trainer, length=len(documents))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT,
                                    unk_token=END_OF_TEXT, pad_token=PADDING)
+
+
+def _data_folder(repository: str) -> Path | None:
+    """The folder that is meant in place of a repository, if it is one."""
+    path = Path(repository)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ValueError(f"{repository!r} is a file: pass its path as it is, without hub:.")
+    if repository.startswith((".", "/", "~")) or repository.count("/") > 1:
+        raise FileNotFoundError(f"there is no folder {repository!r}, and a repository of the hub is named OWNER/NAME.")
+    return None
+
+
+def _content_of(folder: Path) -> str | None:
+    """Hash of the names and contents of a folder's files; None where they are too large to be read each time."""
+    files = files_in(folder)
+    if sum(path.stat().st_size for path in files) > HASHED:
+        return None
+    return files_fingerprint((str(path.relative_to(folder)), path) for path in files)
+
+
+def _streamed(repository: str, config: str | None, split: str, commit: str | None, documents: int,
+              rows: text_files.Rows) -> text_files.Documents:
+    """The first documents of a dataset, which may be a folder."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        data = load_dataset(repository, config, split=split, streaming=True, revision=commit).take(documents)
+        bar = tqdm(data, desc=repository, total=documents, unit="doc", leave=False)
+        return rows.documents((number, rows.value(number, row)) for number, row in enumerate(bar, 1))
+    except (DatasetsError, pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(f"the datasets library cannot read {rows.name}: {error}") from error
+
+
+def _distinct(found: Iterable[Sequence[str]], min_characters: int) -> text_files.Documents:
+    """Each text once, those that are long enough, and how many were none (half of a surrogate pair in a literal)."""
+    documents: dict[str, None] = {}
+    broken = 0
+    for text in chain.from_iterable(found):
+        if len(text) >= min_characters:
+            try:
+                arguments.check_characters(text, "a docstring")
+                documents[text] = None
+            except ValueError:
+                broken += 1
+    return text_files.Documents(list(documents), broken)
 
 
 def _docstrings_of(path: Path) -> list[str]:
@@ -274,25 +279,3 @@ def _standard_library() -> list[Path]:
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3"}
     return sorted(path for path in root.rglob("*.py") if not skipped & set(path.relative_to(root).parts))
-
-
-def _json_text(line: str, path: Path, number: int) -> str:
-    try:
-        text = json.loads(line)["text"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        text = None
-    if not isinstance(text, str):
-        raise ValueError(f'{path.name}, line {number}: expected a JSON object with a field "text", got {line[:60]!r}.')
-    return text
-
-
-def _order_key(purpose: str, document: str) -> bytes:
-    return hashlib.sha256(f"{purpose}\0{document}".encode("utf-8", "surrogatepass")).digest()
-
-
-def _fingerprint(pieces) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(len(piece).to_bytes(8, "little"))
-        digest.update(piece)
-    return digest.hexdigest()[:16]

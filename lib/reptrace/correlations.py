@@ -23,6 +23,8 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
+from reptrace import arguments
+
 KINDS, METHODS = ("plain", "changes", "partial"), ("pearson", "spearman")
 DRAWS = 2000
 
@@ -128,7 +130,7 @@ def table(runs: Sequence[pd.DataFrame], accuracy: str = "accuracy", measures: Se
 
     Parameters
     ----------
-    runs : tables with columns tokens, `accuracy` and `measures`, a row a checkpoint; they differ by their seed alone
+    runs : tables, or one, with columns tokens, `accuracy` and `measures`, a row a checkpoint; their seeds alone differ
     accuracy, measures : names of columns
 
     Returns
@@ -137,6 +139,8 @@ def table(runs: Sequence[pd.DataFrame], accuracy: str = "accuracy", measures: Se
         Columns run (0, 1, ..., or "all"), measure, and the fields of `Correlation`. A correlation that is undefined for
         a run is left out, of the one over runs too.
     """
+    runs = [runs] if isinstance(runs, pd.DataFrame) else list(runs)
+    measures, methods = arguments.names(measures, "names of columns"), arguments.names(methods, "methods")
     rows = []
     for measure, kind, method in product(measures, KINDS, methods):
         found: dict[object, Correlation] = {}

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 from tqdm import tqdm
 
-from reptrace.corpora import Probe
 from reptrace.downloads import Downloads
 from reptrace.measurement import Job, measure_job
+from reptrace.probes import Probe
 from reptrace.processes import KEEP_BUFFERS
 from reptrace.records import Store, attempt, provenance
 from reptrace.suites import Checkpoint

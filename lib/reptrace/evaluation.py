@@ -20,18 +20,20 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from reptrace import harness, hidden_states, loading, tasks, weights
-from reptrace.corpora import Probe
+from reptrace import arguments, harness, hidden_states, loading, task_files, tasks
 from reptrace.downloads import Downloads
 from reptrace.eigendirections import Projection, directions
+from reptrace.fingerprints import files_fingerprint
 from reptrace.hub import Files
 from reptrace.measurement import check_unchanged, identity_of, open_at, place
 from reptrace.memorization import Questions
+from reptrace.probes import Probe
 from reptrace.processes import end_with_parent
 from reptrace.records import Store
-from reptrace.suites import Checkpoint
+from reptrace.suites import Checkpoint, as_checkpoints
 from reptrace.sweep import located
 from reptrace.token_ids import tokenizer_fingerprint
+from reptrace.weights import SMALL
 
 METHOD = 2  # raised by hand when tasks, losses or memorization are measured differently from the same inputs
 
@@ -48,8 +50,9 @@ def evaluate_checkpoints(checkpoints: Sequence[Checkpoint], asked: Sequence[str 
 
     Parameters
     ----------
-    checkpoints : list of Checkpoint; those with a known fault are rows with status "quarantined"
-    asked : names of tasks, or what else `tasks.evaluate` takes; "loss" for `tasks.loss` on the probe; `Questions`
+    checkpoints : list of Checkpoint, or one; those with a known fault are rows with status "quarantined"
+    asked : names of tasks, or what else `tasks.evaluate` takes; "loss" for `tasks.loss` on the probe; `Questions`; or
+        one of these
     store : Store
     batch_size, data, include : see `tasks.evaluate`
     limit : int, optional
@@ -73,16 +76,23 @@ def evaluate_checkpoints(checkpoints: Sequence[Checkpoint], asked: Sequence[str 
         chosen, direction_seed), `status` and `reason`.
     """
     placement = loading.placement(device, dtype)
-    specs = [each if isinstance(each, Questions) else tasks.spec_of(each) for each in asked]
+    checkpoints, folders = as_checkpoints(checkpoints), tasks.folders_of(include)
+    trust = arguments.trusted(trust)
+    projections = (projections,) if projections is None or isinstance(projections, Projection) else tuple(projections)
+    tasks.check_data(data)
+    specs = [each if isinstance(each, Questions) else tasks.spec_of(each) for each in tasks.as_tasks(asked)]
     stock = [spec["task"] for spec in specs if _is_task(spec)]
     if probe is None and (any(map(_is_loss, specs)) or any(projections)):
         raise ValueError("the loss, and the directions of projections, are a probe's: pass probe=...")
     if stock:
-        harness.manager(stock, tasks.folders_of(include))  # a wrong name is an error now, not a gap in every checkpoint
-    definitions = [_definition(spec, data or {}, tasks.folders_of(include)) for spec in specs]
-    plan = _Plan(tuple(specs), tuple(definitions), tuple(projections), batch_size, limit, data, tuple(include), probe,
-                 tokenizer, placement, tuple(trust), progress and workers < 2)
+        harness.manager(stock, folders)  # a wrong name is an error now, not a gap in every checkpoint
+    files = task_files.fingerprints(folders) if stock else {}
+    definitions = [_definition(spec, data or {}, files) for spec in specs]
     places = located([point for point in checkpoints if not point.fault], progress, trust)
+    plan = _Plan(tuple(specs), tuple(definitions), projections, batch_size, limit, data,
+                 arguments.names(include, "folders of tasks"), probe, tokenizer, placement, trust,
+                 {point: _beside_the_weights(Path(point.model)) for point in places if Path(point.model).is_dir()},
+                 progress and workers < 2)
     missing = [place for place in places.items()
                if not all(store.done(identity) for identity, *_ in plan.parts(*place))]
     with tqdm(total=len(missing), desc="tasks", unit="checkpoint", disable=not progress or not missing) as bar:
@@ -109,22 +119,22 @@ class _Plan:
     tokenizer: object = field(repr=False)
     placement: tuple[str, str]
     trust: tuple[str, ...]
+    beside: Mapping[Checkpoint, str]  # which tokenizer and the like, in a folder; a commit stands for all its files
     progress: bool  # within a checkpoint
 
     def parts(self, point: Checkpoint, at) -> Iterator[tuple[dict, object, Projection | None]]:
         """(identity, what is asked, projection) of each record of a checkpoint."""
         device, dtype = self.placement
-        # what reads a text: of a commit, its tokenizer is a part
-        texts = {"texts": weights.texts_fingerprint(point.model)} if Path(point.model).is_dir() else {}
-        texts |= {"tokenizer": tokenizer_fingerprint(self.tokenizer)} if self.tokenizer is not None else {}
+        reads = {"beside": self.beside[point]} if point in self.beside else {}
+        reads |= {"tokenizer": tokenizer_fingerprint(self.tokenizer)} if self.tokenizer is not None else {}
         for projection in self.projections:
             for spec, definition in zip(self.specs, self.definitions, strict=True):
                 needs_probe = bool(projection) or _is_loss(spec)
-                yield {**identity_of(point, at.weights, self.trust), **texts, "definition": definition,
+                yield {**identity_of(point, at.weights, self.trust), "definition": definition,
                        "limit": None if isinstance(spec, Questions) else self.limit, "batch_size": self.batch_size,
                        "device": device, "dtype": dtype, "projection": asdict(projection) if projection else None,
                        "probe": self.probe.fingerprint if needs_probe else None, "evaluation_method": METHOD,
-                       }, spec, projection
+                       **({} if _is_loss(spec) else reads)}, spec, projection
 
     def measure(self, point: Checkpoint, at, store: Store, downloads: Downloads | None = None,
                 following: Files | None = None) -> None:
@@ -242,6 +252,11 @@ def _table(plan: _Plan, point: Checkpoint, at, store: Store) -> pd.DataFrame:
                       for identity, _, projection in plan.parts(point, at)])
 
 
+def _beside_the_weights(folder: Path) -> str:
+    """Hash of what a tokenizer and generation read from a model's folder, beside its weights."""
+    return files_fingerprint((path.name, path) for path in sorted(folder.iterdir()) if SMALL.fullmatch(path.name))
+
+
 def _is_task(spec) -> bool:
     return not isinstance(spec, Questions) and spec["task"] != tasks.LOSS
 
@@ -259,12 +274,12 @@ def _columns(projection: Projection | None) -> dict:
     return {"direction_seed": fields.pop("seed"), **fields}
 
 
-def _definition(spec, data: Mapping[str, str | Path], folders: Sequence[Path]) -> dict:
-    """What results depend on besides the model: lm-eval, the YAML of a task in our folders, a data file's content."""
+def _definition(spec, data: Mapping[str, str | Path], files: Mapping[str, str]) -> dict:
+    """What results depend on besides the model: lm-eval, the files of a task in our folders, a data file's content."""
     if not _is_task(spec):
         return {"task": _name(spec)} | ({"questions": spec.fingerprint} if isinstance(spec, Questions) else {})
-    yaml = [path.read_bytes() for folder in folders for path in sorted(folder.rglob("*.yaml"))]
-    given = [Path(data[spec["task"]]).read_bytes()] if spec["task"] in data else []
-    line = f"task: {spec['task']}\n".encode()
-    digest = hashlib.sha256(b"\0".join([*(text for text in yaml if line in text), *given]))
+    name = spec["task"]
+    own = [files[name].encode()] if name in files else []  # lm-eval's tasks are those of its version
+    given = [Path(data[name]).read_bytes()] if name in data else []
+    digest = hashlib.sha256(b"\0".join([*own, *given]))
     return {**spec, "files": digest.hexdigest()[:16], "lm_eval": metadata.version("lm_eval")}

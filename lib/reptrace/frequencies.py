@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
-from reptrace.corpora import Probe
+from reptrace.probes import Probe
 
 
 @dataclass(frozen=True, eq=False)

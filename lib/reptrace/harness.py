@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from reptrace import hub
+from reptrace import hub, task_files
+from reptrace.fingerprints import files_fingerprint
 from reptrace.hidden_states import NonFiniteError
 from reptrace.ngrams import NgramModel
 from reptrace.positions import Rotaries, context
@@ -69,8 +70,13 @@ def manager(names: Sequence[str], folders: Sequence[Path]):
     return found
 
 
-@cache
 def _with_stock_tasks(folders: tuple[Path, ...]):
+    return _read_stock_tasks(folders, task_files.fingerprint(folders))
+
+
+@cache
+def _read_stock_tasks(folders: tuple[Path, ...], state: str):
+    """Read once a process for folders whose files stay the same, by their fingerprint `state`."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=list(folders))
@@ -87,8 +93,9 @@ def _built(known, spec: Mapping, file: str | Path | None) -> list:
             raise FileNotFoundError(f"there is no file {str(file)!r} with data for the task {spec['task']!r}.")
         keys = ("training_split", "validation_split", "test_split", "fewshot_split")
         splits = sorted({(entry.cfg or {}).get(key) for key in keys} - {None})
+        cache = Path(file).parent / "datasets" / files_fingerprint([("", Path(file))])  # its own: by times
         overrides |= {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {
-            "data_files": dict.fromkeys(splits, str(file)), "cache_dir": str(Path(file).parent / "datasets")}}
+            "data_files": dict.fromkeys(splits, str(file)), "cache_dir": str(cache)}}
     built = TaskFactory().build(entry, overrides=overrides or None, registry=known.task_index)
     return built if isinstance(built, list) else [built]
 

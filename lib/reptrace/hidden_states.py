@@ -7,7 +7,7 @@ of every layer's output just one token a sequence is kept, by hooks, while the p
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -163,8 +163,10 @@ def unpadded(batch: Mapping[str, torch.Tensor]) -> list[list[int]]:
 
 
 class _Captured:
-    """Position to take from each sequence of the running batch, and what the hooks took: name -> (batch, d). `output` is
-    the model's own, where it is to be kept."""
+    """Position to take from each sequence of the running batch, and what the hooks took: name -> (batch, d).
+
+    `output` is the model's own, where it is to be kept.
+    """
 
     def __init__(self):
         self.last: torch.Tensor | None = None
@@ -372,7 +374,7 @@ def _final_norm(decoder: nn.Module) -> nn.Module:
 
 def _layer_names(decoder: nn.Module, layers) -> list[int | str]:
     known = [*range(_layers(decoder) + 1), FINAL]
-    names = known if layers == "all" else list(layers)
+    names = known if layers == "all" else list(layers) if isinstance(layers, Iterable) else []
     unknown = [name for name in names if name not in known]
     if unknown or not names or (isinstance(layers, str) and layers != "all"):
         raise ValueError(f'layers must be "all" or a list of 0..{known[-2]} and "final", got {layers!r}.')
@@ -391,6 +393,9 @@ def _checked(decoder: nn.Module, sequences) -> list[np.ndarray]:
     reach, vocabulary = context(decoder.config), _vocabulary(decoder)
     arrays = [np.asarray(sequence) for sequence in sequences]
     for row, array in enumerate(arrays):
+        if array.ndim == 0:
+            raise TypeError(f"sequence {row} is not a list of token ids but {sequences[row]!r:.60}. Texts are "
+                            "tokenized first: measure(model, texts), or probe(corpus, tokenizer, M).sequences.")
         if len(array) == 0:
             raise ValueError(f"sequence {row} is empty: it has no last token.")
         if array.ndim != 1 or array.dtype.kind not in "iu":

@@ -26,7 +26,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from reptrace import arguments
 from reptrace.corpora import Corpus
+from reptrace.fingerprints import fingerprint
 from reptrace.ngrams import NgramModel
 from reptrace.records import write_atomically
 
@@ -112,12 +114,12 @@ def make(training: Corpus, held_out: Corpus, tokenizer, tokens, context: int, fo
     ValueError
         The held-out text yields no item for `continuation`.
     """
-    facts = [METHOD, training.fingerprint, held_out.fingerprint, _hash(tokenizer.backend_tokenizer.to_str()), context,
-             count, seed]
+    ids = np.fromfile(tokens, dtype=np.uint16) if isinstance(tokens, (str, Path)) else np.asarray(tokens)
+    facts = [METHOD, training.fingerprint, held_out.fingerprint, _hash(tokenizer.backend_tokenizer.to_str()),
+             fingerprint([ids.astype("<i8").tobytes()]), context, count, seed]
     home = Path(folder) / _hash(json.dumps(facts))
     files = {name: home / f"{name}.jsonl" for name in ("continuation", "cloze", QUESTIONS)}
     if not all(path.exists() for path in files.values()):
-        ids = np.fromfile(tokens, dtype=np.uint16) if isinstance(tokens, (str, Path)) else np.asarray(tokens)
         documents = sorted(dict.fromkeys(held_out.documents), key=lambda document: _hash(f"items {seed} {document}"))
         ngrams, counts = NgramModel(ids, len(tokenizer)), words_of(training)
         made = {"continuation": continuation(documents, tokenizer, context, seed, count),
@@ -204,6 +206,7 @@ def distance(passage: str, word: str, tokenizer) -> int | None:
 def _drafts(documents: Sequence[str], tokenizer, context: int, draw: Callable[[_Text], tuple | None],
             count: int | None = None) -> list[_Draft]:
     """What `draw` finds in each document (passage, true words, end of the passage), where it fits into a context."""
+    documents = arguments.texts(documents, "documents")
     drafts: list[_Draft] = []
     for start in tqdm(range(0, len(documents), 512), desc="making items", unit="batch", leave=False):
         batch = documents[start : start + 512]

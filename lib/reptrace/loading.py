@@ -129,6 +129,8 @@ def from_pretrained(loader, name: str, revision: str | None, cache_dir: str | No
 
     from safetensors import SafetensorError
 
+    if not isinstance(options.get("trust_remote_code", False), bool):  # a name would count as yes
+        raise TypeError(f"trust_remote_code is True or False, got {options['trust_remote_code']!r}.")
     name, revision, cache_dir = _source(name, revision, cache_dir)
     at = f" at revision {revision!r}" if revision else ""
     try:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from reptrace import hub, weights
-from reptrace.corpora import Probe
+from reptrace import arguments, hub, weights
 from reptrace.moments import products_dtype
+from reptrace.probes import Probe, first_tokens
 from reptrace.records import attempt
 from reptrace.suites import Checkpoint
 
@@ -42,6 +42,9 @@ class Settings:
     trust: tuple[str, ...] = ()
 
     def __post_init__(self):
+        one = isinstance(self.layers, (str, int)) and self.layers != "all"
+        object.__setattr__(self, "layers", (self.layers,) if one else self.layers)
+        object.__setattr__(self, "trust", arguments.trusted(self.trust))
         first, last = self.ranks
         if not 1 <= first < last - 1:
             raise ValueError(f"ranks must be 1-based, first and last of at least three, got {tuple(self.ranks)}.")
@@ -111,11 +114,12 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
     Parameters
     ----------
     model : transformers model, or a repository or folder by name
-    texts : M strings; more than the model's width of them, or RankMe is biased down
+    texts : list of M strings, or another sequence of them; more than the model's width, or RankMe is biased down
     tokenizer : transformers tokenizer; default the one stored with the named model
     revision : str, optional, of a named repository
     layer, batch_size : see `hidden_states.last_token_states`
-    max_length, min_length : int, default 512 and 1, tokens; texts are cut at the first, passed over below the second
+    max_length, min_length : int, default 512 and 1
+        Texts are cut to their first max_length tokens (`probes.first_tokens`), and passed over below min_length.
     ranks : (int, int), default (12, 100), shortened where the spectrum is shorter (`.alpha.ranks` says so)
     trust_remote_code : bool, default False; run Python code that comes with the named model, see `loading.load`
     progress : bool, default False; show a progress bar
@@ -128,17 +132,21 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
     from reptrace.loading import load, load_tokenizer
     from reptrace.spectra import geometry
 
+    texts, min_length = arguments.texts(texts), max(1, min_length)
+    if max_length < min_length:
+        raise ValueError(f"texts cannot be cut at {max_length} tokens and have {min_length} at least: raise max_length "
+                         "or lower min_length.")
     if isinstance(model, (str, os.PathLike)):
         trust = {"trust_remote_code": trust_remote_code}
         tokenizer = tokenizer or load_tokenizer(str(model), revision, **trust)
         model = load(str(model), revision, **trust)
     elif tokenizer is None:
         raise ValueError("a model object does not bring its tokenizer: pass tokenizer=...")
-    ids = tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
-    kept = [sequence for sequence in ids if len(sequence) >= max(1, min_length)]
+    kept = [ids for ids in first_tokens(tokenizer, texts, max_length) if len(ids) >= min_length]
     if len(kept) < 2:
-        raise ValueError(f"{len(kept)} of {len(ids)} texts have at least {max(1, min_length)} tokens, a spectrum needs "
-                         "two or more: bring more text, or lower min_length.")
+        lower = ", or lower min_length" if len(texts) > 1 and min_length > 1 else ""
+        raise ValueError(f"{len(kept)} of {len(texts)} texts have at least {min_length} tokens, a spectrum needs two "
+                         f"or more: bring more text{lower}.")
     return geometry(last_token_states(model, kept, (layer,), batch_size, progress)[layer], ranks, shorten=True)
 
 

@@ -20,6 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from reptrace import arguments
+from reptrace.probes import first_tokens
+
 SHORT, LONG = 3, 8  # tokens: the paper's Table 7 has one row for lengths up to SHORT and one for those above LONG
 
 
@@ -73,6 +76,10 @@ class Questions:
     reference: np.ndarray
     source: str
 
+    def __post_init__(self):
+        for name in ("prompts", "answers"):
+            object.__setattr__(self, name, arguments.texts(getattr(self, name), name))
+
     @property
     def fingerprint(self) -> str:
         facts = [self.task, list(self.prompts), list(self.answers), np.asarray(self.reference).tolist(), self.source]
@@ -90,7 +97,7 @@ class Questions:
 
 def encoded(tokenizer, prompts: Sequence[str], answers: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of prompts and of answers, each tokenized by itself, without special tokens."""
-    return tuple(tokenizer(list(texts), add_special_tokens=False)["input_ids"] for texts in (prompts, answers))
+    return tuple(first_tokens(tokenizer, texts) for texts in (prompts, answers))
 
 
 def memorization(model, infgram, *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Memorization:

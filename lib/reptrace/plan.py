@@ -64,6 +64,10 @@ def estimate(suites: Sequence[Suite], count: int | None = None, sequences: int =
     "estimated"); nan where a suite's shape is not known. What lies in a folder, or in a cache that the suite names, is
     not downloaded.
     """
+    suites = [suites] if isinstance(suites, Suite) else list(suites)
+    if not all(isinstance(suite, Suite) for suite in suites):
+        raise TypeError("expected suites, as suites.suite(name) opens them, got "
+                        f"{', '.join(type(suite).__name__ for suite in suites[:3])}.")
     if gpu not in GPUS:
         raise ValueError(f"there is no GPU {gpu!r} in the table.{hub.near(gpu, GPUS)} It has {', '.join(GPUS)}.")
     machine = GPUS[gpu]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from reptrace import corpora, suites
+from reptrace import arguments, corpora, suites
 from reptrace.measurement import Settings
 from reptrace.pretrain import Run, Suite
 from reptrace.processes import cores
@@ -71,7 +71,10 @@ class Profile:
         missing = [key for key in needed if key not in parameters]
         if missing:
             raise KeyError(f"the parameters lack {', '.join(missing)}; notebooks/params/tiny.yaml has all of them.")
-        return cls([dict(size) for size in parameters["sizes"]], {key: parameters[key] for key in TRAINING_KEYS},
+        sizes = parameters["sizes"]
+        sizes = [dict(size) for size in ([sizes] if isinstance(sizes, Mapping) else sizes)]
+        sizes = [size | {"seeds": [size["seeds"]]} if isinstance(size.get("seeds"), int) else size for size in sizes]
+        return cls(sizes, {key: parameters[key] for key in TRAINING_KEYS},
                    parameters["corpus"], int(parameters["sequences"]), int(parameters["min_length"]),
                    tuple(parameters["alpha_ranks"]), parameters["build"])
 
@@ -214,6 +217,7 @@ class HubProfile:
         if missing := set(cls.__dataclass_fields__) - set(names):
             raise KeyError(f"the parameters lack {', '.join(sorted(missing))}; notebooks/params/paper.yaml has all.")
         values = {name: parameters[name] for name in names}
+        values["suites"] = arguments.names(values["suites"], "suites")
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     @cached_property

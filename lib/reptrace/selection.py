@@ -10,7 +10,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from reptrace.suites import Checkpoint
+from reptrace.suites import Checkpoint, as_checkpoints
 
 LEVEL = 0.05  # of finding a bend anywhere in a stage that is straight but for noise
 NOTHING = 1e-6  # relative error of RankMe that is none
@@ -28,7 +28,7 @@ def spread(checkpoints: Sequence[Checkpoint], count: int | None) -> list[Checkpo
     count : int or None
         None: all without a fault.
     """
-    good = [point for point in checkpoints if not point.fault]
+    good = [point for point in as_checkpoints(checkpoints) if not point.fault]
     if count is None or count >= len(good):
         return good
     stages = [list(group) for _, group in groupby(range(len(good)), key=lambda k: (good[k].model, good[k].stage))]

@@ -102,8 +102,8 @@ class Geometry:
 
 def few_in_words(half_variance: float, largest_influence: float, samples: int) -> str:
     """What `dominated` is about, for a message."""
-    return (f"RankMe is that of a few sequences ({half_variance:.0f} of {samples:.0f} make up half of the variance, one "
-            f"has {largest_influence:.0%} of the influence)")
+    return (f"RankMe is that of a few sequences ({half_variance:.0f} of {samples:.0f} make up half of the variance, "
+            f"one has {largest_influence:.0%} of the influence)")
 
 
 def dominated(half_variance, largest_influence, samples):

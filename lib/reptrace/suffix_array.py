@@ -53,7 +53,7 @@ def built(tokens: np.ndarray, folder: Path, facts: Mapping, padding: int, progre
     tokens : (tokens,) integer array
         Ids below facts["vocabulary"]; a last facts["separator"] is added where it is missing.
     folder : Path
-        An index that is there and is damaged, or has other facts, is replaced.
+        An index that is there and is damaged, or has other tokens or facts, is replaced.
     padding : int
         Separators before the text.
 
@@ -63,7 +63,9 @@ def built(tokens: np.ndarray, folder: Path, facts: Mapping, padding: int, progre
     with FileLock(folder.parent / f".{folder.name}.lock"):
         with suppress(FileNotFoundError, DamagedIndexError):
             there = opened(folder)
-            if all(there.facts[name] == value for name, value in facts.items()):
+            text = there.text[padding : padding + len(tokens)]  # the facts name a text; these are its tokens
+            same = len(there.text) == padding + _size(tokens, facts) and np.array_equal(text, tokens)
+            if same and all(there.facts[name] == value for name, value in facts.items()):
                 return there
         _refuse_other_files(folder)
         begun = folder.parent / f".{folder.name}.partial"
@@ -106,10 +108,15 @@ def opened(folder: Path) -> SuffixArray:
     return SuffixArray(*(np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in ARRAYS), facts)
 
 
+def _size(tokens: np.ndarray, facts: Mapping) -> int:
+    """Entries of the text with its last separator, which may be missing from the tokens."""
+    return len(tokens) + int(tokens[-1] != facts["separator"])
+
+
 def _arrays(tokens: np.ndarray, facts: Mapping, padding: int, bar: tqdm) -> dict[str, np.ndarray]:
     from pydivsufsort import divsufsort
 
-    size = len(tokens) + int(tokens[-1] != facts["separator"])
+    size = _size(tokens, facts)
     if facts["vocabulary"] * size >= 2**63:
         raise ValueError(f"{size} tokens of a vocabulary of {facts['vocabulary']} are more than 64 bits can index.")
     text = np.full(padding + size, facts["separator"], id_type(facts["vocabulary"]))

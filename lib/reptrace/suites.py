@@ -10,7 +10,7 @@ the cache after its download: the same `from_pretrained(repository, revision=...
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
@@ -20,6 +20,7 @@ from pathlib import Path
 import yaml
 
 from reptrace import hub, published
+from reptrace.arguments import shown
 
 SUITES = Path(__file__).with_name("suites.yaml")
 # step1000, stage1-step1000-tokens3B, step_40, checkpoint-500
@@ -53,6 +54,15 @@ class Checkpoint:
     @property
     def label(self) -> str:
         return f"{self.model}@{self.revision}" if self.revision else self.model
+
+
+def as_checkpoints(given) -> list[Checkpoint]:
+    """Checkpoints as a list; a single one counts as a list of one. TypeError for anything else, names too."""
+    found = [given] if isinstance(given, Checkpoint) else list(given) if isinstance(given, Iterable) else [given]
+    if isinstance(given, str) or not all(isinstance(point, Checkpoint) for point in found):
+        raise TypeError(f"expected checkpoints, got {shown(given)}. Those of a folder or repository: "
+                        "suites.checkpoints(name); of a registered suite: suites.suite(name).checkpoints().")
+    return found
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +19,15 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from reptrace import corpora, hub, suites, weights
-from reptrace.corpora import Probe
+from reptrace import arguments, corpora, hub, suites, weights
 from reptrace.dispatch import local_cluster, on_a_worker, unfinished, work_off
 from reptrace.measurement import RANKS, Job, Settings, facts_of, place
 from reptrace.positions import context
+from reptrace.probes import Probe
 from reptrace.records import Store
 from reptrace.selection import refine as refine_selection
 from reptrace.selection import spread
-from reptrace.suites import Checkpoint
+from reptrace.suites import Checkpoint, as_checkpoints
 from reptrace.twins import same_geometry
 
 ASKED_FOR_TOKENIZER = 3  # checkpoints of a stage on the hub
@@ -37,7 +37,8 @@ MEASURED = ("layer", "rankme", "rankme_stderr", "alpha", "alpha_stderr", "alpha_
 
 def sweep(names: str | Sequence[str], texts: str | Sequence[str], folder: str | Path, count: int | None = None,
           refine: int = 0, sequences: int = 15_000, max_length: int = 512, min_length: int = 32, seed: int = 0,
-          suite_files: Sequence[str | Path] = (), stages: Sequence[str] = (), **options) -> pd.DataFrame:
+          suite_files: Sequence[str | Path] = (), stages: Sequence[str] = (), field: str = "text",
+          **options) -> pd.DataFrame:
     """Registered suites on texts: which checkpoints there are, which to measure, the probes, and the tracing itself.
 
     Parameters
@@ -53,6 +54,7 @@ def sweep(names: str | Sequence[str], texts: str | Sequence[str], folder: str | 
     sequences, max_length, min_length, seed : see `corpora.probe`
     suite_files : further YAML files of suites
     stages : only these stages of each suite; default all
+    field : str, default "text"; which field of a file's or dataset's rows holds the text, see `corpora.open_text`
     options : see `trace`
 
     Returns
@@ -61,10 +63,16 @@ def sweep(names: str | Sequence[str], texts: str | Sequence[str], folder: str | 
     `twins.same_geometry`); known faults stand in it as "quarantined".
     """
     folder, progress = Path(folder), options.get("progress", True)
-    names, texts, stages, trust = map(_several, (names, texts, stages, options.get("trust", ())))
+    names, texts = arguments.names(names, "suites"), arguments.names(texts, "sources of text")
+    stages, suite_files = arguments.names(stages, "stages"), arguments.names(suite_files, "files of suites")
+    trust = arguments.trusted(options.get("trust"))
+    if not names or not texts:
+        raise ValueError("a sweep needs a suite and a text at least, by name.")
     known = {name: _stages(suites.suite(name, *suite_files), stages) for name in names}
     chosen = {name: with_faults(spread(points, count), points) for name, points in known.items()}
-    corpus = {text: corpora.open_text(text, 4 * sequences, folder / "corpora") for text in texts}
+    corpus = {text: corpora.open_text(text, 4 * sequences, folder / "corpora", field) for text in texts}
+    for each in corpus.values():
+        corpora.report_passed_over(each)
     tokenizers = {name: tokenizer_of(points, max_length, trust) for name, points in known.items()}
     store, tables = Store(folder / "records"), []
     for name, points in known.items():
@@ -96,10 +104,6 @@ def _stages(suite: suites.Suite, stages: Sequence[str]) -> list[Checkpoint]:
         raise ValueError(f"{suite.name!r} has no stage {', '.join(stages)}; it has "
                          f"{', '.join(dict.fromkeys(stage.stage for stage in suite.stages))}.")
     return found
-
-
-def _several(value: str | Sequence[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def with_faults(chosen: Sequence[Checkpoint], points: Sequence[Checkpoint]) -> list[Checkpoint]:
@@ -134,8 +138,8 @@ def tokenizer_of(points: Sequence[Checkpoint], max_length: int, trust: Sequence[
     """
     from reptrace.loading import load_tokenizer
 
-    candidates, failed = _with_tokenizers(points), []
-    for point in candidates:
+    trust, failed = arguments.trusted(trust), []
+    for point in _with_tokenizers(points):
         where, own_code = _where(point), point.model in trust
         try:
             config = configuration_of(point, trust)
@@ -210,7 +214,7 @@ def trace(checkpoints: Sequence[Checkpoint], probe: Probe | Sequence[Probe], sto
 
     Parameters
     ----------
-    checkpoints : list of Checkpoint (`suites` lists those of a name, a folder or a repository)
+    checkpoints : list of Checkpoint, or one (`suites` lists those of a name, a folder or a repository)
     probe : Probe, or several; the weights are opened once for all
     store : Store
     layers, ranks, batch_size, device, dtype, trust : see `Settings`
@@ -232,7 +236,7 @@ def trace(checkpoints: Sequence[Checkpoint], probe: Probe | Sequence[Probe], sto
     pandas.DataFrame, a row per checkpoint, probe and layer, in the order given, gaps included. `status` is "measured",
     "failed" or "quarantined", `reason` says why; `same_weights_as` names a revision with identical files.
     """
-    settings = placed(Settings(layers, tuple(ranks), batch_size, device, dtype, _several(trust)), client)
+    settings = placed(Settings(layers, tuple(ranks), batch_size, device, dtype, trust), client)
     (table,) = trace_groups([(checkpoints, probe)], store, settings, workers, progress, client, disk, keep, faulty)
     return table
 
@@ -246,7 +250,7 @@ def trace_groups(groups: Sequence[tuple[Sequence[Checkpoint], Probe | Sequence[P
     """
     if workers < 1:
         raise ValueError(f"workers must be positive, got {workers}.")
-    groups = [(points, (probe,) if isinstance(probe, Probe) else tuple(probe)) for points, probe in groups]
+    groups = [(as_checkpoints(points), _as_probes(probe)) for points, probe in groups]
     jobs = [jobs_of(points, probes, settings, progress, faulty) for points, probes in groups]
     missing = unfinished([job for each in jobs for job in each], store)
     check_disk(missing, disk)
@@ -254,6 +258,14 @@ def trace_groups(groups: Sequence[tuple[Sequence[Checkpoint], Probe | Sequence[P
     with local_cluster(min(workers, len(missing)), settings.device) if own else nullcontext(client) as client:
         work_off(missing, store, client, disk, keep, progress)
     return [table_of(points, probes, each, store) for (points, probes), each in zip(groups, jobs, strict=True)]
+
+
+def _as_probes(given: Probe | Sequence[Probe]) -> tuple[Probe, ...]:
+    found = (given,) if isinstance(given, Probe) else tuple(given) if isinstance(given, Iterable) else (given,)
+    if not found or not all(isinstance(probe, Probe) for probe in found):
+        raise TypeError(f"expected a probe, or several, got {arguments.shown(given)}. Of texts: "
+                        "probe(Corpus(name, texts), tokenizer, sequences) (reptrace.corpora).")
+    return found
 
 
 def placed(settings: Settings, client=None) -> Settings:
@@ -296,7 +308,7 @@ class Located(NamedTuple):
 def located(checkpoints: Sequence[Checkpoint], progress: bool = True, trust: Sequence[str] = ()
             ) -> dict[Checkpoint, Located]:
     """Where the weights of checkpoints are, each once; `trust`: repositories and folders whose own code may run."""
-    wanted = list(dict.fromkeys(checkpoints))
+    wanted, trust = list(dict.fromkeys(checkpoints)), arguments.trusted(trust)
     online = [point for point in wanted if on_hub(point)]
     commits = {point: hub.commit_of(point.model, point.revision, point.cache_dir) if not point.commit else point.commit
                for point in wanted if not os.path.isdir(point.model)}

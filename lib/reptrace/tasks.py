@@ -8,14 +8,14 @@ files in the folder `tasks` beside this module; what they ask comes from `items`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from reptrace import batches, harness
+from reptrace import arguments, batches, harness
 from reptrace.hidden_states import NonFiniteError
 from reptrace.ngrams import NgramModel
 from reptrace.positions import rotaries
@@ -34,7 +34,7 @@ def evaluate(model, tokenizer, tasks: Sequence[str | Mapping], batch_size: int |
     model : transformers causal LM on its device, or NgramModel
         Left as it is, its training mode too.
     tokenizer : transformers tokenizer
-    tasks : names of tasks, groups or tags; or {"task": name, key: value} where a key of the task's YAML is to differ
+    tasks : names of tasks, groups or tags, or one; or {"task": name, key: value} where a key of the task's YAML differs
         Local tasks are known at once. For any other, all of lm-eval's own are read: 22 s, once a process.
     batch_size : int or "auto"
         Requests a batch. (Where lm-eval is not told, it takes one at a time.)
@@ -67,7 +67,8 @@ def evaluate(model, tokenizer, tasks: Sequence[str | Mapping], batch_size: int |
         A log-likelihood is NaN or infinite.
     """
     batches.check_batch_size(batch_size)
-    specs, folders = list(map(spec_of, tasks)), folders_of(include)
+    specs, folders = [spec_of(task) for task in as_tasks(tasks)], folders_of(include)
+    check_data(data)
     if not specs:
         raise ValueError("there are no tasks to run.")
     for name in {spec["task"] for spec in specs} & {path.stem for path in LOCAL.glob("*.yaml")} - set(data or {}):
@@ -155,11 +156,22 @@ def _in_evaluation_mode(model) -> Iterator[None]:
             module.training = mode
 
 
+def as_tasks(given) -> list:
+    """What is asked, as a list; a single name, mapping or other object counts as a list of one."""
+    return [given] if isinstance(given, (str, Mapping)) or not isinstance(given, Iterable) else list(given)
+
+
+def check_data(data: Mapping | None) -> None:
+    if data is not None and not isinstance(data, Mapping):
+        raise TypeError(f"data says which file each task asks, as {{task: path}}; got {arguments.shown(data)}.")
+
+
 def spec_of(task: str | Mapping) -> dict:
     return {"task": task} if isinstance(task, str) else dict(task)
 
 
 def folders_of(include: Sequence[str | Path]) -> list[Path]:
+    include = arguments.names(include, "folders of tasks")
     for folder in include:
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"there is no folder of tasks {str(folder)!r}.")

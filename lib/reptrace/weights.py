@@ -6,12 +6,13 @@ hashed, what is downloaded and what transformers opens are the same files, whate
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from reptrace.fingerprints import files_fingerprint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,26 +100,20 @@ def weight_paths(folder: str | Path) -> list[Path]:
 def files_of(folder: str | Path, code: bool = False) -> list[Path]:
     """The files of a folder that decide what a model computes: configuration, weights, and `code` where it may run."""
     own = sorted(Path(folder).rglob("*.py")) if code else []
-    return [Path(folder) / CONFIG, *weight_paths(folder), *own]
+    return [path for path in (Path(folder) / CONFIG, *weight_paths(folder), *own) if path.is_file()]
 
 
 def fingerprint(folder: str | Path, code: bool = False) -> str:
-    """SHA-256 over names and contents of `files_of`, shortened to 40 hex digits.
+    """16 hex digits of a SHA-256 over names and contents of `files_of`.
 
     Raises what `weight_files` raises: a folder whose weights are not known has no fingerprint.
     """
-    return _digest(folder, files_of(folder, code))
-
-
-def texts_fingerprint(folder: str | Path) -> str:
-    """SHA-256 over the small files that opening a folder's tokenizer and generation settings reads, shortened."""
-    found = [path for path in Path(folder).iterdir() if SMALL.fullmatch(path.name) and path.suffix != ".py"]
-    return _digest(folder, sorted(found))
+    return files_fingerprint((str(path.relative_to(folder)), path) for path in files_of(folder, code))
 
 
 def stamp(folder: str | Path, code: bool = False) -> tuple:
     """Names, sizes and times of `files_of`: cheap, and another one after any of them was written anew."""
-    found = [(path, path.stat()) for path in files_of(folder, code) if path.exists()]
+    found = [(path, path.stat()) for path in files_of(folder, code)]
     return tuple((path.name, stat.st_size, stat.st_mtime_ns) for path, stat in found)
 
 
@@ -177,14 +172,3 @@ def read_json(path: Path) -> dict:
     if not isinstance(found, dict):
         raise WeightsError(f"{path.name} holds no JSON object: damaged?")
     return found
-
-
-def _digest(folder: str | Path, files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        if path.exists():
-            digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
-            with open(path, "rb") as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
-    return digest.hexdigest()[:40]

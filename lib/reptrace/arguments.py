@@ -1,0 +1,110 @@
+"""What callers pass where a list of strings is meant: one name counts as a list of one, one text never does.
+
+Python takes a string for a sequence of its letters, so that a forgotten pair of brackets would be measured, or searched
+for a repository's name, letter by letter.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import reprlib
+from collections.abc import Iterable, Mapping
+from numbers import Integral
+
+_SHORT = reprlib.Repr()  # of what came, in a message: a value may be as large as a corpus
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+def names(given, what: str) -> tuple:
+    """Strings or paths as a tuple; a single one counts as a list of one, None as none.
+
+    Raises
+    ------
+    TypeError
+        Anything else, True and mappings too; `what` says in the message what was meant.
+    """
+    if given is None:
+        return ()
+    if isinstance(given, (str, os.PathLike)):
+        return (given,)
+    found = None if isinstance(given, (bytes, Mapping)) or not isinstance(given, Iterable) else tuple(given)
+    if found is None or not all(isinstance(each, (str, os.PathLike)) for each in found):
+        raise TypeError(f"expected {what}, by name, one or a list of them; got {shown(given)}.")
+    return found
+
+
+def trusted(given) -> tuple[str, ...]:
+    """Names of repositories and folders whose own code may run, each to be compared as a whole."""
+    return tuple(map(os.fspath, names(given, "repositories to trust")))
+
+
+def texts(given, what: str = "texts") -> list[str]:
+    """Texts as a list of strings: from a list, tuple, pandas Series, numpy array, generator or other iterable of them.
+
+    Raises
+    ------
+    TypeError
+        One string, a path, a mapping, a set, a table, an open file, or items other than strings: says which, and what
+        to pass instead. `what` is the argument's name.
+    ValueError
+        A text that holds half of a surrogate pair, which no tokenizer takes: says where.
+    """
+    hint = _hint(given)
+    if hint or not isinstance(given, Iterable):
+        raise TypeError(f"{what} must be a list of strings, a text each; got {shown(given)}.{hint}")
+    found = [str(text) if isinstance(text, str) else text for text in given]  # numpy's strings become plain ones
+    for number, text in enumerate(found):
+        if not isinstance(text, str):
+            raise TypeError(f"{what} must be a list of strings, a text each; {what}[{number}] is {shown(text)}."
+                            f"{_item_hint(text)}")
+        check_characters(text, f"{what}[{number}]")
+    return found
+
+
+def check_characters(text: str, where: str) -> None:
+    """ValueError where a text holds half of a surrogate pair: it stands for no character, so it cannot be encoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} holds half of a surrogate pair (U+{ord(text[error.start]):04X}) at character "
+                         f"{error.start + 1}: no character, so no tokenizer takes it. Mend the text where it was made, "
+                         'or pass text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").') from error
+
+
+def shown(value) -> str:
+    """A value for a message: its type, and itself in short."""
+    return f"{type(value).__name__} {' '.join(_SHORT.repr(value).split())}"
+
+
+def _hint(given) -> str:
+    """What to pass instead of something that is no list of texts; "" where nothing is known against it."""
+    if isinstance(given, str):
+        return " One text? Pass [text]. A path? Pass text_file(path).documents (reptrace.corpora)."
+    if isinstance(given, (os.PathLike, io.IOBase)):
+        return " Pass text_file(path).documents (reptrace.corpora)."
+    if isinstance(given, (bytes, bytearray, memoryview)):
+        return " Decode it, and pass a list."
+    if isinstance(given, Mapping):
+        return " Pass list(texts.values()), or the column that holds the texts."
+    if isinstance(given, (set, frozenset)):
+        return " A set has no order: pass sorted(texts)."
+    if hasattr(given, "sequences"):  # a Probe; its `documents` are hashes
+        return " Token sequences are measured by last_token_states(model, probe.sequences) (reptrace.hidden_states)."
+    if hasattr(given, "documents"):
+        return " Pass corpus.documents."
+    if hasattr(given, "columns"):
+        return " Iterating a table gives its columns' names: pass one column, as table[\"text\"]."
+    return ""
+
+
+def _item_hint(item) -> str:
+    first = item[0] if isinstance(item, (list, tuple)) and item else item
+    if isinstance(first, Integral) and not isinstance(first, bool):
+        return " Token ids? Pass them to last_token_states(model, sequences) (reptrace.hidden_states)."
+    if isinstance(item, Mapping):
+        return " Pass the field that holds the text, as [row[\"text\"] for row in rows]."
+    if item is None or type(item).__name__ == "NAType" or (isinstance(item, float) and math.isnan(item)):
+        return " Leave rows without text out."
+    return ""

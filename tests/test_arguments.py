@@ -1,0 +1,81 @@
+"""One name where a list is meant, and texts that are none. Trusted: what was passed."""
+
+import collections
+import io
+import re
+import types
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+
+from reptrace.arguments import names, texts
+from reptrace.corpora import Corpus, Probe
+
+GIVEN = ["one", "naïve 🎉", "three"]
+
+
+@pytest.mark.parametrize("given", [
+    GIVEN, tuple(GIVEN), pd.Series(GIVEN), pd.Series(GIVEN, dtype=object, index=[7, 5, 3]), np.array(GIVEN),
+    np.array(GIVEN, dtype=object), datasets.Dataset.from_dict({"text": GIVEN})["text"], dict.fromkeys(GIVEN).keys(),
+    (text for text in GIVEN), collections.deque(GIVEN)], ids=lambda given: type(given).__name__)
+def test_texts_come_from_any_sequence_of_strings(given):
+    found = texts(given)
+    assert found == GIVEN and type(found) is list and {type(text) for text in found} == {str}
+    assert texts([]) == []
+
+
+@pytest.mark.parametrize(("given", "told"), [
+    ("one text", r"got str 'one text'. One text? Pass [text]. A path? Pass text_file(path).documents"),
+    (Path("a.txt"), "Pass text_file(path).documents"), (io.StringIO("a\nb"), "Pass text_file(path).documents"),
+    (b"one", "Decode it"), (bytearray(b"one"), "Decode it"), ({"a": "one"}, "Pass list(texts.values())"),
+    (types.MappingProxyType({"a": "one"}), "Pass list(texts.values())"), (set(GIVEN), "A set has no order"),
+    (frozenset(GIVEN), "A set has no order"), (None, "got NoneType None."), (3, "got int 3."), (2.5, "got float 2.5."),
+    (Corpus("x", GIVEN), "Pass corpus.documents"),
+    (Probe("x", [[1]], 2, 1), "last_token_states(model, probe.sequences)"),
+    (pd.DataFrame({"text": GIVEN}), 'pass one column, as table["text"]')])
+def test_what_is_no_sequence_of_texts_is_refused_with_what_was_meant(given, told):
+    with pytest.raises(TypeError, match=rf"^texts must be a list of strings.*{re.escape(told)}"):
+        texts(given)
+
+
+@pytest.mark.parametrize(("item", "told"), [
+    (None, "is NoneType None. Leave rows without text out"),
+    (float("nan"), "is float nan. Leave rows without text out"),
+    (pd.NA, "NAType <NA>. Leave rows"), (5, "is int 5. Token ids?"), (np.int64(5), "is int64 np.int64(5). Token ids?"),
+    ([1, 2], "is list [1, 2]. Token ids? Pass them to last_token_states"), (["a"], "is list ['a']."),
+    ({"text": "a"}, 'row["text"] for row in rows'), (b"a", "is bytes b'a'."), (np.array(["a", "b"]), "is ndarray")],
+    ids=lambda value: type(value).__name__)
+def test_a_text_that_is_none_is_named_by_its_index_and_type(item, told):
+    with pytest.raises(TypeError, match=rf"documents\[2\] {re.escape(told) if told.startswith('is') else ''}") as error:
+        texts(["one", "two", item], "documents")
+    assert told in str(error.value)
+
+
+def test_half_of_a_surrogate_pair_is_named_by_index_and_place():
+    with pytest.raises(ValueError, match=r"texts\[1\] holds half of a surrogate pair \(U\+DFFF\) at character 3:"):
+        texts(["fine 🎉", "ab\udfff", "c\ud800"])
+    mended = "ab\udfff\ud83c\udf89".encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # as the message says
+    assert texts([mended]) == ["ab\ufffd🎉"]
+
+
+def test_messages_stay_short_whatever_was_passed():
+    for given in ("x" * 10**6, {"x" * 10**6}, ["a", ["x" * 10**6] * 10**3], pd.DataFrame({"x": range(10**4)})):
+        with pytest.raises(TypeError) as error:
+            texts(given)
+        assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ("a/b", ("a/b",)), (Path("a/b"), (Path("a/b"),)), (["a", "b"], ("a", "b")), (("a",), ("a",)), ((), ()), (None, ()),
+    (iter("ab"), ("a", "b")), ([Path("a"), "b"], (Path("a"), "b")), ("", ("",))])
+def test_a_single_name_counts_as_a_list_of_one(given, expected):
+    assert names(given, "things") == expected
+
+
+@pytest.mark.parametrize("given", [True, 3, {"a": True}, b"a", ["a", 3], [["a"]], [None]], ids=str)
+def test_what_is_no_name_is_refused(given):
+    with pytest.raises(TypeError, match="expected things, by name, one or a list of them; got "):
+        names(given, "things")
