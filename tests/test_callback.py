@@ -619,7 +619,7 @@ def test_a_single_step_or_layer_counts_as_a_list_of_one(tmp_path):
 
 
 @pytest.mark.parametrize(("sequences", "steps", "told"), [
-    ("some text", 3, "got text. Pass probe"), (["one", "two"], 3, "got text. Pass probe"),
+    ("some text", 3, "Of texts: probe"), (["one", "two"], 3, "Of texts: probe"),
     (SEQUENCES, "3", "steps are whole numbers, got '3'")])
 def test_texts_and_names_of_steps_are_refused(sequences, steps, told):
     with pytest.raises(TypeError, match=told):
