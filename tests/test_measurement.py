@@ -9,6 +9,7 @@ import gzip
 import itertools
 import json
 
+import architectures
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,6 +20,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 import reptrace
 from reptrace.__main__ import main
 from reptrace.corpora import train_tokenizer
+from reptrace.hidden_states import extract
 from reptrace.measurement import Settings
 
 LENGTH = 12
@@ -98,7 +100,7 @@ def test_tokens_that_stand_for_many_characters_fill_the_whole_length():
     (["a", "b\ud800"], {}, ValueError, r"texts\[1\] holds half of a surrogate pair"),
     (["a b", "c d"], {"max_length": 4, "min_length": 5}, ValueError, "cut at 4 tokens and have 5 at least"),
     (["a b", "c d"], {"max_length": 0}, ValueError, "cut at 0 tokens"),
-    (["a b"], {}, ValueError, r"^1 of 1 texts have at least 1 tokens, a spectrum needs .* more: bring more text\.$"),
+    (["a b"], {}, ValueError, r"^1 of 1 different texts have at least 1 tokens, a spectrum .* more: bring more text\.$"),
     (["a b", ""], {"min_length": 2}, ValueError, "bring more text, or lower min_length")])
 def test_texts_that_cannot_be_measured_are_refused(model, tokenizer, given, options, error, told):
     with pytest.raises(error, match=told):
@@ -175,3 +177,64 @@ def test_a_text_that_cannot_be_read_is_one_clear_line(home, tmp_path, capsys, na
     assert traced(home, tmp_path / "out", tmp_path / name) == 1
     printed = capsys.readouterr().err
     assert told in printed and "Traceback" not in printed
+
+
+# The same by Python and by the command line
+
+
+@pytest.fixture(scope="module")
+def lines():
+    """Texts of many lengths, on either side of 16 tokens, where a small LongRoPE changes its factors."""
+    rng = np.random.default_rng(2)
+    words = ["ice", "water", "steam", "heat", "cold", "melts", "boils", "."]
+    return [" ".join(rng.choice(words, n)) for n in rng.integers(2, 60, 90)]
+
+
+@pytest.fixture(scope="module")
+def small_tokenizer(lines):
+    return train_tokenizer(lines, architectures.VOCABULARY - 1)
+
+
+@pytest.mark.parametrize(("name", "batch_size"), [
+    *((name, "auto") for name in architectures.ALL), ("Phi-3 with LongRoPE", "1"), ("Mixtral", "1"), ("Mamba", "1")])
+def test_python_and_the_command_line_agree_to_the_last_digit_and_with_numpy(
+        name, batch_size, lines, small_tokenizer, tmp_path):
+    model, text = architectures.build(name), tmp_path / "text.jsonl"
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    small_tokenizer.save_pretrained(folder)
+    text.write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    limits = {"max_length": 40, "min_length": 3}
+    kept = [ids for line in lines if len(ids := small_tokenizer(line)["input_ids"][:40]) >= 3]
+    assert main(["trace", "--model", str(folder), "--text", str(text), "--max-length", "40", "--min-length", "3",
+                 "--sequences", str(len(kept)), "--batch-size", batch_size, "--ranks", "3", "12", "--out",
+                 str(tmp_path / "out")]) == 0
+    (record,) = (tmp_path / "out" / "records").glob("*.parquet")
+    row = pd.read_parquet(record).iloc[0]
+    size = batch_size if batch_size == "auto" else int(batch_size)
+    for shuffled in (lines, lines[::-1]):
+        found = reptrace.measure(str(folder), shuffled, batch_size=size, ranks=(3, 12), **limits)
+        assert found.eigenvalues.tolist() == row.eigenvalues.tolist() and found.samples == row.sequences == len(kept)
+        assert (found.rankme, found.rankme_stderr) == (row.rankme, row.rankme_stderr)
+        assert (found.alpha.alpha, found.alpha_stderr) == (row.alpha, row.alpha_stderr)
+    states = architectures.received_by_the_head(model, kept).double().numpy()
+    expected = np.linalg.eigvalsh(np.cov(states.T, bias=True))[::-1]
+    # float32 states of batches differ from those of single sequences by 1e-6 relative
+    np.testing.assert_allclose(found.eigenvalues, expected, rtol=1e-4, atol=1e-5 * expected[0])
+
+
+def test_a_text_that_stands_there_twice_counts_once(model, tokenizer, texts):
+    once, twice = (reptrace.measure(model, given, tokenizer, max_length=LENGTH, ranks=(2, 8))
+                   for given in (texts, [*texts, *texts[:20]]))
+    assert twice.samples == once.samples and twice.eigenvalues.tolist() == once.eigenvalues.tolist()
+
+
+def test_it_is_said_when_a_few_texts_make_up_the_variance(model, tokenizer, texts, monkeypatch):
+    def with_massive(*arguments):
+        found = extract(*arguments)
+        found.features["final"][:1] *= 100
+        return found
+
+    monkeypatch.setattr("reptrace.hidden_states.extract", with_massive)
+    with pytest.warns(UserWarning, match=r"RankMe is that of a few sequences \(1 of 60 make up half of the variance"):
+        reptrace.measure(model, texts, tokenizer, max_length=LENGTH, ranks=(2, 8))

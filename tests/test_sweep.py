@@ -82,7 +82,7 @@ def test_a_model_object_needs_its_tokenizer_and_texts_long_enough(run, texts, to
     model = reptrace.load(str(run / "checkpoint-3"))
     with pytest.raises(ValueError, match="tokenizer"):
         reptrace.measure(model, texts)
-    with pytest.raises(ValueError, match="0 of 60 texts have at least 500 tokens"):
+    with pytest.raises(ValueError, match="0 of 60 different texts have at least 500 tokens"):
         reptrace.measure(model, texts, tokenizer, min_length=500)
 
 

@@ -104,7 +104,7 @@ def extract(
     progress: bool = False,
 ) -> Extraction:
     """As `last_token_states`, with the token budget that was used, for a record."""
-    decoder = _decoder(model)
+    decoder = text_decoder(model)
     names = _layer_names(decoder, layers)
     _check_dtype(model)
     batches.check_batch_size(batch_size)
@@ -321,7 +321,7 @@ def _check_adapters(model: nn.Module) -> None:
                             "measured.")
 
 
-def _decoder(model: nn.Module) -> nn.Module:
+def text_decoder(model: nn.Module) -> nn.Module:
     """The module that holds the blocks of the text decoder, whatever it is wrapped in (a head, a multimodal model)."""
     model = _unwrapped(model)
     if not hasattr(model, "config"):
@@ -344,7 +344,7 @@ def _decoder(model: nn.Module) -> nn.Module:
 def check_sequences(model: nn.Module, sequences, layers: Sequence[int | str] | str = (FINAL,)) -> None:
     """ValueError or TypeError where `last_token_states` would refuse sequences or layers for a model that it can take.
     """
-    decoder = _decoder(model)
+    decoder = text_decoder(model)
     _layer_names(decoder, layers)
     _checked(decoder, sequences)
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from warnings import warn
 
 from reptrace import arguments, hub, weights
 from reptrace.moments import products_dtype
-from reptrace.probes import Probe, first_tokens
+from reptrace.probes import Probe, TokenizingError, first_tokens, in_order
 from reptrace.records import attempt
 from reptrace.suites import Checkpoint
 
@@ -111,10 +112,14 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
             ranks: tuple[int, int] = RANKS, trust_remote_code: bool = False, progress: bool = False):
     """Geometry of a model's representation of some texts: eigenvalues, RankMe and alpha with their intervals.
 
+    To the last digit what `python -m reptrace trace` gives for the same texts and settings.
+
     Parameters
     ----------
     model : transformers model, or a repository or folder by name
-    texts : list of M strings, or another sequence of them; more than the model's width, or RankMe is biased down
+    texts : list of strings, or another sequence of them; the order does not matter
+        M different ones (a text that stands there twice counts once): more than the model's width, or RankMe is biased
+        down.
     tokenizer : transformers tokenizer; default the one stored with the named model
     revision : str, optional, of a named repository
     layer, batch_size : see `hidden_states.last_token_states`
@@ -127,10 +132,13 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
     Returns
     -------
     spectra.Geometry
+
+    Warns
+    -----
+    UserWarning
+        A few of the texts make up most of the variance, so that RankMe is theirs: see `spectra.dominated`.
     """
-    from reptrace.hidden_states import last_token_states
     from reptrace.loading import load, load_tokenizer
-    from reptrace.spectra import geometry
 
     texts, min_length = arguments.texts(texts), max(1, min_length)
     if max_length < min_length:
@@ -142,12 +150,20 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
         model = load(str(model), revision, **trust)
     elif tokenizer is None:
         raise ValueError("a model object does not bring its tokenizer: pass tokenizer=...")
-    kept = [ids for ids in first_tokens(tokenizer, texts, max_length) if len(ids) >= min_length]
+    different = in_order(texts)
+    try:
+        kept = [ids for ids in first_tokens(tokenizer, different, max_length) if len(ids) >= min_length]
+    except TokenizingError as error:
+        number = texts.index(different[error.index])
+        raise TokenizingError(f"texts[{number}]", number, error.reason) from error
     if len(kept) < 2:
-        lower = ", or lower min_length" if len(texts) > 1 and min_length > 1 else ""
-        raise ValueError(f"{len(kept)} of {len(texts)} texts have at least {min_length} tokens, a spectrum needs two "
-                         f"or more: bring more text{lower}.")
-    return geometry(last_token_states(model, kept, (layer,), batch_size, progress)[layer], ranks, shorten=True)
+        lower = ", or lower min_length" if len(different) > 1 and min_length > 1 else ""
+        raise ValueError(f"{len(kept)} of {len(different)} different texts have at least {min_length} tokens, a "
+                         f"spectrum needs two or more: bring more text{lower}.")
+    found = _geometries(model, kept, (layer,), batch_size, ranks, progress)[1][layer]
+    if found.dominated:
+        warn(found.few, stacklevel=2)
+    return found
 
 
 def _opened(job: Job, cache_dir: str | Path | None) -> list[dict]:
@@ -202,26 +218,37 @@ def _measured(job: Job, model, probe: Probe, progress: bool) -> list[dict]:
 def _rows(model, probe: Probe, settings: Settings, progress: bool) -> list[dict]:
     import torch
 
-    from reptrace import spectra
+    from reptrace.hidden_states import text_decoder
+
+    device = next(model.parameters()).device
+    budget, found = _geometries(model, probe.sequences, settings.layers, settings.batch_size, settings.ranks, progress)
+    common = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+              "dtype_forward": settings.dtype, "dtype_solve": "float64", "centred": True,
+              "quantity": "covariance eigenvalue", "parameters": text_decoder(model).num_parameters(),
+              "batch_tokens": budget}
+    kept = torch.promote_types(next(model.parameters()).dtype, torch.float32)  # of the features
+    return [{**common, "layer": str(layer), **_summary(each),
+             "dtype_covariance": str(products_dtype(kept, len(each.eigenvalues))).removeprefix("torch.")}
+            for layer, each in found.items()]
+
+
+def _geometries(model, sequences, layers, batch_size, ranks, progress: bool) -> tuple[int, dict]:
+    """The token budget of the forward pass, and the geometry at each layer, on the device that the model is on."""
     from reptrace.hidden_states import extract
+    from reptrace.spectra import geometry
 
-    device = str(next(model.parameters()).device)
-    cuda = device.startswith("cuda")
-    found = extract(model, probe.sequences, settings.layers, settings.batch_size, progress)
-    common = {"device": torch.cuda.get_device_name(device) if cuda else device, "dtype_forward": settings.dtype,
-              "dtype_solve": "float64", "centred": True, "quantity": "covariance eigenvalue",
-              "parameters": model.num_parameters(), "batch_tokens": found.token_budget}
-    return [{**common, "layer": str(layer),
-             **_summary(spectra, matrix.to(device) if cuda else matrix, settings.ranks)}
-            for layer, matrix in found.features.items()]
+    found, device = extract(model, sequences, layers, batch_size, progress), next(model.parameters()).device
+    on = device if device.type == "cuda" else "cpu"
+    return found.token_budget, {layer: geometry(matrix.to(on), ranks and tuple(ranks), shorten=True)
+                                for layer, matrix in found.features.items()}
 
 
-def _summary(spectra, matrix, ranks) -> dict:
-    found = spectra.geometry(matrix, tuple(ranks), shorten=True)
+def _summary(found) -> dict:
+    from reptrace import spectra
+
     s, fit = found.eigenvalues, found.alpha
     nan = float("nan")
     return {
-        "dtype_covariance": str(products_dtype(matrix.dtype, len(s))).removeprefix("torch."),
         "width": len(s), "rankme": found.rankme, "rankme_stderr": found.rankme_stderr,
         "largest_influence": found.largest_influence, "half_variance": found.half_variance,
         "alpha": fit.alpha if fit else nan, "alpha_stderr": found.alpha_stderr,

@@ -98,7 +98,7 @@ def probe(corpus: Corpus, tokenizer, sequences: int, max_length: int = 512, min_
     if sequences < 2 or not 1 <= min_length <= max_length:
         raise ValueError("a probe needs sequences >= 2 and 1 <= min_length <= max_length, got "
                          f"sequences={sequences}, min_length={min_length}, max_length={max_length}.")
-    order = sorted(dict.fromkeys(corpus.documents), key=lambda document: order_key(f"probe {seed}", document))
+    order = in_order(corpus.documents, seed)
     kept: list[tuple[list[int], str]] = []
     for start in range(0, len(order), 1024):
         documents = order[start : start + 1024]
@@ -114,6 +114,11 @@ def probe(corpus: Corpus, tokenizer, sequences: int, max_length: int = 512, min_
     raise ValueError(f"{sequences} sequences of at least {min_length} tokens were asked for, {corpus.name!r} has "
                      f"{len(kept)} among {len(order)} different documents{_passed_over(corpus)}: "
                      f"{_advice(corpus, len(kept), len(order), min_length)}.")
+
+
+def in_order(documents: Sequence[str], seed: int = 0) -> list[str]:
+    """Documents in the order of a probe, by their hash and the seed, each different one once."""
+    return sorted(dict.fromkeys(documents), key=lambda document: order_key(f"probe {seed}", document))
 
 
 def first_tokens(tokenizer, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
@@ -149,7 +154,7 @@ def first_tokens(tokenizer, texts: Sequence[str], max_length: int | None = None)
     """
     if not callable(tokenizer):
         raise TypeError(f"a transformers tokenizer is needed, got {arguments.shown(tokenizer)}. By name: "
-                        "load_tokenizer(name) (reptrace.hidden_states); one of the tokenizers library: "
+                        "load_tokenizer(name) (reptrace.loading); one of the tokenizers library: "
                         "transformers.PreTrainedTokenizerFast(tokenizer_object=...).")
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length must be a positive number of tokens, got {max_length}.")
