@@ -1,15 +1,17 @@
 """Speed, as ratios within one run and as shares of what the processor can do; memory beside it.
 
     make bench
+    .venv/bin/python studies/bench.py gpu
 
 The spectrum is compared with scikit-learn's PCA, the extraction of hidden states with two plain loops, on models of
 random weights; the infinity-gram model with its authors' engine; descents of the toy model, many at once, with one
-after the other. What is compared runs in turn, several times, and medians are taken. Writes data/results/bench.csv; the
-rows of a GPU stay empty, and say so, where there is none.
+after the other. What is compared runs in turn, several times, and medians are taken. Writes data/results/bench.csv, and
+bench_gpu.csv where there is a GPU; with "cpu" or "gpu", the one alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import statistics
 import time
@@ -29,11 +31,10 @@ from reptrace.hidden_states import extract
 from reptrace.records import provenance, write_atomically
 from reptrace.spectra import eigenspectrum, geometry
 
-OUT = Path(__file__).parents[1] / "data" / "results" / "bench.csv"
+RESULTS = Path(__file__).parents[1] / "data" / "results"
 COLUMNS = ("what", "against", "seconds", "against_seconds", "ratio", "required", "required_seconds",
            "tokens_per_second", "peak_tflops", "peak_share", "required_peak_share", "memory_gb", "against_memory_gb",
            "token_budget", "repeats", "device", "note")
-NO_GPU = "not yet measured: no GPU on this machine"
 REPEATS = 3
 
 # Width, blocks and heads of three models of Pythia.
@@ -41,6 +42,7 @@ SHAPES = {"70m": (512, 6, 8), "1b": (2048, 16, 8), "6.9b": (4096, 32, 32)}
 SINGLE = "loop over single sequences"
 HEADLESS = "loop over single sequences, head replaced by nn.Identity"
 PADDED = "padded unsorted batches of 16, output_hidden_states"
+WHOLE = "toy.descend, 1024 seeds, 10000 steps"
 
 
 @dataclass(frozen=True)
@@ -65,20 +67,31 @@ class Case:
 
 CASES = [
     Case("70m", "cpu", torch.float32, 48, (40, 512), 16, {SINGLE: 2.5, HEADLESS: 0, PADDED: 2.5}),
-    *(Case(shape, "cuda", torch.bfloat16, 512, lengths, "auto", {HEADLESS: 5, PADDED: 2}, 0.5)
-      for shape in ("1b", "6.9b") for lengths in ((64, 512), (512, 512))),
+]
+GPU_CASES = [
+    Case(shape, "cuda", torch.bfloat16, 512, lengths, "auto", {HEADLESS: 5, PADDED: 2}, 0.5)
+    for shape in ("1b", "6.9b") for lengths in ((64, 512), (512, 512))
 ]
 
 
 def main() -> None:
-    rows = [*spectrum(), *gpu_spectrum()]
-    for case in CASES:
-        rows += extraction(case)
-    rows += [{"device": "cpu", **row} for row in infinity_gram(default_tokens())]
-    rows += toy_model()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", choices=["cpu", "gpu"], metavar="cpu | gpu",
+                        default=["cpu", "gpu"] if torch.cuda.is_available() else ["cpu"])
+    kinds = parser.parse_args().kinds
+    if "cpu" in kinds:
+        rows = spectrum() + [row for case in CASES for row in extraction(case)]
+        rows += [{"device": "cpu", **row} for row in infinity_gram(default_tokens())]
+        write("bench", rows + toy_model())
+    if "gpu" in kinds:
+        rows = gpu_spectrum() + [row for case in GPU_CASES for row in extraction(case)]
+        write("bench_gpu", rows + gpu_toy_model())
+
+
+def write(name: str, rows: list[dict]) -> None:
     table = pd.DataFrame([{**row, "threads": torch.get_num_threads(), **provenance()} for row in rows])
     table = table[[*COLUMNS, *table.columns.difference(COLUMNS, sort=False)]]
-    write_atomically(OUT, table.to_csv(index=False).encode())
+    write_atomically(RESULTS / f"{name}.csv", table.to_csv(index=False).encode())
     shown = ["what", "against", "seconds", "ratio", "required", "tokens_per_second", "peak_share", "memory_gb", "note"]
     print(table[shown].to_string(index=False, na_rep=""))
 
@@ -112,7 +125,7 @@ def row(what: str, against: str = "", seconds: float | None = None, against_seco
 
 
 def gpu_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cuda"
+    return torch.cuda.get_device_name()
 
 
 def decaying(samples: int, width: int, device: str = "cpu") -> torch.Tensor:
@@ -142,38 +155,49 @@ def spectrum() -> list[dict]:
 
 
 def gpu_spectrum() -> list[dict]:
-    """Covariance and eigenvalues of 15,000 x 4096 features that are on the GPU."""
-    what, facts = "eigenspectrum, 15000 x 4096 float32", {"required_seconds": 2, "device": gpu_name()}
-    if not torch.cuda.is_available():
-        return [row(what, **facts, note=NO_GPU)]
+    """Covariance and eigenvalues of 15,000 x 4096 features that are on the GPU, against the bare calls in float32."""
+    size, facts = "15000 x 4096 float32", {"device": gpu_name()}
     features = decaying(15_000, 4096, "cuda")
-    _, taken = memory("cuda", lambda: eigenspectrum(features))  # and a first call, which takes longer
-    return [row(what, seconds=medians({what: lambda: eigenspectrum(features)})[what], memory_gb=taken, **facts)]
+
+    def bare():
+        centred = features - features.mean(0)
+        return torch.linalg.eigvalsh(centred.T @ centred / len(features))
+
+    tasks = {"ours": lambda: eigenspectrum(features), "geometry": lambda: geometry(features), "bare": bare}
+    taken = {name: memory("cuda", task)[1] for name, task in tasks.items()}  # and a first call, which takes longer
+    seconds = medians(tasks)
+    difference = np.abs(bare().flip(0).double().cpu().numpy()[:1000] / eigenspectrum(features)[:1000] - 1).max()
+    return [row(f"eigenspectrum, {size}", "torch: centred product and eigvalsh in float32", seconds["ours"],
+                seconds["bare"], required=0, required_seconds=2, memory_gb=taken["ours"],
+                against_memory_gb=taken["bare"], **facts,
+                note=f"theirs are off by up to {difference:.0e} relative over the top 1000"),
+            row(f"geometry with standard errors, {size}", "eigenspectrum alone", seconds["geometry"], seconds["ours"],
+                required=0, memory_gb=taken["geometry"], **facts)]
+
+
+def descent(seeds, steps: int, device: str = "cpu"):
+    """Of b = 15, d = 2, V = 4."""
+    return toy.descend(toy.start((7, 4, 2, 2), 2, seeds=seeds), rate=0.02, steps=steps, record=2, device=device)
 
 
 def toy_model() -> list[dict]:
-    """Descents of b = 15, d = 2, V = 4: many seeds at once against one after the other, and the whole of a study."""
-    def run(seeds, steps, device="cpu"):
-        return toy.descend(toy.start((7, 4, 2, 2), 2, seeds=seeds), rate=0.02, steps=steps, record=2, device=device)
-
-    whole, facts = "toy.descend, 1024 seeds, 10000 steps", {"required_seconds": 60}
-    seconds = medians({"ours": lambda: run(256, 200), "loop": lambda: [run([seed], 200) for seed in range(256)]})
-    found, single = run(256, 200).loss, run([255], 200).loss
-    rows = [row("toy.descend, 256 seeds, 200 steps", "loop over single seeds", seconds["ours"], seconds["loop"],
+    """Many seeds at once against one after the other, and the whole of a study."""
+    seconds = medians({"ours": lambda: descent(256, 200),
+                       "loop": lambda: [descent([seed], 200) for seed in range(256)]})
+    found, single = descent(256, 200).loss, descent([255], 200).loss
+    return [row("toy.descend, 256 seeds, 200 steps", "loop over single seeds", seconds["ours"], seconds["loop"],
                 required=10, device="cpu", note=f"losses agree to {np.abs(found[-1] / single[0] - 1).max():.0e}"),
-            row(whole, seconds=medians({whole: lambda: run(1024, 10_000)}, 1)[whole], device="cpu",
-                repeats=1, **facts)]
-    if not torch.cuda.is_available():
-        return [*rows, row(whole, device=gpu_name(), note=NO_GPU, **facts)]
-    return [*rows, row(whole, seconds=medians({whole: lambda: run(1024, 10_000, "cuda")})[whole], device=gpu_name(),
-                       **facts)]
+            row(WHOLE, seconds=medians({WHOLE: lambda: descent(1024, 10_000)}, 1)[WHOLE], device="cpu",
+                repeats=1, required_seconds=60)]
+
+
+def gpu_toy_model() -> list[dict]:
+    return [row(WHOLE, seconds=medians({WHOLE: lambda: descent(1024, 10_000, "cuda")})[WHOLE], device=gpu_name(),
+                required_seconds=60)]
 
 
 def extraction(case: Case) -> list[dict]:
     """A row for each loop that `last_token_states` is compared with."""
-    if case.device == "cuda" and not torch.cuda.is_available():
-        return [row(case.name, loop, required=required, required_peak_share=case.required_share, device=gpu_name(),
-                    note=NO_GPU) for loop, required in case.required.items()]
     model, rng = random_model(case), np.random.default_rng(0)
     shortest, longest = case.lengths
     sequences = [rng.integers(0, 50_000, n).tolist() for n in rng.integers(shortest, longest + 1, case.sequences)]

@@ -93,6 +93,24 @@ def test_every_sequence_has_the_states_that_it_has_alone(model, sequences, batch
     assert control > 1e-3  # as long as the longest, the short one is another
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch_size", [3, "auto"])
+def test_a_gpu_keeps_the_lengths_apart_too(model, sequences, batch_size):
+    expected = last_token_states(model, sequences, ["final"], batch_size)["final"]
+    found = last_token_states(copy.deepcopy(model).cuda(), sequences, ["final"], batch_size)["final"]
+    close(found, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch_size", [3, "auto"])
+def test_a_gpu_keeps_the_lengths_apart_too(model, sequences, batch_size):
+    expected = last_token_states(model, sequences, ["final"], batch_size)["final"]
+    found = last_token_states(copy.deepcopy(model).cuda(), sequences, ["final"], batch_size)["final"]
+    close(found, expected)
+
+
 def test_the_order_of_the_sequences_does_not_matter(model, sequences):
     found = last_token_states(model, sequences)["final"]
     order = torch.randperm(len(sequences)).tolist()
