@@ -99,7 +99,7 @@ def test_every_sequence_has_the_states_that_it_has_alone(model, sequences, batch
 def test_a_gpu_keeps_the_lengths_apart_too(model, sequences, batch_size):
     expected = last_token_states(model, sequences, ["final"], batch_size)["final"]
     found = last_token_states(copy.deepcopy(model).cuda(), sequences, ["final"], batch_size)["final"]
-    close(found, expected)
+    close(found, expected, atol=2e-5)  # rotary angles are float32 in any model, and a GPU rounds their sines otherwise
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -108,7 +108,7 @@ def test_a_gpu_keeps_the_lengths_apart_too(model, sequences, batch_size):
 def test_a_gpu_keeps_the_lengths_apart_too(model, sequences, batch_size):
     expected = last_token_states(model, sequences, ["final"], batch_size)["final"]
     found = last_token_states(copy.deepcopy(model).cuda(), sequences, ["final"], batch_size)["final"]
-    close(found, expected)
+    close(found, expected, atol=2e-5)  # rotary angles are float32 in any model, and a GPU rounds their sines otherwise
 
 
 def test_the_order_of_the_sequences_does_not_matter(model, sequences):
