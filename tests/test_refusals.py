@@ -1,0 +1,368 @@
+"""What is refused, and why: every line of the book's tables (book/refused/*.csv), brought about.
+
+Trusted: the tables, which the book shows. What stands between "..." in the column "What is said" must be said, in that
+order; the column "What happens" says whether as an error, as the reason of a gap in a table, or as a warning.
+"""
+
+import csv
+import gzip
+import json
+import re
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_loading import house
+from transformers import AutoConfig, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments
+
+import reptrace
+from reptrace.corpora import Corpus, open_text, probe, train_tokenizer
+from reptrace.evaluation import evaluate_checkpoints
+from reptrace.hidden_states import last_token_states
+from reptrace.loading import load, load_tokenizer
+from reptrace.records import Store
+from reptrace.suites import checkpoints
+from reptrace.sweep import tokenizer_of, trace
+
+TABLES = Path(__file__).parents[1] / "book" / "refused"
+COLUMNS = ["What comes", "What happens", "What is said", "What to do"]
+
+
+def lines():
+    for path in sorted(TABLES.glob("*.csv")):
+        with open(path, newline="", encoding="utf-8") as file:
+            yield from csv.DictReader(file)
+
+
+class World:
+    """A folder with a small model, its tokenizer and some texts, to be spoilt."""
+
+    def __init__(self, folder):
+        self.folder, self.texts = folder, [f"{k} one two three {k * k} four {k % 7}" for k in range(40)]
+        self.tokenizer = train_tokenizer(self.texts, 96)
+        torch.manual_seed(0)
+        config = AutoConfig.for_model("llama", vocab_size=97, hidden_size=16, num_hidden_layers=2, pad_token_id=0,
+                                      num_attention_heads=2, intermediate_size=16, max_position_embeddings=32)
+        self.model = reptrace_model(config)
+        self.run = folder / "run"
+        for step in (1, 2):
+            self.model.save_pretrained(self.run / f"checkpoint-{step}")
+            self.tokenizer.save_pretrained(self.run / f"checkpoint-{step}")
+        self.one = self.run / "checkpoint-1"
+        self.probe = probe(Corpus("texts", self.texts), self.tokenizer, 40, 16, 2)
+
+    def file(self, name, content):
+        path = self.folder / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    def config(self, **changed):
+        path = self.one / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+    def tensors(self, change):
+        path = self.one / "model.safetensors"
+        save_file(change(load_file(path)), path, {"format": "pt"})
+
+    def traced(self, **options):
+        table = trace(checkpoints(str(self.run)), self.probe, Store(self.folder / "records"), ranks=(2, 8),
+                      progress=False, **options)
+        assert (table.status == "measured").sum() == 1  # the others are measured all the same
+        return Gap(table.reason[table.status == "failed"].item())
+
+    def train(self, model=None, **options):
+        class Data(torch.utils.data.Dataset):
+            def __len__(self):
+                return 8
+
+            def __getitem__(self, k):
+                return {"input_ids": torch.tensor([1, 2, 3]), "labels": torch.tensor([1, 2, 3])}
+
+        arguments = TrainingArguments(output_dir=str(self.folder / "trained"), max_steps=1, report_to="none",
+                                      use_cpu=True, disable_tqdm=True, save_strategy="no", logging_strategy="no",
+                                      dataloader_pin_memory=False)
+        trainer = Trainer(model or self.model, arguments, train_dataset=Data())
+        trainer.add_callback(reptrace.GeometryCallback(trainer, self.probe.sequences, every=1, **options))
+        trainer.train()
+
+
+class Gap(Exception):
+    """What a table says in place of a number."""
+
+
+def reptrace_model(config):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+def measured(world, texts, **options):
+    return reptrace.measure(world.model, texts, world.tokenizer, ranks=(2, 8), **options)
+
+
+def opened(world, name, content, **options):
+    return open_text(world.file(name, content), **options)
+
+
+def long_lines(world):
+    return probe(opened(world, "a.txt", "\n".join(world.texts)), world.tokenizer, 20, 16, 2)
+
+
+def failing_tokenizer(world):
+    class Fails:
+        def __call__(self, texts, **options):
+            raise RuntimeError("of itself")
+
+    return probe(Corpus("mine", world.texts), Fails(), 20, 16, 2)
+
+
+def without_tokenizers(world):
+    for path in world.run.glob("*/tokenizer*"):
+        path.unlink()
+    return tokenizer_of(checkpoints(str(world.run)), 16)
+
+
+def half_a_tokenizer(world):
+    path = world.one / "tokenizer.json"
+    path.write_text(path.read_text()[:100])
+    return load_tokenizer(str(world.one))
+
+
+def missing_package(world):
+    (world.one / "own.py").write_text("import no_such_package\nclass Own:\n    pass\n")
+    (world.one / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}))
+    return load_tokenizer(str(world.one), trust_remote_code=True)
+
+
+def tasks_without_a_tokenizer(world):
+    for path in world.one.glob("tokenizer*"):
+        path.unlink()
+    table = evaluate_checkpoints(checkpoints(str(world.one)), "cloze", Store(world.folder / "records"), 8,
+                                 data={"cloze": world.file("cloze.jsonl", "{}")}, progress=False)
+    raise Gap(table.reason[0])
+
+
+def cut_weights(world):
+    path = world.one / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:2000])
+    raise world.traced()
+
+
+def index_without_its_parts(world):
+    (world.one / "model.safetensors").unlink()
+    (world.one / "model.safetensors.index.json").write_text('{"weight_map": {"a": "part-1.safetensors"}}')
+    raise world.traced()
+
+
+def no_weights(world):
+    (world.one / "model.safetensors").unlink()
+    raise world.traced()
+
+
+def further(name):
+    def spoil(world):
+        world.tensors(lambda state: state | {name: torch.ones(4)})
+        raise world.traced()
+
+    return spoil
+
+
+def missing_tensors(world):
+    world.tensors(lambda state: {key: value for key, value in state.items() if "layers.1" not in key})
+    raise world.traced()
+
+
+def coded(world):
+    world.tensors(lambda state: {key: value.to(torch.int8) if "q_proj" in key else value
+                                 for key, value in state.items()})
+    raise world.traced()
+
+
+def unknown_quantization(world):
+    world.config(quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128})
+    raise world.traced()
+
+
+def adapter(world):
+    (world.one / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x"}')
+    raise world.traced()
+
+
+def pickle(world):
+    state = load_file(world.one / "model.safetensors")
+    (world.one / "model.safetensors").unlink()
+    torch.save(state | {"code": Path}, world.one / "pytorch_model.bin")
+    raise world.traced()
+
+
+def nan(world):
+    world.tensors(lambda state: {key: value * float("nan") if "layers.1" in key else value
+                                 for key, value in state.items()})
+    raise world.traced()
+
+
+def own_code(world):
+    shutil.rmtree(world.one)
+    house(world.one, world.folder / "was here")
+    raise world.traced()
+
+
+def others_code(world):
+    house(world.folder / "own", world.folder / "was here")
+    path = world.folder / "own" / "config.json"
+    elsewhere = {"auto_map": {"AutoModel": "me/other--house.HouseModel"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | elsewhere))
+    return load(str(world.folder / "own"), trust_remote_code=True)
+
+
+def rewritten_meanwhile(world, monkeypatch):
+    from reptrace import hidden_states
+
+    original = hidden_states.extract
+
+    def slow(*arguments, **options):
+        world.tensors(lambda state: {key: value + 1 for key, value in state.items()})
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(hidden_states, "extract", slow)
+    raise world.traced()
+
+
+def longer_than_the_context(world):
+    return last_token_states(world.model, [[1] * 33, [1, 2]])
+
+
+def two_kinds(world):
+    config = T5Config(vocab_size=97, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return last_token_states(T5ForConditionalGeneration(config), world.probe.sequences)
+
+
+def few(world, monkeypatch):
+    from reptrace import hidden_states
+
+    original = hidden_states.extract
+
+    def massive(*arguments):
+        found = original(*arguments)
+        found.features["final"][:1] *= 100
+        return found
+
+    monkeypatch.setattr(hidden_states, "extract", massive)
+    return measured(world, world.texts)
+
+
+def depends_on_the_batch(world):
+    def grow(module, args, kwargs):
+        return (args[0] * (1 + args[0].shape[1] / 20), *args[1:]), kwargs
+
+    world.model.model.layers[1].register_forward_pre_hook(grow, with_kwargs=True)
+    return last_token_states(world.model, world.probe.sequences)
+
+
+def prompt_tuning(world):
+    from peft import PromptTuningConfig, get_peft_model
+
+    return last_token_states(get_peft_model(world.model, PromptTuningConfig(num_virtual_tokens=2,
+                                                                            task_type="CAUSAL_LM")),
+                             world.probe.sequences)
+
+
+def half_precision_training(world):
+    world.train(reptrace_model(world.model.config).to(torch.bfloat16).half())
+
+
+CASES = {
+    "One string where a list of texts is meant": lambda w: measured(w, "one text"),
+    "A path where a list of texts is meant": lambda w: measured(w, Path("texts.txt")),
+    "A mapping, a set or a table where a list of texts is meant": lambda w: measured(w, {"a": "one"}),
+    "Something else than a string among the texts": lambda w: measured(w, ["one", None]),
+    "Token ids among the texts": lambda w: measured(w, [[1, 2], [3, 4]]),
+    "Half of a surrogate pair in a text": lambda w: measured(w, ["one two", "three \ud800"]),
+    "Too few texts that are long enough": lambda w: measured(w, w.texts, min_length=50),
+    "A file that is not there": lambda w: open_text(str(w.folder / "none.txt")),
+    "A folder in place of a file": lambda w: open_text(str(w.folder)),
+    "A file whose suffix is not known (.xml, .html, .zip, .xz, none)": lambda w: opened(w, "a.xml", "<a>b</a>"),
+    "A compressed or binary file under the name of a text": lambda w: opened(w, "a.txt", gzip.compress(b"a")),
+    "Text that is not UTF-8": lambda w: opened(w, "a.txt", "é".encode("latin-1")),
+    "A compressed file that is cut off": lambda w: opened(w, "a.txt.gz", gzip.compress(b"a" * 999)[:-9]),
+    "JSON lines, JSON or markup under the name of a plain text":
+        lambda w: opened(w, "a.txt", '{"text": "a"}\n\n{"text": "b"}'),
+    "JSON of which the documents cannot be told": lambda w: opened(w, "a.json", '{"a": {"b": 1}}'),
+    "A line that is not JSON, in .jsonl": lambda w: opened(w, "a.jsonl", '{"text": "a"}\n{"te'),
+    "A field that is not there": lambda w: opened(w, "a.csv", "title,body\na,b\n"),
+    "A number or a list where a row should have its text": lambda w: opened(w, "a.jsonl", '{"text": 3}'),
+    "A row of another length than the header, in .csv": lambda w: opened(w, "a.csv", "text,n\na,1,2\n"),
+    "A file without any text": lambda w: opened(w, "a.txt", "\n\n"),
+    "Fewer documents than sequences asked for": lambda w: probe(Corpus("mine", w.texts), w.tokenizer, 41, 16, 2),
+    "A plain text without blank lines, one document in all": long_lines,
+    "A tokenizer that fails on a document": failing_tokenizer,
+    "A run without any tokenizer": without_tokenizers,
+    "A checkpoint without a tokenizer, asked for tasks": tasks_without_a_tokenizer,
+    "A tokenizer whose files are damaged": half_a_tokenizer,
+    "A tokenizer, or code, that needs a package which is not installed": missing_package,
+    "Sequences longer than the model's context": longer_than_the_context,
+    "Token ids that the model's vocabulary does not hold": lambda w: last_token_states(w.model, [[1, 97], [1, 2]]),
+    "A path that is not there": lambda w: load(str(w.folder / "rum" / "checkpoint-1")),
+    "A file in place of a model's folder": lambda w: load(str(w.one / "config.json")),
+    "A name that is neither a folder nor a repository": lambda w: load("no/such"),
+    "A folder without weights": no_weights,
+    "An index whose parts are not all there": index_without_its_parts,
+    "A weight file that is cut short": cut_weights,
+    "Weights that lack some of the model's tensors": missing_tensors,
+    "Tensors that the model does not take: scales": further("model.layers.0.self_attn.q_proj.weight_scale"),
+    "Tensors that the model does not take: an adapter's":
+        further("model.layers.0.self_attn.q_proj.lora_A.default.weight"),
+    "Tensors that the model does not take: more blocks than configured": further("model.layers.2.mlp.up_proj.weight"),
+    "Weights stored as integers or 8-bit floats, without a scale": coded,
+    "A quantization whose package is not installed": unknown_quantization,
+    "An adapter in the model's folder": adapter,
+    "A .bin file that holds more than tensors": pickle,
+    "A model with Python code of its own": own_code,
+    "A model whose code lies in another repository": others_code,
+    "Files that change while they are measured": rewritten_meanwhile,
+    "NaN or infinity in a hidden state": nan,
+    "float16": lambda w: last_token_states(w.model.half(), w.probe.sequences),
+    "An encoder with a decoder (T5)": two_kinds,
+    "A layer that is not there": lambda w: last_token_states(w.model, w.probe.sequences, [7]),
+    "An adapter that puts learned tokens before every text": prompt_tuning,
+    "A model whose states depend on what else is in the batch": depends_on_the_batch,
+    "A few sequences that make up most of the variance": few,
+    "Any failure to measure, during training": half_precision_training,
+    "Text in place of token ids, for GeometryCallback": lambda w: reptrace.GeometryCallback(None, ["a", "b"], every=1),
+}
+
+
+@pytest.mark.parametrize("line", list(lines()), ids=lambda line: line["What comes"])
+def test_what_the_book_says_is_refused_is_refused_in_those_words(line, world, monkeypatch, capsys, caplog):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(world.folder / "modules"))
+    case, happens = CASES[line["What comes"]], line["What happens"]
+    arguments = (world, monkeypatch) if case.__code__.co_argcount == 2 else (world,)
+    said = re.compile(".*".join(map(re.escape, line["What is said"].split("..."))), re.DOTALL)
+    if happens == "error":
+        with pytest.raises(Exception, match=said) as found:
+            case(*arguments)
+        assert not isinstance(found.value, Gap)
+    elif happens == "gap":
+        with pytest.raises(Gap, match=said):
+            case(*arguments)
+    else:
+        assert happens == "warning"
+        with pytest.warns(UserWarning) if case is few else nullcontext() as warned:
+            case(*arguments)
+        told = [str(each.message) for each in warned or []]
+        assert said.search("\n".join([capsys.readouterr().err, caplog.text, *told]))
+
+
+def test_every_case_stands_in_the_book_and_every_line_says_what_to_do():
+    found = list(lines())
+    assert [line["What comes"] for line in found] == list(CASES)
+    assert all(list(line) == COLUMNS and all(line.values()) for line in found)
