@@ -56,7 +56,7 @@ def test_known_faults_and_doubted_checkpoints_are_marked(run):
 
 def test_values_that_a_few_sequences_decide_are_marked_and_the_mark_is_explained(run):
     run["sequences"], run["half_variance"] = 1000, [400, 20, 21, 1, 300, 400, 400, 400, 400, 400]
-    run["largest_influence"] = [0.01] * 9 + [0.2]
+    run["largest_influence"], run.loc[9, "rankme_stderr"] = [0.01] * 9 + [0.2], 1.0  # 5 % of the value
     with figures.style():
         _, axes = figures.grid(1, 2)
         for ax, quantity in zip(axes[0], ("rankme", "alpha"), strict=True):

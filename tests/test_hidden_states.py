@@ -240,8 +240,9 @@ def test_auto_halves_the_batch_where_memory_runs_out_and_goes_on(error, memory, 
     tried = memory(model, 2 * CONTEXT, error)
     found = extract(model, sequences, "all", "auto")
     assert found.token_budget == 2 * CONTEXT  # of 10 sequences, 5, then 2 of the longest
-    checks = [(1, 2), (1, 2), (2, 64), (1, 1)]  # of the model, before its batches
-    assert tried[:4] == checks and tried[4:7] == [(10, 64), (5, 64), (2, 64)]
+    # before its batches: whether the model is causal, and whether a long sequence beside or before a short one matters
+    checks = [(1, 2), (1, 2), (1, 12), (1, 29), (2, 64), (2, 64), (1, 12), (1, 29)]
+    assert tried[:8] == checks and tried[8:11] == [(10, 64), (5, 64), (2, 64)]
     for layer, states in expected.items():
         torch.testing.assert_close(found.features[layer], states, rtol=0, atol=TOLERANCES[torch.float64])
     assert hooks(model) == 1  # the memory's own

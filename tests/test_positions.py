@@ -102,15 +102,6 @@ def test_a_gpu_keeps_the_lengths_apart_too(model, sequences, batch_size):
     close(found, expected, atol=2e-5)  # rotary angles are float32 in any model, and a GPU rounds their sines otherwise
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.gpu
-@pytest.mark.parametrize("batch_size", [3, "auto"])
-def test_a_gpu_keeps_the_lengths_apart_too(model, sequences, batch_size):
-    expected = last_token_states(model, sequences, ["final"], batch_size)["final"]
-    found = last_token_states(copy.deepcopy(model).cuda(), sequences, ["final"], batch_size)["final"]
-    close(found, expected, atol=2e-5)  # rotary angles are float32 in any model, and a GPU rounds their sines otherwise
-
-
 def test_the_order_of_the_sequences_does_not_matter(model, sequences):
     found = last_token_states(model, sequences)["final"]
     order = torch.randperm(len(sequences)).tolist()

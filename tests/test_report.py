@@ -31,7 +31,7 @@ TINY = yaml.safe_load((ROOT / "notebooks/params/tiny.yaml").read_text())
 pytestmark = pytest.mark.timeout(900)
 # Some pages of the book, which link to no others: all of them are made by `make smoke`, in CI.
 CONTENTS = ["method", "notebooks/start_here", "notebooks/fig02_pretraining_phases", "notebooks/settings_tried",
-            "notebooks/trace_real_suite", "own_model", "references"]
+            "notebooks/trace_real_suite", "own_model", "refused", "references"]
 COMMAND = """
 import sys
 from pathlib import Path

@@ -202,13 +202,12 @@ def _trace(options) -> int:
 
     out = _out(options)
     checkpoints = suites.checkpoints(options.model, options.revision, options.cache_dir, options.tokens_per_step)
-    trust = _trusted(options, checkpoints)
-    tokenizer = _tokenizer(options) or sweep.tokenizer_of(checkpoints, options.max_length, trust)
+    tokenizer = _tokenizer(options) or sweep.tokenizer_of(checkpoints, options.max_length, options.trust)
     corpus = corpora.open_text(options.text, 4 * options.sequences, out / "corpora", options.field)
     corpora.report_passed_over(corpus)
     probe = corpora.probe(corpus, tokenizer, options.sequences, options.max_length,
                           min(options.min_length, options.max_length), options.seed)
-    table = sweep.trace(checkpoints, probe, Store(out / "records"), trust=trust, **_settings(options))
+    table = sweep.trace(checkpoints, probe, Store(out / "records"), trust=options.trust, **_settings(options))
     _print(table)
     for line in _draw(table, out / "trajectory.svg"):
         print(line)
@@ -224,7 +223,7 @@ def _tasks(options) -> int:
     checkpoints = suites.checkpoints(options.model, options.revision, options.cache_dir, options.tokens_per_step)
     table = evaluate_checkpoints(checkpoints, options.tasks, Store(out / "records"), options.batch_size, options.limit,
                                  tokenizer=_tokenizer(options), device=options.device, dtype=options.dtype,
-                                 trust=_trusted(options, checkpoints))
+                                 trust=options.trust)
     for row in table.itertuples():
         name = f"{row.model}@{row.revision}" if row.revision else row.model
         print(f"{name} {row.task} {row.metric}: {row.value:.4f} +- {row.stderr:.4f} ({row.samples:.0f} items)"
@@ -235,15 +234,11 @@ def _tasks(options) -> int:
 
 def _tokenizer(options):
     """The tokenizer that was named, or None."""
+    from reptrace.arguments import is_trusted
     from reptrace.loading import load_tokenizer
 
     name = options.tokenizer
-    return load_tokenizer(name, trust_remote_code=name in options.trust) if name else None
-
-
-def _trusted(options, checkpoints) -> list[str]:
-    """Whose code may run: with a folder of checkpoints, each of them."""
-    return [*options.trust, *(point.model for point in checkpoints if options.model in options.trust)]
+    return load_tokenizer(name, trust_remote_code=is_trusted(name, options.trust)) if name else None
 
 
 def _settings(options) -> dict:
@@ -278,7 +273,7 @@ def _few(row) -> str:
     from reptrace.spectra import dominated, few_in_words
 
     numbers = row.half_variance, row.largest_influence, row.sequences
-    return f"; beware: {few_in_words(*numbers)}" if dominated(*numbers) else ""
+    return f"; beware: {few_in_words(*numbers)}" if dominated(*numbers, row.rankme_stderr / row.rankme) else ""
 
 
 def _write_out(table, folder: Path) -> int:
@@ -307,6 +302,9 @@ def _draw(table, path: Path) -> list[str]:
     for layer, found in rows[rows.status == "measured"].groupby("layer", sort=False):
         enough = len(found) >= 3 and rows.layer.nunique() == 1 and rows[axis].is_unique
         phases[layer] = find_phases(rows[axis], rows.rankme, rows.rankme_stderr) if enough else None
+    if rows.layer.nunique() == 1 and not rows[axis].is_unique:
+        print(f"several checkpoints state the same {axis[:-1] if axis == 'tokens' else axis}: no phases are looked for",
+              file=sys.stderr)
     if phases:
         figures.save(figures.run_picture(rows, phases, axis), path)
     return [f"phases (RankMe): {_in_words(found, axis)}" for found in phases.values() if found]

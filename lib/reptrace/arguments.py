@@ -12,6 +12,7 @@ import os
 import reprlib
 from collections.abc import Iterable, Mapping
 from numbers import Integral
+from pathlib import Path
 
 _SHORT = reprlib.Repr()  # of what came, in a message: a value may be as large as a corpus
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -38,6 +39,15 @@ def names(given, what: str) -> tuple:
 def trusted(given) -> tuple[str, ...]:
     """Names of repositories and folders whose own code may run, each to be compared as a whole."""
     return tuple(map(os.fspath, names(given, "repositories to trust")))
+
+
+def is_trusted(model: str, trust: Iterable[str]) -> bool:
+    """Whether a repository, or a folder or one that holds it, is named among the trusted ones."""
+    if model in trust:
+        return True
+    folders = {os.path.realpath(name) for name in trust if os.path.isdir(name)}
+    path = Path(os.path.realpath(model))
+    return os.path.isdir(model) and any(str(each) in folders for each in (path, *path.parents))
 
 
 def texts(given, what: str = "texts") -> list[str]:

@@ -32,7 +32,7 @@ from reptrace.processes import end_with_parent
 from reptrace.records import Store
 from reptrace.suites import Checkpoint, as_checkpoints
 from reptrace.sweep import located
-from reptrace.token_ids import tokenizer_fingerprint
+from reptrace.token_ids import reading_fingerprint
 from reptrace.weights import SMALL
 
 METHOD = 2  # raised by hand when tasks, losses or memorization are measured differently from the same inputs
@@ -126,7 +126,7 @@ class _Plan:
         """(identity, what is asked, projection) of each record of a checkpoint."""
         device, dtype = self.placement
         reads = {"beside": self.beside[point]} if point in self.beside else {}
-        reads |= {"tokenizer": tokenizer_fingerprint(self.tokenizer)} if self.tokenizer is not None else {}
+        reads |= {"tokenizer": reading_fingerprint(self.tokenizer)} if self.tokenizer is not None else {}
         for projection in self.projections:
             for spec, definition in zip(self.specs, self.definitions, strict=True):
                 needs_probe = bool(projection) or _is_loss(spec)
@@ -155,8 +155,11 @@ class _Opened:
         self.found: dict = {}
 
     def rows(self, spec, projection: Projection | None) -> list[dict]:
-        rows = self._rows(spec, projection)
-        check_unchanged(self.point, self.at, self.point.model in self.plan.trust)
+        rows, point = self._rows(spec, projection), self.point
+        check_unchanged(point, self.at, arguments.is_trusted(point.model, self.plan.trust))
+        if point in self.plan.beside and self.plan.beside[point] != _beside_the_weights(Path(point.model)):
+            raise ValueError(f"the tokenizer's files in {point.model!r} were written anew while it was measured: run "
+                             "again once they stay as they are.")
         return rows
 
     def _rows(self, spec, projection: Projection | None) -> list[dict]:
@@ -173,7 +176,7 @@ class _Opened:
     def _model(self):
         cache_dir = self.fetch() if self.at.files else None
         return open_at(self.point, self.at, cache_dir, *self.plan.placement,
-                       trust_remote_code=self.point.model in self.plan.trust, head=True)
+                       trust_remote_code=arguments.is_trusted(self.point.model, self.plan.trust), head=True)
 
     def _directions(self):
         return directions(hidden_states.last_token_states(
@@ -185,9 +188,8 @@ class _Opened:
             return self.plan.tokenizer
         point, folder = self.point, Path(self.point.model).is_dir()
         opened = loading.load_tokenizer(point.model, None if folder else self.at.weights, point.cache_dir,
-                                        trust_remote_code=point.model in self.plan.trust)
-        backend = getattr(opened, "backend_tokenizer", None)
-        return _TOKENIZERS.setdefault(backend.to_str(), opened) if backend else opened
+                                        trust_remote_code=arguments.is_trusted(point.model, self.plan.trust))
+        return _TOKENIZERS.setdefault(reading_fingerprint(opened), opened)
 
     def _once(self, name: str, make: Callable):
         """What was made before; what failed before fails again, without another try."""

@@ -94,7 +94,8 @@ def _few(table: pd.DataFrame) -> pd.Series:
     """Rows whose RankMe is that of a few sequences."""
     if "half_variance" not in table:
         return pd.Series(False, table.index)
-    return pd.Series(dominated(table.half_variance, table.largest_influence, table.sequences), table.index)
+    return pd.Series(dominated(table.half_variance, table.largest_influence, table.sequences,
+                               (table.rankme_stderr / table.rankme).astype(float)), table.index)
 
 
 def phase_line(ax, x, y, spans, colour="black", label: str | None = None, shade: bool = False) -> None:

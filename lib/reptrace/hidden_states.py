@@ -6,23 +6,23 @@ of every layer's output just one token a sequence is kept, by hooks, while the p
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from reptrace import batches
 from reptrace.batches import AUTO
+from reptrace.independence import must_be_alone
+from reptrace.modes import evaluating
 from reptrace.positions import context, rotaries, text_config
 
 # The final norm's attribute in the decoders of transformers; the blocks are found by their number.
 FINAL_NORM_NAMES = ("final_layer_norm", "norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "layer_norm",
-                    "ln_out", "embedding_norm", "out_norm")
+                    "ln_out", "embedding_norm", "out_norm", "layernorm")
 
 FINAL = "final"
 # Adapters of PEFT whose model does more in its forward pass than call the layers: X-LoRA runs twice, for instance.
@@ -31,7 +31,6 @@ ADAPTERS_OUTSIDE = ("XLORA", "SHADOW", "POLY")
 RESIDUAL_MLP = ("gpt_neox", "llama", "olmo2")
 # Features gathered on a GPU before they are copied to the CPU: waiting for every batch would leave the GPU idle.
 GATHERED_BYTES = 2**28
-PAIRS = 3  # of sequences, looked at together and alone
 
 
 class NonFiniteError(ValueError):
@@ -114,43 +113,33 @@ def extract(
     budget = batches.token_budget(decoder, max(lengths), batch_size, devices)
     results = _Results(decoder, len(sequences), names, GATHERED_BYTES if devices[0].type == "cuda" else 0)
     order, start = batches.by_length(lengths), 0
+    with (torch.inference_mode(), evaluating(decoder), _capture(decoder, names) as captured,
+          rotaries(decoder) as rotary, batches.progress_bar(lengths, "hidden states", progress) as advance):
 
-    modes = [(module, module.training) for module in decoder.modules()]
-    decoder.eval()
-    try:
-        with (torch.inference_mode(), _capture(decoder, names) as captured, rotaries(decoder) as rotary,
-              batches.progress_bar(lengths, "hidden states", progress) as advance):
+        def fits(rows: list[int]) -> bool:
+            rotary.reset()
+            return _fits(decoder, [sequences[row] for row in rows], captured, devices)
 
-            def fits(rows: list[int]) -> bool:
-                rotary.reset()
-                return _fits(decoder, [sequences[row] for row in rows], captured, devices)
+        def states(rows: list[int]) -> list[torch.Tensor]:
+            return [found[0].float().cpu() for found in captured.rows.values()] if fits(rows) else []
 
-            def kind(row: int) -> tuple:
-                return rotary.kind(lengths[row])
-
-            _check_causal(decoder, int(sequences[0][0]), captured, devices)
-            alone = _depends_on_batch(order, kind, fits, captured, next(decoder.parameters()).dtype)
-            if alone:
-                tqdm.write(f"in {type(decoder).__name__} a sequence's state depends on what else is in its batch: each "
-                           "is measured alone, which takes longer", file=sys.stderr)
-            while start < len(order):
-                length = lengths[order[start]]
-                rows = order[start : start + (1 if alone else max(1, budget // length))]
-                rows = batches.alike(rows, kind)
-                if fits(rows):
-                    results.add(rows, captured.rows)
-                    start += len(rows)
-                    advance(rows)
-                elif batch_size == AUTO and len(rows) > 1:
-                    results.flush()
-                    budget = length * (len(rows) // 2)
-                else:
-                    fit = batches.largest(rows, fits)
-                    raise batches.too_little(decoder, devices, length, len(rows), fit, max(lengths))
-            results.flush()
-    finally:
-        for module, training in modes:
-            module.training = training
+        _check_causal(decoder, int(sequences[0][0]), captured, devices)
+        alone = must_be_alone(states, lengths, rotary.kind, next(decoder.parameters()).dtype, type(decoder).__name__)
+        while start < len(order):
+            length = lengths[order[start]]
+            rows = order[start : start + (1 if alone else max(1, budget // length))]
+            rows = batches.alike(rows, lambda row: rotary.kind(lengths[row]))
+            if fits(rows):
+                results.add(rows, captured.rows)
+                start += len(rows)
+                advance(rows)
+            elif batch_size == AUTO and len(rows) > 1:
+                results.flush()
+                budget = length * (len(rows) // 2)
+            else:
+                fit = batches.largest(rows, fits)
+                raise batches.too_little(decoder, devices, length, len(rows), fit, max(lengths))
+        results.flush()
     return Extraction(results.features, max(lengths) if alone else budget)
 
 
@@ -228,18 +217,32 @@ def _capture(decoder: nn.Module, names: Sequence[int | str]) -> Iterator[_Captur
         captured.take(0, args[0] if args else kwargs["hidden_states"])
 
     try:
+        one_token = _last_mlp_sees_one_token(decoder, blocks[-1])
         for name in names:
             if name == 0:
                 handles.append(blocks[0].register_forward_pre_hook(before, with_kwargs=True))
             else:
                 module = _final_norm(decoder) if name == FINAL else blocks[name - 1]
                 handles.append(module.register_forward_hook(after(name)))
-        if decoder.config.model_type in RESIDUAL_MLP:
+        if one_token:
             handles.append(blocks[-1].mlp.register_forward_pre_hook(last_token))
         yield captured
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _last_mlp_sees_one_token(decoder: nn.Module, block: nn.Module) -> bool:
+    """Whether the last block's MLP may be given the last token alone: where block and MLP are transformers' own."""
+    mlp = getattr(block, "mlp", None)
+    return decoder.config.model_type in RESIDUAL_MLP and all(_is_transformers_own(each) for each in (block, mlp))
+
+
+def _is_transformers_own(module: nn.Module | None) -> bool:
+    """A module as transformers made it: no other class, no forward of its own (accelerate's apart), no hooks."""
+    replaced = "forward" in vars(module) and not hasattr(module, "_hf_hook")
+    return (type(module).__module__.startswith("transformers.models.") and not replaced
+            and not module._forward_pre_hooks and not module._forward_hooks)
 
 
 def _forward(decoder: nn.Module, sequences: Sequence[np.ndarray], captured: _Captured, device: torch.device,
@@ -434,32 +437,6 @@ def _check_final(decoder: nn.Module, captured: _Captured) -> None:
             torch.nan_to_num(final).cpu(), torch.nan_to_num(given[:, 0]).cpu()):
         raise TypeError(f"in {type(decoder).__name__} more follows after the final norm before the LM head: ask for "
                         f"layer {_layers(decoder)} instead, the last block before any norm.")
-
-
-def _depends_on_batch(order: Sequence[int], kind: Callable[[int], object], fits: Callable[[list[int]], bool],
-                      captured: _Captured, dtype: torch.dtype) -> bool:
-    """Whether the states of a short sequence change, by more than rounding, with a long one beside it in the batch.
-
-    Rotary embeddings known to depend on the length are kept apart by `kind`; this finds what is not known (a model's
-    own code, experts with a limited capacity). Rounding alone can tip an expert's choice, so it must show in each of
-    PAIRS pairs.
-    """
-    # Of a typical number: float32 is right to 1e-6, bfloat16 to a percent or two in deep models.
-    rounding = 0.05 if dtype == torch.bfloat16 else 1e-3
-
-    def states(rows: list[int]) -> list[torch.Tensor]:
-        return [found[0].float().cpu() for found in captured.rows.values()] if fits(rows) else []
-
-    def changes(short: int, long: int) -> bool:
-        # no states: not even two sequences fit into memory, so that no batches are made; NaN is reported by the caller
-        return any((one - both).abs().median() > rounding * one.abs().median()
-                   for both, one in zip(states([short, long]), states([short]), strict=False))
-
-    pairs = []
-    for short in order[: -PAIRS - 1 : -1]:
-        longest = next((row for row in order if row != short and kind(row) == kind(short)), None)
-        pairs += [(short, longest)] if longest is not None else []
-    return bool(pairs) and all(changes(*pair) for pair in pairs)
 
 
 def _check_finite(states: torch.Tensor, rows: Sequence[int], name: int | str) -> None:

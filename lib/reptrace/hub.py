@@ -144,13 +144,18 @@ def checked_name(name: str) -> str:
     FileNotFoundError
         It can only be a path, and there is no such folder: says which ones are like it.
     """
-    path = Path(name).expanduser()
+    if not name.strip():
+        raise ValueError("a model is named by its folder or its repository (OWNER/NAME), got an empty name.")
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # no such user
+        path = Path(name)
     if path.is_dir():
         return str(path) if name.startswith("~") else name
     if path.is_file():
         raise FileNotFoundError(f"{name!r} is a file; a model is the folder that holds it with its config.json: "
                                 f"{str(path.parent)!r}.")
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/"):
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/") or "\\" in name:
         raise FileNotFoundError(f"there is no folder {name!r}.{near_folders(path)}")
     return name
 

@@ -17,9 +17,15 @@ from torch import nn
 
 from reptrace import batches, hub, weights
 from reptrace.batches import AUTO, TooLittleMemoryError
+from reptrace.positions import text_config
 
 # transformers changes torch's default dtype, its own verbosity and progress bars while it loads: one thread at a time.
 _LOADING = threading.Lock()
+OWN_CODE = "transformers_modules"  # the package in which transformers runs Python code that comes with a model
+
+
+class CodeElsewhereError(ValueError):
+    """A model's code lies in another repository."""
 
 
 def placement(device: str | None = None, dtype: str | None = None) -> tuple[str, str]:
@@ -73,8 +79,6 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
     device, dtype = placement(device, dtype)
     source = _source(name, revision, cache_dir)
     kind, trust = getattr(torch, dtype), {"trust_remote_code": trust_remote_code}
-    if trust_remote_code:
-        _check_code(name, _plain_config(*source))
     config = from_pretrained(AutoConfig, *source, **trust)
     opener = _opener_with_head(name, config) if head else AutoModel
     _check_files(*source)
@@ -85,13 +89,19 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
     model, report = from_pretrained(opener, *source, dtype=kind, output_loading_info=True, weights_only=True,
                                     **spread, **trust)
     absent = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    tied = getattr(text_config(config), "tie_word_embeddings", False)
+    if absent and not head and tied and "lm_head.weight" in report["unexpected_keys"]:
+        # the embeddings, stored under the head's name
+        return load(name, revision, cache_dir, device, dtype, trust_remote_code=trust_remote_code, head=True)
     if absent:
         raise ValueError(f"the weights of {name!r} lack {len(absent)} tensors ({', '.join(absent[:3])}, ...), which "
                          "would be random: an incomplete download or save"
                          f"{', or a model saved without its LM head' if head else ''}?")
+    decoded = _decoded(config)
     with _said_of(name):
         folder = _path(weights.CONFIG, *source).parent
-        weights.check_taken(weights.weight_paths(folder), report["unexpected_keys"], model, head, _decoded(config))
+        weights.check_taken(weights.weight_paths(folder), report["unexpected_keys"], model, head, decoded)
+    model = model.to(kind) if decoded else model  # transformers leaves weights that it decodes on a CPU in float32
     return model.eval() if device == AUTO else model.to(device).eval()
 
 
@@ -109,14 +119,13 @@ def load_tokenizer(name: str, revision: str | None = None, cache_dir: str | None
         Its files are damaged, or it comes with code of its own, see `load`.
     """
     from transformers import AutoTokenizer
-    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     source = _source(name, revision, cache_dir)
-    if trust_remote_code:
-        _check_code(name, get_tokenizer_config(source[0], **_where(*source)))
     found = from_pretrained(AutoTokenizer, *source, trust_remote_code=trust_remote_code)
     if found.vocab_files_names and not _has_vocabulary(found.vocab_files_names.values(), *source):
         raise FileNotFoundError(_no_tokenizer(name, revision))
+    if not set(found.get_vocab()) - set(found.get_added_vocab()):
+        raise ValueError(f"the tokenizer of {name!r} has an empty vocabulary: its files are not whole.")
     return found
 
 
@@ -134,8 +143,14 @@ def from_pretrained(loader, name: str, revision: str | None, cache_dir: str | No
     name, revision, cache_dir = _source(name, revision, cache_dir)
     at = f" at revision {revision!r}" if revision else ""
     try:
+        if options.get("trust_remote_code"):
+            _check_code(name, revision, cache_dir)
+            if _what(loader) != "model":  # a model is opened after its configuration, by the same code
+                _forget_own_code()
         with _LOADING, _quiet():
             return loader.from_pretrained(name, **_where(name, revision, cache_dir), **options)
+    except CodeElsewhereError:
+        raise
     except UnpicklingError as error:
         raise ValueError(f"the weights of {name!r}{at} are a pickle that holds more than tensors, or a damaged one. "
                          "Nothing in it was run. Ask for safetensors, or convert it where you trust it.") from error
@@ -215,26 +230,48 @@ def _check_files(name: str, revision: str | None, cache_dir: str | None) -> None
             weights.weight_files([weights.ADAPTER], dict)
 
 
-def _plain_config(name: str, revision: str | None, cache_dir: str | None) -> Mapping:
-    """A configuration as it stands in its file; nothing where there is none: opening it says what is wrong."""
+def _check_code(name: str, revision: str | None, cache_dir: str | None) -> None:
+    """CodeElsewhereError where a model or its tokenizer takes code from another repository: no state of that is
+    recorded. Before any of it is run."""
     from transformers import PreTrainedConfig
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-    with suppress(OSError, ValueError):
-        return PreTrainedConfig.get_config_dict(name, **_where(name, revision, cache_dir))[0]
-    return {}
-
-
-def _check_code(name: str, config: Mapping) -> None:
-    """Code of another repository, of which no state is recorded, is not run."""
-    references = [config.get("auto_map") or {}]
+    where, references = _where(name, revision, cache_dir), []
+    for read in (PreTrainedConfig.get_config_dict, get_tokenizer_config):
+        with suppress(OSError, ValueError), _LOADING, _quiet():  # opening says what is wrong with it
+            found = read(name, **where)
+            references.append((found[0] if isinstance(found, tuple) else found).get("auto_map"))
     while references:
         reference = references.pop()
         if isinstance(reference, str) and "--" in reference:
-            raise ValueError(
+            raise CodeElsewhereError(
                 f"{name!r} takes its code from another repository ({reference}), at a state that nothing records: copy "
                 "the Python files into the folder, and their names without the repository into auto_map.")
         if not isinstance(reference, str):
             references += list(reference.values() if isinstance(reference, Mapping) else reference or [])
+
+
+def _forget_own_code() -> None:
+    """Have transformers run own code anew: of classes by the same name it would take the first that it met, another
+    folder's, or an older state of this one's."""
+    import sys
+
+    from transformers.models.auto import auto_factory, configuration_auto, modeling_auto, tokenization_auto
+
+    with _LOADING:
+        for name in [name for name in sys.modules if name.split(".")[0] == OWN_CODE]:
+            del sys.modules[name]
+        for module in (auto_factory, configuration_auto, modeling_auto, tokenization_auto):
+            for mapping in vars(module).values():
+                extra = mapping._extra_content if type(mapping).__name__.startswith("_Lazy") else {}
+                for key in [key for key, value in extra.items() if _is_own_code(key) or _is_own_code(value)]:
+                    del extra[key]
+
+
+def _is_own_code(value) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(map(_is_own_code, value))
+    return str(getattr(value, "__module__", "")).split(".")[0] == OWN_CODE
 
 
 def _has_vocabulary(names: Iterable[str], name: str, revision: str | None, cache_dir: str | None) -> bool:
@@ -263,8 +300,10 @@ def _not_opened(loader, name: str, revision: str | None, cache_dir: str | None, 
     if _what(loader) == "tokenizer" and _path(weights.CONFIG, name, revision, cache_dir):
         return FileNotFoundError(_no_tokenizer(name, revision))
     if os.path.isdir(name):
+        inside = sorted(str(path.parent) for path in Path(name).glob("*/**/config.json"))
+        hint = f" Models lie in {', '.join(inside[:4])}{' ...' if len(inside) > 4 else ''}." if inside else ""
         return FileNotFoundError(f"cannot open model {name!r}: the folder holds no configuration and weights that "
-                                 f"transformers can read ({said}).")
+                                 f"transformers can read.{hint} ({said})")
     known = revisions(name, cache_dir)
     hint = f" It has {', '.join(known[:6])}{' ...' if len(known) > 6 else ''}." if known else ""
     return FileNotFoundError(f"cannot open model {name!r}{at}: not a folder with a config and weights, and not a "
@@ -283,17 +322,12 @@ def _first_line(error: Exception) -> str:
 
 def _opener_with_head(name: str, config):
     """The class that opens a model with its LM head; a multimodal one predicts text, too."""
-    from transformers import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-    )
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
     own = getattr(config, "auto_map", None) or {}
-    for opener, known in ((AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
-                          (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)):
-        if type(config) in known or opener.__name__ in own:
+    for opener in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+        encoder = getattr(config, "is_encoder_decoder", False)
+        if opener.__name__ in own or (type(config) in opener._model_mapping and not encoder):
             return opener
     raise ValueError(f"{name!r} has no LM head: {type(config).__name__} describes no causal language model, so it "
                      "predicts no next token. Tasks need one, such as Pythia, OLMo-2 or Llama.")

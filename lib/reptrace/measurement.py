@@ -83,7 +83,7 @@ class Job:
 
 def identity_of(checkpoint: Checkpoint, weights: str | None, trust: Sequence[str]) -> dict:
     """What of a record's identity says which model it is of; code of its own counts where it may run."""
-    own_code = {"own_code": True} if checkpoint.model in trust else {}
+    own_code = {"own_code": True} if arguments.is_trusted(checkpoint.model, trust) else {}
     return {"model": checkpoint.model if checkpoint.revision else Path(checkpoint.model).name,
             "revision": checkpoint.revision, "weights": weights, **own_code}
 
@@ -150,7 +150,7 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
         model = load(str(model), revision, **trust)
     elif tokenizer is None:
         raise ValueError("a model object does not bring its tokenizer: pass tokenizer=...")
-    different = in_order(texts)
+    different = in_order([text for text in texts if text.strip()])  # a file's rows without text are passed over, too
     try:
         kept = [ids for ids in first_tokens(tokenizer, different, max_length) if len(ids) >= min_length]
     except TokenizingError as error:
@@ -169,7 +169,7 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
 def _opened(job: Job, cache_dir: str | Path | None) -> list[dict]:
     point = job.checkpoint
     return [{"model": open_at(point, job, cache_dir, job.settings.device, job.settings.dtype,
-                              trust_remote_code=point.model in job.settings.trust)}]
+                              trust_remote_code=arguments.is_trusted(point.model, job.settings.trust))}]
 
 
 def open_at(checkpoint: Checkpoint, at, cache_dir: str | Path | None, device: str | None, dtype: str | None, *,
@@ -211,7 +211,7 @@ def check_unchanged(checkpoint: Checkpoint, at, own_code: bool) -> None:
 
 def _measured(job: Job, model, probe: Probe, progress: bool) -> list[dict]:
     rows = _rows(model, probe, job.settings, progress)
-    check_unchanged(job.checkpoint, job, job.checkpoint.model in job.settings.trust)
+    check_unchanged(job.checkpoint, job, arguments.is_trusted(job.checkpoint.model, job.settings.trust))
     return rows
 
 

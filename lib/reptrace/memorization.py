@@ -237,12 +237,8 @@ def model_log_probabilities(model, prompts: Sequence, answers: Sequence, batch_s
     """
     from reptrace.scoring import score
 
-    sequences, training = _joined(model, prompts, answers), model.training
-    model.eval()
-    try:
-        joint = score(model, sequences, list(map(len, prompts)), batch_size, progress).log_probability
-    finally:
-        model.train(training)
+    sequences = _joined(model, prompts, answers)
+    joint = score(model, sequences, list(map(len, prompts)), batch_size, progress).log_probability
     if np.isnan(joint).any():
         raise ValueError(f"the log-probability of item {np.flatnonzero(np.isnan(joint))[0]} is nan: the model "
                          f"overflows in {next(model.parameters()).dtype}; try float32 or bfloat16.")

@@ -48,7 +48,7 @@ class _Rotary:
         if self.dynamic:
             current = getattr(self.module, f"{self.prefix}inv_freq")
             original = getattr(self.module, f"{self.prefix}original_inv_freq").to(current.device)
-            setattr(self.module, f"{self.prefix}inv_freq", original)
+            setattr(self.module, f"{self.prefix}inv_freq", original.clone())
             setattr(self.module, f"{self.prefix}max_seq_len_cached", self.limit)
 
 
@@ -74,7 +74,7 @@ class Rotaries:
 
 @contextmanager
 def rotaries(model: nn.Module) -> Iterator[Rotaries]:
-    """`Rotaries` of a model, which is left as it was met."""
+    """`Rotaries` of a model; what dynamic NTK keeps is put back (LongRoPE decides anew at every pass)."""
     found = Rotaries(model)
     kept = [(module, name, value) for module in {rotary.module for rotary in found._found}
             for name, value in [*module._buffers.items(), *_cached_lengths(module)]]

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from reptrace import batches
+from reptrace.independence import passes_alone
+from reptrace.modes import evaluating
 from reptrace.positions import rotaries
 
 
@@ -39,9 +41,10 @@ def score(model, sequences: Sequence, starts: Sequence[int], batch_size: int, pr
     """
     joint, greedy = np.zeros(len(sequences)), np.zeros(len(sequences), bool)
     lengths = [len(sequence) - 1 for sequence in sequences]  # that pass through: the last token is not read
-    with (torch.inference_mode(), rotaries(model) as rotary,
+    with (torch.inference_mode(), evaluating(model), rotaries(model) as rotary,
           batches.progress_bar(lengths, "scoring answers", progress) as advance):
-        for rows in batches.of_size(lengths, batch_size, rotary.kind):
+        size = 1 if passes_alone(model, sequences, rotary) else batch_size
+        for rows in batches.of_size(lengths, size, rotary.kind):
             rotary.reset()
             joint[rows], greedy[rows] = _batch(model, [np.asarray(sequences[row]) for row in rows],
                                                np.array([starts[row] for row in rows]))

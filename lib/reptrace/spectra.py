@@ -23,6 +23,7 @@ NEGLIGIBLE = 1e-12
 # influence. In SmolLM2-135M, 1,500 passages, RankMe falls from 124 to 12 where they are 0.01 and 0.2, and is back at
 # 140 where they are 0.3 and 0.007.
 FEW, TOO_MUCH = 0.02, 0.1
+SMALL_STDERR, LARGE_STDERR = 0.03, 0.1  # relative to RankMe
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class Geometry:
     @property
     def dominated(self) -> bool:
         """Whether RankMe describes a few sequences rather than the text, see `dominated`."""
-        return bool(dominated(self.half_variance, self.largest_influence, self.samples))
+        return bool(dominated(self.half_variance, self.largest_influence, self.samples,
+                              self.rankme_stderr / self.rankme))
 
     @property
     def few(self) -> str:
@@ -106,20 +108,28 @@ def few_in_words(half_variance: float, largest_influence: float, samples: int) -
             f"one has {largest_influence:.0%} of the influence)")
 
 
-def dominated(half_variance, largest_influence, samples):
+def dominated(half_variance, largest_influence, samples, relative_stderr):
     """Whether RankMe is that of a few sequences: elementwise, bool.
 
-    It is where at most FEW of them, or one, make up half of the total variance, or where one has more than TOO_MUCH of
-    the influence, and more than twice what chance gives to one of M: an influence goes with the square of a coordinate
-    z, the largest z^2 of M normal ones is about 2 ln M, and the squares of z^2 - 1 add up to 2 M.
+    It is where at most FEW of them, or one, make up half of the total variance; where one has more than TOO_MUCH of the
+    influence, and more than twice what chance gives to one of M (an influence goes with the square of a coordinate z,
+    the largest z^2 of M normal ones is about 2 ln M, and the squares of z^2 - 1 add up to 2 M), while the standard
+    error is not small; or where the standard error alone says so, being far above 1 / sqrt(M), that of sequences alike.
 
     So it is in middle layers of many trained models, where the last token of a few sequences is a massive activation
-    (Sun et al. 2024, arXiv 2402.17762). The standard error tells of it, too. alpha, a slope of logarithms over ranks
-    beyond the first, hardly moves.
+    (Sun et al. 2024, arXiv 2402.17762). alpha, a slope of logarithms over ranks beyond the first, hardly moves.
+
+    Parameters
+    ----------
+    half_variance, largest_influence, samples : of `Geometry`
+    relative_stderr : `rankme_stderr` over `rankme`
     """
-    half, share, samples = (np.asarray(each, float) for each in (half_variance, largest_influence, samples))
+    half, share, samples, stderr = (np.asarray(each, float) for each in (half_variance, largest_influence, samples,
+                                                                         relative_stderr))
     by_chance = (2 * np.log(samples)) ** 2 / (2 * samples)
-    return (half <= np.maximum(1, FEW * samples)) | (share > np.maximum(TOO_MUCH, 2 * by_chance))
+    one_of_them = (share > np.maximum(TOO_MUCH, 2 * by_chance)) & (stderr > SMALL_STDERR)
+    unsure = stderr > np.maximum(LARGE_STDERR, 3 / np.sqrt(samples))
+    return (half <= np.maximum(1, FEW * samples)) | one_of_them | unsure
 
 
 def eigenspectrum(features) -> np.ndarray:

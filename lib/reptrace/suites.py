@@ -23,9 +23,10 @@ from reptrace import hub, published
 from reptrace.arguments import shown
 
 SUITES = Path(__file__).with_name("suites.yaml")
-# step1000, stage1-step1000-tokens3B, step_40, checkpoint-500
+# step1000, stage1-step1000-tokens3B, step_40, checkpoint-500, ckpt-500, iter_0000500, global_step500, epoch=1-step=500
 TOKENS = re.compile(r"-tokens(\d+)B(?=$|[-_])")
-STEP = re.compile(r"(?:^|[-_/])(?:step|checkpoint)[-_]?(\d+)(?=$|[-_])")
+STEP = re.compile(r"(?:^|[-_/])(?:step|checkpoint|ckpt|iter(?:ation)?)[-_=]?(\d+)(?=$|[-_])", re.IGNORECASE)
+LARGEST = 2**62  # numbers beyond are no steps, and would not fit into a table
 STAGE_KEYS = {"stage", "repository", "branch", "steps", "tokens_per_step", "tokens_before", "gated", "cache_dir"}
 SUITE_KEYS = {"for", "about", "stages", "shape"} | STAGE_KEYS
 SHAPE_NEEDS = {"parameters", "layers", "width", "vocabulary"}
@@ -361,7 +362,8 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
     ----------
     model : str
         A folder with a model in it; a folder of a Trainer's `checkpoint-N` folders, or of others whose names state a
-        step (all of them, and what is called checkpoint-best and the like, without a step); or a repository.
+        step (all of them and, without a step, the other models there: checkpoint-best, or the one that the Trainer
+        saved beside them at the end); or a repository.
     revision : str, optional
         Of a repository: a revision, or a pattern with * over its branches ("step*" for the whole of a Pythia).
     tokens_per_step : int, optional
@@ -378,8 +380,7 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
     if path.is_dir() and revision is not None:
         raise ValueError(f"{model} is a plain folder and has no revisions: leave revision={revision!r} out.")
     if path.is_dir():
-        found = [(str(child), None) for child in path.iterdir() if child.is_dir() and _is_checkpoint(child)]
-        found = found or [(model, None)]
+        found = [(str(child), None) for child in _checkpoints_in(path)] or [(model, None)]
     elif revision and "*" in revision:
         known = hub.branches(model, cache_dir)
         found = [(model, branch) for branch in known if fnmatchcase(branch, revision)]
@@ -390,25 +391,43 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
         found = [(model, revision)]
     run = []
     for name, branch in found:
-        step = step_of(branch or Path(name).name)
+        step = step_of(branch) if branch else _step_of_folder(Path(name).name)
         stated = TOKENS.search(branch or "")
         tokens = int(stated.group(1)) * 10**9 if stated else None
         tokens = step * tokens_per_step if step is not None and tokens_per_step else tokens
+        if tokens is not None and tokens > LARGEST:
+            raise ValueError(f"{name} would have seen {tokens:.1g} tokens, by {tokens_per_step:,} a step: check "
+                             "tokens_per_step (--tokens-per-step).")
         run.append(Checkpoint(name, branch, step, tokens, cache_dir, commit=known.get(branch)))
     run = [replace(point, fault=fault_of(point)) for point in run]
     return sorted(run, key=lambda point: (point.step is None, point.step, point.label))
 
 
-def _is_checkpoint(folder: Path) -> bool:
-    """Whether a folder inside of another is a checkpoint of its run, by its name."""
-    return folder.name.startswith("checkpoint-") or (
-        step_of(folder.name) is not None and (folder / "config.json").is_file())
+def _checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints of a run that lie in its folder; none where no folder in it is one by its name.
+
+    Beside those, every other model there: in folders of other names, and in the run's folder itself.
+    """
+    inside = [child for child in folder.iterdir() if (child.is_dir() or child.is_symlink())
+              and not child.name.startswith((".", "tmp-"))]
+    models = [child for child in inside if (child / "config.json").is_file()]
+    named = [child for child in inside if child.name.startswith("checkpoint-")
+             or (_step_of_folder(child.name) is not None and child in models)]
+    at_root = (folder / "config.json").is_file() and any(
+        path.suffix in (".safetensors", ".bin") and "training_args" not in path.name for path in folder.iterdir())
+    return [*named, *(child for child in models if child not in named), *([folder] if at_root else [])] if named else []
+
+
+def _step_of_folder(name: str) -> int | None:
+    """The step that a folder's name ends with: checkpoint-64, but not checkpoint-64-backup."""
+    match = STEP.search(name)
+    return step_of(name) if (match and name[match.end() :] == "") or TOKENS.search(name) else None
 
 
 def step_of(name: str) -> int | None:
     """The step that a revision or folder name states, or None."""
     match = STEP.search(name)
-    return int(match.group(1)) if match else None
+    return int(match.group(1)) if match and int(match.group(1)) <= LARGEST else None
 
 
 def by_step(names) -> list[str]:

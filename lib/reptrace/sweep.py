@@ -140,7 +140,7 @@ def tokenizer_of(points: Sequence[Checkpoint], max_length: int, trust: Sequence[
 
     trust, failed = arguments.trusted(trust), []
     for point in _with_tokenizers(points):
-        where, own_code = _where(point), point.model in trust
+        where, own_code = _where(point), arguments.is_trusted(point.model, trust)
         try:
             config = configuration_of(point, trust)
             tokenizer = load_tokenizer(*where, trust_remote_code=own_code)
@@ -160,7 +160,7 @@ def configuration_of(point: Checkpoint, trust: Sequence[str] = ()):
 
     from reptrace.loading import from_pretrained
 
-    return from_pretrained(AutoConfig, *_where(point), trust_remote_code=point.model in trust)
+    return from_pretrained(AutoConfig, *_where(point), trust_remote_code=arguments.is_trusted(point.model, trust))
 
 
 def check_length(config, max_length: int, label: str) -> None:
@@ -317,7 +317,7 @@ def located(checkpoints: Sequence[Checkpoint], progress: bool = True, trust: Seq
     places = {}
     for point in tqdm(folders, desc="reading weights", unit="checkpoint", leave=False,
                       disable=not progress or len(folders) < 2):
-        places[point] = _folder(point.model, point.model in trust)
+        places[point] = _folder(point.model, arguments.is_trusted(point.model, trust))
     for point, commit in commits.items():
         files = found.get((point.model, commit)) if point in online else None
         if isinstance(files, hub.HubError):

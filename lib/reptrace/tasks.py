@@ -8,8 +8,8 @@ files in the folder `tasks` beside this module; what they ask comes from `items`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ import torch
 
 from reptrace import arguments, batches, harness
 from reptrace.hidden_states import NonFiniteError
+from reptrace.independence import passes_alone
+from reptrace.modes import evaluating
 from reptrace.ngrams import NgramModel
 from reptrace.positions import rotaries
 
@@ -74,7 +76,7 @@ def evaluate(model, tokenizer, tasks: Sequence[str | Mapping], batch_size: int |
     for name in {spec["task"] for spec in specs} & {path.stem for path in LOCAL.glob("*.yaml")} - set(data or {}):
         raise ValueError(f"the task {name!r} asks what a file made by items.make holds: pass data={{{name!r}: path}}.")
     harness.manager([spec["task"] for spec in specs], folders)  # a wrong name is told before anything runs
-    with harness.quiet(progress), _in_evaluation_mode(model):
+    with harness.quiet(progress), nullcontext() if isinstance(model, NgramModel) else evaluating(model):
         return [row for spec in specs for row in harness.run(
             model, tokenizer, spec, batch_size, limit, (data or {}).get(spec["task"]), folders, num_fewshot, progress)]
 
@@ -99,9 +101,10 @@ def loss(model, sequences: Sequence[Sequence[int]], batch_size: int, progress: b
     if not len(sequences) or min(map(len, sequences)) < 2:
         raise ValueError("a loss needs sequences of at least two tokens: the first of each is not predicted.")
     sums, lengths = np.zeros(len(sequences)), list(map(len, sequences))
-    with (torch.inference_mode(), _in_evaluation_mode(model), rotaries(model) as rotary,
+    with (torch.inference_mode(), evaluating(model), rotaries(model) as rotary,
           batches.progress_bar(lengths, "loss", progress) as advance):
-        for rows in batches.of_size(lengths, batch_size, rotary.kind):
+        size = 1 if passes_alone(model, sequences, rotary) else batch_size
+        for rows in batches.of_size(lengths, size, rotary.kind):
             rotary.reset()
             sums[rows] = _nats(model, [np.asarray(sequences[row]) for row in rows])
             advance(rows)
@@ -140,20 +143,6 @@ def _nats(model, sequences: Sequence[np.ndarray]) -> np.ndarray:
     nats = nats.view(targets.shape)
     real = torch.arange(nats.shape[1], device=device) < last[:, None]
     return torch.where(real, nats, 0).double().sum(1).cpu().numpy()
-
-
-@contextmanager
-def _in_evaluation_mode(model) -> Iterator[None]:
-    """Every module in its own mode again afterwards."""
-    modules = [] if isinstance(model, NgramModel) else list(model.modules())
-    modes = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
 
 
 def as_tasks(given) -> list:

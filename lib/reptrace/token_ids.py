@@ -29,6 +29,18 @@ def tokenizer_fingerprint(tokenizer) -> str:
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def reading_fingerprint(tokenizer) -> str:
+    """16 hex digits of what decides how a task's prompts are read: `tokenizer_fingerprint`, and the special tokens,
+    chat template and tokens put around a text that it does not count."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    around = json.loads(backend.to_str()).get("post_processor") if backend else None
+    facts = [tokenizer_fingerprint(tokenizer), around, getattr(tokenizer, "chat_template", None),
+             sorted((name, str(token)) for name, token in getattr(tokenizer, "special_tokens_map", {}).items()),
+             [getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id",
+                                                           "add_bos_token", "add_eos_token")]]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
 def checked_ids(tokens, vocabulary: int) -> np.ndarray:
     """Token ids as an array of one axis; OtherTokenizerError if one is outside of the vocabulary."""
     tokens = np.asarray(tokens) if len(tokens) else np.zeros(0, np.int64)

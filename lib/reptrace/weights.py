@@ -21,35 +21,41 @@ CONFIG, ADAPTER, DISTRIBUTED = "config.json", "adapter_config.json", ".metadata"
 # As transformers looks for them: the whole in one file, else the index of its parts; safetensors first.
 LAYOUTS = (("model.safetensors", "model.safetensors.index.json"),
            ("pytorch_model.bin", "pytorch_model.bin.index.json"))
-# Dtypes of numbers that stand for themselves. All others in place of a weight want a scale, or mean an index.
-PLAIN = {"float64", "float32", "bfloat16", "float16"}
+# Dtypes of numbers that stand for themselves, and of indices and masks. All others are codes, which want a scale.
+PLAIN = {"float64", "float32", "bfloat16", "float16", "int64", "bool"}
+SCALES = re.compile(r"scale|absmax|scb|quant_(state|map)|qzeros", re.IGNORECASE)
 # Files that opening a model or a tokenizer reads, beside its weights.
 SMALL = re.compile(r"[^/]*\.(json|txt|model|jinja|py|tiktoken|spm)")
+LFS_POINTER = b"version https://git-lfs"
 # Tensors of a file that a model may leave without harm. Buffers that older versions of transformers stored and newer
-# ones compute: rotary frequencies and tables, causal masks and their fill value, positions.
-BUFFERS = re.compile(r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|position_ids|attn\.(bias|masked_bias)"
-                     r"|attention\.(bias|masked_bias)|attn\.attention\.(bias|masked_bias))$")
+# ones compute: rotary frequencies and tables, causal masks and their fill value, positions, slopes.
+BUFFERS = re.compile(r"(^|\.)(\w*(rotary|rope)\w*\.(\w*inv_freq|cos_cached|sin_cached)|position_ids"
+                     r"|(attn|attention|attn\.attention)\.(bias|masked_bias|causal_mask)|causal_mask|alibi"
+                     r"|embed_positions\.(weights|_float_tensor)|(decoder|model)\.version)$")
 # Heads, which read the last hidden state and change none; those of language models are left by decoders alone.
-HEADS = re.compile(r"^(score|classifier|v_head|value_head|reward_head)\.")
-LM_HEADS = re.compile(r"(^|\.)(lm_head|embed_out|output_layer|lm_loss)\.|^head\.")
+HEADS = re.compile(r"^(score|classifier|qa_outputs|multiple_choice_head|v_head|R_head|value_head|reward_head"
+                   r"|regression_head)\.")
+LM_HEADS = re.compile(r"(^|\.)(lm_head|embed_out|output_layer|lm_loss|pred_layer)\.|^head\.|^decoder\.(weight|bias)$")
+# Further layers that predict more than one token ahead, which transformers' classes leave out.
+AHEAD = re.compile(r"(^|\.)mtp(_\w+)?\.")
 # Parts of multimodal models that text does not pass through.
 OTHER_SENSES = re.compile(r"(^|\.)(vision_(tower|model|encoder)|visual|multi_modal_projector|mm_projector"
                           r"|audio_(tower|model|encoder)|embed_(vision|audio))\.")
-# Further layers that predict more than one token ahead, which transformers' classes leave out.
-AHEAD = re.compile(r"(^|\.)mtp(_\w+)?\.")
 
 
 class WeightsError(ValueError):
     """What lies there cannot be opened as one plain model, or not all of it would be; the message says why."""
 
 
-def weight_files(names: Collection[str], read: Callable[[str], Mapping]) -> list[str]:
+def weight_files(names: Collection[str], read: Callable[[str], Mapping],
+                 has: Callable[[str], bool] | None = None) -> list[str]:
     """Names of the weight files that transformers opens: one, or the parts that an index names.
 
     Parameters
     ----------
     names : names of all files of a folder, or of a commit on the hub
     read : function that gives the content of one of them, which is JSON
+    has : function that says whether there is a file of a name, default: among `names`
 
     Raises
     ------
@@ -64,16 +70,16 @@ def weight_files(names: Collection[str], read: Callable[[str], Mapping]) -> list
                            "its base model (peft: merge_and_unload) and save that.")
     if DISTRIBUTED in names:
         raise WeightsError("it is a checkpoint in torch's distributed format: save it with save_pretrained.")
-    chosen = next((each for layout in LAYOUTS for each in layout if each in names), None)
-    parts = _parts(chosen, read)
-    spare = {name for name in names if name.endswith(".safetensors")} - set(parts)
-    if spare and CONFIG in names and (own := read(CONFIG).get("transformers_weights")):
-        parts = _parts(own, read)  # a file that the configuration names goes first
+    parts = _parts(next((each for layout in LAYOUTS for each in layout if each in names), None), read)
+    # A file that the configuration names goes first; it is asked only where there are other weights than these.
+    others = any(name.endswith(".safetensors") and name not in parts for name in names)
+    if others and CONFIG in names and (own := read(CONFIG).get("transformers_weights")):
+        parts = _parts(own, read)
     if not parts:
         raise FileNotFoundError("it has no weights under a name that transformers looks for (model.safetensors, "
                                 "pytorch_model.bin, or the index of their parts); it has "
                                 f"{', '.join(sorted(names)[:6]) or 'no files'}.")
-    if missing := [part for part in parts if part not in names]:
+    if missing := [part for part in parts if not (has or names.__contains__)(part)]:
         raise FileNotFoundError(f"of its {len(parts)} weight files, {len(missing)} are missing: "
                                 f"{', '.join(missing[:3])}.")
     return parts
@@ -86,21 +92,29 @@ def _parts(name: str | None, read: Callable[[str], Mapping]) -> list[str]:
     found = read(name).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(part, str) for part in found.values()):
         raise WeightsError(f"{name} has no weight_map from tensors to files: damaged?")
-    return sorted(set(found.values()))
+    parts = sorted(set(found.values()))
+    if any(".." in Path(part).parts or Path(part).is_absolute() for part in parts):
+        raise WeightsError(f"{name} names files outside of its folder.")
+    return parts
 
 
 def weight_paths(folder: str | Path) -> list[Path]:
     """`weight_files` of a folder."""
     folder = Path(folder)
-    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    parts = weight_files(names, lambda name: read_json(folder / name))
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    parts = weight_files(names, lambda name: read_json(folder / name), lambda name: (folder / name).is_file())
+    for part in parts:
+        with open(folder / part, "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise WeightsError(f"{part} is Git LFS's pointer to the weights, not the weights: git lfs pull.")
     return [folder / part for part in parts]
 
 
 def files_of(folder: str | Path, code: bool = False) -> list[Path]:
-    """The files of a folder that decide what a model computes: configuration, weights, and `code` where it may run."""
-    own = sorted(Path(folder).rglob("*.py")) if code else []
-    return [path for path in (Path(folder) / CONFIG, *weight_paths(folder), *own) if path.is_file()]
+    """The files of a folder that decide what a model computes: configurations, weights, and `code` where it may run."""
+    folder = Path(folder)
+    own = sorted(folder.rglob("*.py")) if code else []
+    return [*sorted(folder.glob("config*.json")), *weight_paths(folder), *own]
 
 
 def fingerprint(folder: str | Path, code: bool = False) -> str:
@@ -112,9 +126,9 @@ def fingerprint(folder: str | Path, code: bool = False) -> str:
 
 
 def stamp(folder: str | Path, code: bool = False) -> tuple:
-    """Names, sizes and times of `files_of`: cheap, and another one after any of them was written anew."""
-    found = [(path, path.stat()) for path in files_of(folder, code)]
-    return tuple((path.name, stat.st_size, stat.st_mtime_ns) for path, stat in found)
+    """What the system says of `files_of`: cheap, and another one after any of them was written or replaced."""
+    found = [(str(path.relative_to(folder)), path.stat()) for path in files_of(folder, code)]
+    return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found)
 
 
 def check_taken(files: Iterable[Path], unexpected: Collection[str], model: nn.Module, head: bool,
@@ -135,17 +149,23 @@ def check_taken(files: Iterable[Path], unexpected: Collection[str], model: nn.Mo
                            f"({', '.join(left[:3])}{', ...' if len(left) > 3 else ''}): without them its numbers would "
                            "be wrong. Scales of quantized weights? Dequantize them first. An adapter's? Merge it. More "
                            "blocks than config.json says? Mend it.")
-    if decoded:
-        return
+    # integers of the model's own: indices, masks
     whole = tuple(name for name, tensor in model.state_dict().items() if not tensor.is_floating_point())
-    for file in files:
-        coded = {name: dtype for name, dtype in _dtypes(file).items()
-                 if dtype not in PLAIN and not name.endswith(whole) and not _harmless(name, head)}
-        if coded:
-            name, dtype = next(iter(coded.items()))
-            raise WeightsError(f"{len(coded)} weights in {file.name} are stored as {dtype} ({name}, ...), and nothing "
-                               "says how transformers is to turn them back into what they stand for: dequantize them "
-                               "first.")
+    dtypes = {name: dtype for file in files for name, dtype in _dtypes(file).items()}
+    coded = {name: dtype for name, dtype in dtypes.items()
+             if dtype not in PLAIN and not name.endswith(whole) and not _harmless(name, head)
+             and not SCALES.search(name.rsplit(".", 1)[-1]) and not (decoded and _has_scale(name, dtypes))}
+    if coded:
+        name, dtype = next(iter(coded.items()))
+        raise WeightsError(f"{len(coded)} weights in its files are stored as {dtype} ({name}, ...), and nothing says "
+                           "how transformers is to turn them back into what they stand for: dequantize them first.")
+
+
+def _has_scale(name: str, names: Iterable[str]) -> bool:
+    """Whether a coded tensor's scale stands beside it, under the name of the same module."""
+    module = name.rsplit(".", 1)[0]
+    return any(other != name and other.startswith(f"{module}.") and SCALES.search(other[len(module) :])
+               for other in names)
 
 
 def _harmless(name: str, head: bool) -> bool:
