@@ -241,8 +241,9 @@ def test_auto_halves_the_batch_where_memory_runs_out_and_goes_on(error, memory, 
     found = extract(model, sequences, "all", "auto")
     assert found.token_budget == 2 * CONTEXT  # of 10 sequences, 5, then 2 of the longest
     # before its batches: whether the model is causal, and whether a long sequence beside or before a short one matters
-    checks = [(1, 2), (1, 2), (1, 12), (1, 29), (2, 64), (2, 64), (1, 12), (1, 29)]
-    assert tried[:8] == checks and tried[8:11] == [(10, 64), (5, 64), (2, 64)]
+    short = [(1, 12), (1, 12), (1, 29)]
+    checks = [(1, 2), (1, 2), *short, *[(2, 64)] * 3, *short]
+    assert tried[:11] == checks and tried[11:14] == [(10, 64), (5, 64), (2, 64)]
     for layer, states in expected.items():
         torch.testing.assert_close(found.features[layer], states, rtol=0, atol=TOLERANCES[torch.float64])
     assert hooks(model) == 1  # the memory's own
@@ -514,7 +515,7 @@ def test_sequences_that_are_not_lists_of_whole_numbers_are_named(wrong, sequence
 
 @pytest.mark.parametrize("wrong", ["some text", ["one", "two"], [1, 2, 3]], ids=str)
 def test_texts_and_a_single_sequence_are_refused_with_what_to_pass(wrong):
-    with pytest.raises(TypeError, match=r"sequence 0 is not a list of token ids but .*measure\(model, texts\)"):
+    with pytest.raises(TypeError, match=r"a list of (lists of )?token ids.*measure\(model, texts\)"):
         last_token_states(tiny(), wrong)
 
 
@@ -559,3 +560,35 @@ def test_a_model_without_a_decoders_blocks_is_refused(sequences):
 def test_a_padded_batch_without_its_mask_is_refused():
     with pytest.raises(ValueError, match="attention_mask"):
         unpadded({"input_ids": torch.ones(2, 3)})
+
+
+class TokenShift(torch.nn.Module):
+    """An MLP that sees the token before, too, as RWKV's and Primer's do."""
+
+    def __init__(self, mlp):
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, x):
+        return self.mlp(x + torch.nn.functional.pad(x[:, :-1], (0, 0, 1, 0)))
+
+
+def replaced(model):
+    for block in model.model.layers:
+        block.mlp = TokenShift(block.mlp)
+
+
+def hooked(model):
+    for block in model.model.layers:
+        block.mlp.register_forward_pre_hook(lambda module, args: (args[0] + args[0].cumsum(1),))
+
+
+@pytest.mark.parametrize("change", [replaced, hooked])
+def test_an_mlp_that_sees_more_than_one_token_gets_them_all(change, sequences):
+    """The last block's MLP passes the last token alone only where it is transformers' own."""
+    model = tiny()
+    change(model)
+    found = last_token_states(model, sequences, batch_size=4)["final"]
+    with torch.no_grad():
+        expected = torch.stack([model.model(torch.tensor([s])).last_hidden_state[0, -1] for s in sequences])
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCES[torch.float64])

@@ -6,6 +6,7 @@ each with a few rows in the form of its data set on the hub. Models are tiny and
 compared: any two orders of summing then agree to 1e-10, and no two answers are as near as that.
 """
 
+import copy
 import dataclasses
 import json
 import logging
@@ -22,6 +23,7 @@ import scipy.stats
 import torch
 from test_hidden_states import hooks
 from test_loading import files_of
+from tokenizers import processors
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, T5Config
 
 from reptrace import evaluation, harness, tasks
@@ -35,6 +37,7 @@ from reptrace.loading import load
 from reptrace.measurement import open_at
 from reptrace.memorization import Questions
 from reptrace.ngrams import NgramModel
+from reptrace.probes import first_tokens
 from reptrace.records import Store
 from reptrace.suites import Checkpoint
 from reptrace.tasks import evaluate, loss
@@ -140,6 +143,38 @@ def test_a_local_tasks_accuracy_is_the_share_of_true_choices_that_score_highest(
 def test_batch_size_does_not_matter(batch_size, model, tokenizer, data):
     assert evaluate(model, tokenizer, ["cloze"], batch_size, data=data) == evaluate(model, tokenizer, ["cloze"], 16,
                                                                                    data=data)
+
+
+def with_more_tokens(tokenizer):
+    tokenizer.add_tokens(["cat", " cat", "dog", " barn", " hills", "the"])
+
+
+def with_a_token_before(tokenizer):
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+
+
+@pytest.mark.parametrize("change", [with_more_tokens, with_a_token_before])
+def test_a_tokenizer_that_was_changed_between_two_calls_is_read_as_it_is(change, tokenizer, data, questions):
+    tokenizer = copy.deepcopy(tokenizer)
+    model = tiny(tokenizer)
+    model.resize_token_embeddings(len(tokenizer) + 8, mean_resizing=False)
+    rows = []
+    for _ in range(2):
+        rows.append(scores(model, tokenizer, questions))
+        np.testing.assert_allclose(rows[-1], scores(model, copy.deepcopy(tokenizer), questions), rtol=0, atol=1e-10)
+        change(tokenizer)
+    assert np.abs(np.subtract(*rows)).max() > 1e-3
+
+
+def scores(model, tokenizer, questions):
+    """lm-eval's log-likelihoods of all choices."""
+    from lm_eval.api.instance import Instance
+
+    pairs = [(q["passage"], f" {choice}") for q in questions for choice in q["choices"]]
+    requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+    found = harness._language_model(model, tokenizer, 7).loglikelihood(requests, disable_tqdm=True)
+    return [score for score, _ in found]
 
 
 def test_the_batch_size_is_passed_on(model, tokenizer, data):
@@ -354,12 +389,16 @@ def test_nan_is_an_error_and_no_answer(model, tokenizer, data, corpus):
     with pytest.raises(NonFiniteError, match=r"item 0 of 'cloze' is nan"):
         evaluate(model, tokenizer, ["cloze"], 16, data=data)
     with pytest.raises(NonFiniteError, match=r"loss of sequence 0 is NaN"):
-        loss(model, tokenizer(corpus.documents[:3], add_special_tokens=False)["input_ids"], 16)
+        loss(model, first_tokens(tokenizer, corpus.documents[:3], CONTEXT), 16)
 
 
-@pytest.mark.parametrize("sequences", [[], [[1, 2], [3]]])
-def test_a_loss_without_tokens_to_predict_is_refused(sequences, model):
-    with pytest.raises(ValueError, match="at least two tokens"):
+@pytest.mark.parametrize(("sequences", "told"), [
+    ([], "no sequences"), ([[1, 2], [3]], "sequence 1 has 1 tokens, 2 are needed"),
+    ([[1] * 49], "the model's context is 48"), ([[1, 2, 5000]], "another model's tokenizer"),
+    ([[1, -2, 3]], "another model's tokenizer"), ([[1.0, 2.7]], "whole numbers"), ("text", "tokenized first"),
+    (["one", "two"], "tokenized first"), ({"a": [1, 2]}, "got dict")])
+def test_a_loss_of_what_the_model_cannot_read_is_refused(sequences, told, model):
+    with pytest.raises((ValueError, TypeError), match=told):
         loss(model, sequences, 16)
 
 
@@ -423,6 +462,23 @@ def test_another_tokenizer_in_the_folder_is_another_measurement(tokenizer, data,
     assert first["items"][0].tolist() == by_hand(tiny(tokenizer, torch.float32, 8), tokenizer, questions)
     assert again["items"][0].tolist() == by_hand(tiny(tokenizer, torch.float32, 8), other, questions)
     assert again.identity[0] != first.identity[0]
+
+
+def test_the_same_tokenizer_with_a_token_before_each_text_is_another_measurement(tokenizer, data, tmp_path):
+    folder, other = tmp_path / "model", copy.deepcopy(tokenizer)
+    tiny(tokenizer, torch.float32, 8).save_pretrained(folder)
+    with_a_token_before(other)
+    arguments = {"asked": ["cloze"], "batch_size": 16, "data": data, "device": "cpu", "progress": False}
+    one, same, changed = (evaluate_checkpoints([Checkpoint(str(folder))], store=Store(tmp_path / "records"),
+                                               tokenizer=each, **arguments).identity[0]
+                          for each in (tokenizer, copy.deepcopy(tokenizer), other))
+    assert one == same != changed
+
+
+@pytest.mark.parametrize("wrong", [[[1, 2, 3]], "held-out.jsonl", {"sequences": [[1, 2]]}])
+def test_what_is_no_probe_is_refused_before_anything_is_opened(wrong, tmp_path):
+    with pytest.raises(TypeError, match=r"probe must be a Probe .*got (list|str|dict)"):
+        evaluate_checkpoints([Checkpoint(str(tmp_path))], ["loss"], Store(tmp_path / "records"), 8, probe=wrong)
 
 
 def test_checkpoints_are_measured_once_and_failures_are_gaps_that_are_tried_again(

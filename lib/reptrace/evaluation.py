@@ -82,6 +82,9 @@ def evaluate_checkpoints(checkpoints: Sequence[Checkpoint], asked: Sequence[str 
     tasks.check_data(data)
     specs = [each if isinstance(each, Questions) else tasks.spec_of(each) for each in tasks.as_tasks(asked)]
     stock = [spec["task"] for spec in specs if _is_task(spec)]
+    if probe is not None and not isinstance(probe, Probe):
+        raise TypeError("probe must be a Probe (reptrace.corpora.probe(corpus, tokenizer, sequences)), got "
+                        f"{arguments.shown(probe)}.")
     if probe is None and (any(map(_is_loss, specs)) or any(projections)):
         raise ValueError("the loss, and the directions of projections, are a probe's: pass probe=...")
     if stock:
@@ -183,13 +186,11 @@ class _Opened:
             self.found["model"], self.plan.probe.sequences, batch_size=self.plan.batch_size)["final"])
 
     def _tokenizer(self):
-        """One object for the same tokenizer, because `harness` keeps what it encoded by object."""
         if self.plan.tokenizer is not None:
             return self.plan.tokenizer
         point, folder = self.point, Path(self.point.model).is_dir()
-        opened = loading.load_tokenizer(point.model, None if folder else self.at.weights, point.cache_dir,
-                                        trust_remote_code=arguments.is_trusted(point.model, self.plan.trust))
-        return _TOKENIZERS.setdefault(reading_fingerprint(opened), opened)
+        return loading.load_tokenizer(point.model, None if folder else self.at.weights, point.cache_dir,
+                                      trust_remote_code=arguments.is_trusted(point.model, self.plan.trust))
 
     def _once(self, name: str, make: Callable):
         """What was made before; what failed before fails again, without another try."""
@@ -201,9 +202,6 @@ class _Opened:
         if isinstance(self.found[name], Exception):
             raise self.found[name]
         return self.found[name]
-
-
-_TOKENIZERS: dict = {}
 
 
 def _one_by_one(plan: _Plan, missing: Sequence[tuple], store: Store, bar: tqdm) -> None:

@@ -13,9 +13,8 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -27,10 +26,10 @@ from reptrace.hidden_states import NonFiniteError
 from reptrace.ngrams import NgramModel
 from reptrace.positions import Rotaries, context
 from reptrace.scoring import score
+from reptrace.token_ids import reading_fingerprint
 
 BOOTSTRAPS = 1000  # for metrics that are no mean, such as lambada's perplexity
 ENCODED_TEXTS = 200_000
-_ENCODED: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer -> text -> token ids
 
 
 def run(model, tokenizer, spec: Mapping, batch_size: int | str, limit: int | None, file: str | Path | None,
@@ -108,8 +107,14 @@ def _language_model(model, tokenizer, batch_size: int | str):
     scorer = _scorer_class()(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size,
                              max_length=context(model.config),
                              softmax_dtype=torch.promote_types(model.dtype, torch.float32))
-    scorer.encoded = _ENCODED.setdefault(tokenizer, {})
+    scorer.encoded = _encoded_by(reading_fingerprint(tokenizer), scorer.add_bos_token)
     return scorer
+
+
+@lru_cache(4)
+def _encoded_by(tokenizer: str, add_bos_token: bool | None) -> dict:
+    """text -> token ids, of a tokenizer by its fingerprint: one and the same may read otherwise once it was changed."""
+    return {}
 
 
 @cache
@@ -117,7 +122,7 @@ def _scorer_class():
     from lm_eval.models.huggingface import HFLM
 
     class Scorer(HFLM):
-        """Encodes a text once for all its choices and for all checkpoints that come with the same tokenizer object,
+        """Encodes a text once for all its choices and for all checkpoints that come with the same tokenizer,
         and computes no logits that nobody reads: both otherwise take longer than a small model's blocks."""
 
         truncated = 0  # prompts that were cut on the left to fit the context

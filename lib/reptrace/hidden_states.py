@@ -19,6 +19,7 @@ from reptrace.batches import AUTO
 from reptrace.independence import must_be_alone
 from reptrace.modes import evaluating
 from reptrace.positions import context, rotaries, text_config
+from reptrace.token_ids import checked_sequences
 
 # The final norm's attribute in the decoders of transformers; the blocks are found by their number.
 FINAL_NORM_NAMES = ("final_layer_norm", "norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "layer_norm",
@@ -390,27 +391,7 @@ def _check_dtype(model: nn.Module) -> None:
 
 
 def _checked(decoder: nn.Module, sequences) -> list[np.ndarray]:
-    """The sequences as arrays, once they are known to be some that the model can read."""
-    if len(sequences) == 0:
-        raise ValueError("there are no sequences to measure.")
-    reach, vocabulary = context(decoder.config), _vocabulary(decoder)
-    arrays = [np.asarray(sequence) for sequence in sequences]
-    for row, array in enumerate(arrays):
-        if array.ndim == 0:
-            raise TypeError(f"sequence {row} is not a list of token ids but {sequences[row]!r:.60}. Texts are "
-                            "tokenized first: measure(model, texts), or probe(corpus, tokenizer, M).sequences.")
-        if len(array) == 0:
-            raise ValueError(f"sequence {row} is empty: it has no last token.")
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise TypeError(f"sequence {row} is not a list of token ids, which are whole numbers.")
-        if reach and len(array) > reach:
-            raise ValueError(f"sequence {row} has {len(array)} tokens, the model's context is {reach}: "
-                             f"cut at max_length={reach} or less.")
-        wrong = array.max() if array.max() >= vocabulary else array.min()
-        if not 0 <= wrong < vocabulary:
-            raise ValueError(f"sequence {row} holds token id {wrong}, the model's vocabulary has {vocabulary}: "
-                             "is it another model's tokenizer?")
-    return arrays
+    return checked_sequences(sequences, _vocabulary(decoder), context(decoder.config))
 
 
 def _check_causal(decoder: nn.Module, token: int, captured: _Captured, devices: Sequence[torch.device]) -> None:

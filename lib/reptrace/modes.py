@@ -29,14 +29,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     model.eval()
     try:
         yield
-        changed = [name for name, parameter, version in versions if parameter._version != version]
-        if changed:
-            raise RuntimeError(f"a forward pass of {type(model).__name__} changes its weights ({', '.join(changed[:3])}"
-                               f"{', ...' if len(changed) > 3 else ''}): it is no longer the model that it was.")
     finally:
+        changed = [name for name, parameter, version in versions if parameter._version != version]
         for module, before in scaled:
             if module.layers_are_rescaled != before:
                 module.training = not before  # of the mode that they were rescaled for
                 module._rescale_layers()
         for module, training in modes:
             module.training = training
+        if changed:  # whatever else went wrong: it may come of this
+            raise RuntimeError(f"a forward pass of {type(model).__name__} changes its weights ({', '.join(changed[:3])}"
+                               f"{', ...' if len(changed) > 3 else ''}): it is no longer the model that it was.")

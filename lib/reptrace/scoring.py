@@ -16,7 +16,8 @@ import torch
 from reptrace import batches
 from reptrace.independence import passes_alone
 from reptrace.modes import evaluating
-from reptrace.positions import rotaries
+from reptrace.positions import context, rotaries
+from reptrace.token_ids import checked_sequences
 
 
 class Scores(NamedTuple):
@@ -39,6 +40,10 @@ def score(model, sequences: Sequence, starts: Sequence[int], batch_size: int, pr
     batch_size : int, in sequences, those of like length together
     progress : bool, default False
     """
+    if not len(sequences):
+        return Scores(np.zeros(0), np.zeros(0, bool))
+    reach = context(model.config)  # of what is read, which the last token of a sequence is not
+    sequences = checked_sequences(sequences, len(model.get_input_embeddings().weight), reach and reach + 1, least=2)
     joint, greedy = np.zeros(len(sequences)), np.zeros(len(sequences), bool)
     lengths = [len(sequence) - 1 for sequence in sequences]  # that pass through: the last token is not read
     with (torch.inference_mode(), evaluating(model), rotaries(model) as rotary,
@@ -46,7 +51,7 @@ def score(model, sequences: Sequence, starts: Sequence[int], batch_size: int, pr
         size = 1 if passes_alone(model, sequences, rotary) else batch_size
         for rows in batches.of_size(lengths, size, rotary.kind):
             rotary.reset()
-            joint[rows], greedy[rows] = _batch(model, [np.asarray(sequences[row]) for row in rows],
+            joint[rows], greedy[rows] = _batch(model, [sequences[row] for row in rows],
                                                np.array([starts[row] for row in rows]))
             advance(rows)
     return Scores(joint, greedy)

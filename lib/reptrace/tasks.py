@@ -20,7 +20,8 @@ from reptrace.hidden_states import NonFiniteError
 from reptrace.independence import passes_alone
 from reptrace.modes import evaluating
 from reptrace.ngrams import NgramModel
-from reptrace.positions import rotaries
+from reptrace.positions import context, rotaries
+from reptrace.token_ids import checked_sequences
 
 LOCAL = Path(__file__).with_name("tasks")
 LOSS = "loss"  # asked for like a task, though none of lm-eval's
@@ -98,15 +99,14 @@ def loss(model, sequences: Sequence[Sequence[int]], batch_size: int, progress: b
         float64. `stderr`: of that ratio, for sequences drawn independently. `items`: each sequence's own mean.
     """
     batches.check_batch_size(batch_size)
-    if not len(sequences) or min(map(len, sequences)) < 2:
-        raise ValueError("a loss needs sequences of at least two tokens: the first of each is not predicted.")
+    sequences = checked_sequences(sequences, len(model.get_input_embeddings().weight), context(model.config), least=2)
     sums, lengths = np.zeros(len(sequences)), list(map(len, sequences))
     with (torch.inference_mode(), evaluating(model), rotaries(model) as rotary,
           batches.progress_bar(lengths, "loss", progress) as advance):
         size = 1 if passes_alone(model, sequences, rotary) else batch_size
         for rows in batches.of_size(lengths, size, rotary.kind):
             rotary.reset()
-            sums[rows] = _nats(model, [np.asarray(sequences[row]) for row in rows])
+            sums[rows] = _nats(model, [sequences[row] for row in rows])
             advance(rows)
     if not np.isfinite(sums).all():
         raise NonFiniteError(f"the loss of sequence {int(np.isfinite(sums).argmin())} is NaN or infinite.")

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable, Mapping
 from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+
+from reptrace import arguments
+from reptrace.fingerprints import files_fingerprint
+
+# How a tokenizer in Python was made, by name, as far as that changes no token's id: paths, lengths, sides, and what is
+# put around a text.
+LAYOUT = re.compile(r"(^name_or_path|_file|^model_max_length|_side|^chat_template|_token|^clean_up_.*|_tokens"
+                    r"|^tokenizer_class|^processor_class|^backend|^is_local|^files_loaded|^local_files_only)$")
+
+
+TEXTS = " Texts are tokenized first: measure(model, texts), or probe(corpus, tokenizer, M).sequences."
 
 
 class OtherTokenizerError(ValueError):
@@ -22,11 +37,29 @@ def tokenizer_fingerprint(tokenizer) -> str:
         return tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        deciding = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+        deciding = _of_a_slow_one(tokenizer)
     else:
         whole = json.loads(backend.to_str())
         deciding = {key: whole[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+    if getattr(tokenizer, "split_special_tokens", False):  # those written in a text are read as any other words
+        deciding["special"] = "split"
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _of_a_slow_one(tokenizer) -> dict:
+    """What decides in a tokenizer in Python, as far as it is known: its vocabulary, the files that it writes (merges,
+    a SentencePiece model), its added tokens, and how it was made."""
+    with TemporaryDirectory() as folder:
+        try:
+            written = sorted(path for path in tokenizer.save_vocabulary(folder) if path)
+            files = files_fingerprint((Path(path).name, Path(path)) for path in written)
+        except (NotImplementedError, AttributeError):  # one of characters or bytes has none
+            files = ""
+    made = {name: value for name, value in getattr(tokenizer, "init_kwargs", {}).items()
+            if not LAYOUT.search(name) and isinstance(value, (str, int, float, bool, dict, list))}
+    return {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "files": files, "made": made,
+            "added": sorted((number, repr(token)) for number, token in
+                            getattr(tokenizer, "added_tokens_decoder", {}).items())}
 
 
 def reading_fingerprint(tokenizer) -> str:
@@ -39,6 +72,58 @@ def reading_fingerprint(tokenizer) -> str:
              [getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id",
                                                            "add_bos_token", "add_eos_token")]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def checked_sequences(given, vocabulary: int, reach: int | None, least: int = 1) -> list[np.ndarray]:
+    """Token sequences as arrays, once they are known to be some that a model can read.
+
+    Parameters
+    ----------
+    given : iterable of sequences of token ids, without padding
+    vocabulary : int, the model's
+    reach : int or None, tokens that a sequence may have; None: any number
+    least : int, default 1, tokens that a sequence must have
+
+    Raises
+    ------
+    TypeError
+        Something else than sequences of whole numbers: texts, a mapping, a `Probe`, a tokenizer's output.
+    ValueError
+        No sequences; one that is too short or too long; OtherTokenizerError where an id is outside of the vocabulary.
+    """
+    if isinstance(given, (str, bytes, bytearray, Mapping, set, frozenset)) or not isinstance(given, Iterable):
+        raise TypeError(f"sequences must be a list of lists of token ids, got {arguments.shown(given)}.{_hint(given)}")
+    given = list(given)
+    if not given:
+        raise ValueError("there are no sequences to measure.")
+    found = [np.asarray(sequence) for sequence in given]
+    for row, array in enumerate(found):
+        if array.ndim == 0:
+            raise TypeError(f"sequence {row} is not a list of token ids but {given[row]!r:.60}.{TEXTS}")
+        if len(array) == 0:
+            raise ValueError(f"sequence {row} is empty: it has no last token.")
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise TypeError(f"sequence {row} is not a list of token ids, which are whole numbers along one axis, but "
+                            f"{array.ndim} axes of {array.dtype}.")
+        if len(array) < least:
+            raise ValueError(f"sequence {row} has {len(array)} tokens, {least} are needed: the first is given, not "
+                             "predicted.")
+        if reach and len(array) > reach:
+            raise ValueError(f"sequence {row} has {len(array)} tokens, the model's context is {reach}: "
+                             f"cut at max_length={reach} or less.")
+        wrong = array.max() if array.max() >= vocabulary else array.min()
+        if not 0 <= wrong < vocabulary:
+            raise OtherTokenizerError(f"sequence {row} holds token id {wrong}, the model's vocabulary has "
+                                      f"{vocabulary}: is it another model's tokenizer?")
+    return found
+
+
+def _hint(given) -> str:
+    if hasattr(given, "sequences"):
+        return " Pass probe.sequences."
+    if isinstance(given, Mapping) and "input_ids" in given:
+        return ' Pass its "input_ids", made without padding.'
+    return TEXTS if isinstance(given, str) else ""
 
 
 def checked_ids(tokens, vocabulary: int) -> np.ndarray:
