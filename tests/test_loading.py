@@ -14,12 +14,15 @@ import torch
 from limits import join
 from safetensors.torch import load_file, save_file
 from test_hidden_states import TOLERANCES, sequences, tiny  # noqa: F401  a fixture
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 from transformers.utils import logging
 
 from reptrace import batches
 from reptrace.batches import TooLittleMemoryError
+from reptrace.corpora import train_tokenizer
 from reptrace.hidden_states import last_token_states
-from reptrace.loading import from_pretrained, load, load_tokenizer
+from reptrace.loading import CodeElsewhereError, from_pretrained, load, load_tokenizer
+from reptrace.tasks import loss
 
 
 def files_of(model, folder):
@@ -150,6 +153,82 @@ def test_code_of_a_repository_is_run_only_where_that_is_allowed(tmp_path, monkey
     found, expected = (last_token_states(m, sequences)["final"] for m in (opened, model))
     # its last block, of a type not known here, computes every token: a product of another shape
     torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCES[torch.float32])
+
+
+def test_code_of_the_same_name_is_each_folders_own(tmp_path, monkeypatch, sequences):
+    """transformers keeps the first class of a name that it met, for all folders after it."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    for factor in (1.0, 3.0):
+        folder = house(tmp_path / str(factor) / "house", tmp_path / "mark")
+        (folder / "house.py").write_text(CUSTOM.format(mark=str(tmp_path / "mark")) + f"""
+    def forward(self, *arguments, **options):
+        found = super().forward(*arguments, **options)
+        found.last_hidden_state = {factor} * found.last_hidden_state
+        return found
+""")
+    plain = tiny(dtype=torch.float32).base_model
+    for factor in (1.0, 3.0, 1.0):
+        opened = load(str(tmp_path / str(factor) / "house"), device="cpu", trust_remote_code=True)
+        ids = torch.tensor([sequences[0]])
+        with torch.no_grad():
+            torch.testing.assert_close(opened(ids).last_hidden_state, factor * plain(ids).last_hidden_state)
+
+
+@pytest.mark.parametrize("place", ["config.json", "tokenizer_config.json"])
+def test_code_of_another_repository_is_not_run_though_this_one_is_trusted(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    mark = tmp_path / "was here"
+    folder = house(tmp_path / "own", mark)
+    elsewhere = {"AutoConfig": "house.HouseConfig", "AutoModel": "me/other--house.HouseModel",
+                 "AutoTokenizer": [None, "me/other--house.HouseTokenizer"]}
+    content = json.loads((folder / place).read_text()) if (folder / place).exists() else {}
+    (folder / place).write_text(json.dumps(content | {"auto_map": elsewhere}))
+    for opener in (load, load_tokenizer):
+        with pytest.raises(CodeElsewhereError, match=r"takes its code from another repository \(me/other--house"):
+            opener(str(folder), trust_remote_code=True)
+    assert not mark.exists()
+
+
+def test_a_tokenizer_whose_files_hold_no_vocabulary_is_refused(tmp_path):
+    train_tokenizer(["the ice melts"] * 9, 270).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"] |= {"vocab": {}, "merges": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"empty vocabulary|damaged files"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_folder_of_models_is_no_model_and_names_them(tmp_path):
+    for name in ("one", "two"):
+        tiny(dtype=torch.float32).save_pretrained(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=f"Models lie in {re.escape(str(tmp_path / 'one'))}, "):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_tied_embeddings_stored_under_the_heads_name_are_the_embeddings(head, tmp_path):
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=97, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                         intermediate_size=24, tie_word_embeddings=True))
+    model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["lm_head.weight"] = state.pop("model.embed_tokens.weight")
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    opened = load(str(tmp_path), device="cpu", head=head)
+    assert torch.equal(opened.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
+def test_a_model_that_hears_as_well_as_reads_predicts_text(tmp_path):
+    text = {"model_type": "qwen2", "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+    sound = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16,
+             "num_mel_bins": 8, "max_source_positions": 8, "model_type": "qwen2_audio_encoder"}
+    torch.manual_seed(0)
+    model = Qwen2AudioForConditionalGeneration(Qwen2AudioConfig(text_config=text, audio_config=sound)).eval()
+    model.save_pretrained(tmp_path)
+    opened, ids = load(str(tmp_path), device="cpu", dtype="float32", head=True), [[3, 5, 8, 13], [21, 34, 55]]
+    with torch.no_grad():
+        expected = [model(input_ids=torch.tensor([s]), labels=torch.tensor([s])).loss.item() for s in ids]
+    assert loss(opened, ids, 2)["items"] == pytest.approx(expected, rel=1e-5)  # float32, in a batch
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

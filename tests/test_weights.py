@@ -6,11 +6,14 @@ written out with numpy.
 """
 
 import json
+import os
 import shutil
 
+import architectures
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from standin_hub import tiny_tokenizer
 from test_loading import house
@@ -118,6 +121,56 @@ def test_a_record_is_not_reused_once_any_file_behind_it_was_written_anew(layout,
         np.testing.assert_allclose(table.eigenvalues[0], expected, atol=1e-5 * expected[0])
 
 
+def test_a_configuration_for_newer_versions_counts(folder):
+    """transformers reads the one that the plain file names for its version."""
+    before = fingerprint(folder), stamp(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.4.0.0.json").write_text(json.dumps(config | {"layer_norm_eps": 0.5}))
+    (folder / "config.json").write_text(json.dumps(config | {"configuration_files": ["config.4.0.0.json"]}))
+    named = fingerprint(folder)
+    (folder / "config.4.0.0.json").write_text(json.dumps(config | {"layer_norm_eps": 0.25}))
+    assert AutoModel.from_pretrained(folder).config.layer_norm_eps == 0.25
+    assert len({*before[:1], named, fingerprint(folder)}) == 3
+
+
+def in_place(path, content):
+    with open(path, "r+b") as file:
+        file.write(content)
+
+
+def renamed(path, content):
+    path.with_name("new").write_bytes(content)
+    path.with_name("new").rename(path)
+
+
+@pytest.mark.parametrize("write", [in_place, renamed])
+def test_weights_written_anew_show_though_their_size_and_time_are_the_same(write, folder):
+    path = folder / WHOLE
+    times, before = path.stat(), stamp(folder)
+    rewritten(path)
+    write(path, path.read_bytes())
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_size == times.st_size and path.stat().st_mtime_ns == times.st_mtime_ns
+    assert stamp(folder) != before
+    assert stamp(folder) == stamp(folder)
+
+
+def test_parts_in_a_folder_that_is_a_link_are_the_models(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "parts").symlink_to(tmp_path / "elsewhere")
+    in_parts(folder, ["parts/a.safetensors", "parts/b.safetensors"])
+    before = fingerprint(folder), stamp(folder)
+    rewritten(folder / "parts/a.safetensors")
+    assert fingerprint(folder) != before[0] and stamp(folder) != before[1]
+
+
+def test_git_lfs_pointers_are_no_weights(folder):
+    (folder / WHOLE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    for opener in (weight_paths, fingerprint, lambda folder: load(str(folder))):
+        with pytest.raises(WeightsError, match=r"Git LFS's pointer .*git lfs pull"):
+            opener(folder)
+
+
 def test_another_runs_checkpoint_of_the_same_name_and_configuration_has_its_own_record(probe, tmp_path):
     store = Store(tmp_path / "records")
     for run in ("one", "two"):
@@ -199,6 +252,22 @@ def test_weights_written_anew_while_a_loss_is_taken_are_a_gap(folder, probe, tmp
     table = evaluate_checkpoints([Checkpoint(str(folder))], ["loss"], Store(tmp_path / "records"), 8, probe=probe,
                                  progress=False)
     assert table.status[0] == "failed" and "written anew while it was measured" in table.reason[0]
+
+
+def test_a_tokenizer_written_anew_while_a_task_runs_is_a_gap(folder, probe, tmp_path, monkeypatch):
+    for name, content in tiny_tokenizer().items():
+        (folder / name).write_bytes(content)
+
+    def slow(*arguments, **options):
+        (folder / "tokenizer_config.json").write_text("{}")
+        return [tasks.loss(arguments[0], probe.sequences, 8)]
+
+    monkeypatch.setattr("reptrace.tasks.evaluate", slow)
+    data = {"cloze": tmp_path / "items.jsonl"}
+    data["cloze"].write_text('{"passage": "one", "choices": ["two", "three"], "answer": 0}\n')
+    table = evaluate_checkpoints([Checkpoint(str(folder))], ["cloze"], Store(tmp_path / "records"), 8, data=data,
+                                 progress=False)
+    assert table.status[0] == "failed" and "tokenizer's files in" in table.reason[0]
 
 
 @pytest.mark.parametrize("layout", [odd_names, bloom, in_a_subfolder, bins])
@@ -307,11 +376,39 @@ def test_codes_without_any_scale_are_refused_too(kind, stored, tmp_path):
 
 
 def test_a_code_that_transformers_reads_gives_what_the_weights_stand_for(tmp_path):
-    _, meant = coded(tmp_path, "fp8", quantization={"quant_method": "fp8", "weight_block_size": [128, 128],
-                                                    "activation_scheme": "dynamic"})
+    _, meant = coded(tmp_path, "fp8", quantization=FP8)
     state = load(str(tmp_path), device="cpu", dtype="float32", head=True).state_dict()
     for name, weight in meant.items():
         np.testing.assert_allclose(state[name].numpy(), weight, rtol=1e-6)  # one product in float32
+
+
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_decoded_weights_are_in_the_dtype_asked_for(dtype, tmp_path):
+    coded(tmp_path, "fp8", quantization=FP8)
+    kinds = {parameter.dtype for parameter in load(str(tmp_path), device="cpu", dtype=dtype).parameters()}
+    assert kinds == {getattr(torch, dtype)}
+
+
+def test_a_scale_that_is_lost_is_missed_by_the_name_of_its_weight(tmp_path):
+    coded(tmp_path, "fp8", quantization=FP8)
+    state = load_file(tmp_path / WHOLE)
+    del state["model.layers.1.self_attn.q_proj.weight_scale_inv"]
+    save_file(state, tmp_path / WHOLE, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.q_proj"):
+        load(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
+def test_a_code_where_transformers_expects_none_is_refused_though_it_decodes_others(name, tmp_path):
+    coded(tmp_path, "fp8", quantization=FP8)
+    state = load_file(tmp_path / WHOLE)
+    state[name] = (state[name] / state[name].abs().max() * 448).to(torch.float8_e4m3fn)
+    save_file(state, tmp_path / WHOLE, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"stored as float8_e4m3fn .{name}"):
+        load(str(tmp_path), device="cpu")
 
 
 def with_blocks_beyond(state):
@@ -341,6 +438,44 @@ def test_tensors_that_a_model_has_no_place_for_are_refused_by_name(further, suff
     for head in (False, True):
         with pytest.raises(WeightsError, match=rf"{len(more)} tensors .*{sorted(more)[0]}"):
             load(str(tmp_path), device="cpu", head=head)
+
+
+MASK, FILL, NUMBERS = torch.ones(1, 1, 64, 64, dtype=torch.uint8), torch.tensor(-1e9), torch.ones(4)
+# What versions of transformers before 5 stored beside the weights, in each block or once.
+OLDER = {
+    "GPT-2": {"transformer.h.{}.attn.bias": MASK, "transformer.h.{}.attn.masked_bias": FILL},
+    "GPT-J": {"transformer.h.{}.attn.bias": MASK, "transformer.h.{}.attn.masked_bias": FILL},
+    "GPT-NeoX": {"gpt_neox.layers.{}.attention.bias": MASK.bool(), "gpt_neox.layers.{}.attention.masked_bias": FILL,
+                 "gpt_neox.layers.{}.attention.rotary_emb.inv_freq": NUMBERS},
+    "Llama": {"model.layers.{}.self_attn.rotary_emb.inv_freq": NUMBERS, "model.causal_mask": MASK.bool(),
+              "model.layers.{}.self_attn.rotary_emb.cos_cached": NUMBERS},
+    "Falcon": {"transformer.h.{}.self_attention.maybe_rotary.inv_freq": NUMBERS},
+    "OPT": {"model.decoder.version": NUMBERS}, "Bloom": {"transformer.h.{}.self_attention.alibi": NUMBERS},
+    "Gemma 3": {"language_model.model.rotary_emb_local.inv_freq": NUMBERS},
+}
+
+
+@pytest.mark.parametrize("architecture", OLDER)
+def test_what_older_versions_stored_beside_the_weights_changes_nothing(architecture, tmp_path):
+    model = architectures.build(architecture)
+    model.save_pretrained(tmp_path)
+    more = {name.format(k): tensor.clone() for name, tensor in OLDER[architecture].items()
+            for k in range(architectures.LAYERS)}
+    save_file(load_file(tmp_path / WHOLE) | more, tmp_path / WHOLE, {"format": "pt"})
+    opened, expected = load(str(tmp_path), device="cpu", dtype="float32", head=True).state_dict(), model.state_dict()
+    assert opened.keys() == expected.keys() and all(torch.equal(opened[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("kind", ["SequenceClassification", "TokenClassification"])
+def test_a_decoder_saved_with_another_head_is_measured_without_it(kind, tmp_path):
+    config = LlamaConfig(vocab_size=97, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                         intermediate_size=24, pad_token_id=0)
+    model = getattr(transformers, f"LlamaFor{kind}")(config)
+    model.save_pretrained(tmp_path)
+    opened, expected = load(str(tmp_path), device="cpu", dtype="float32").state_dict(), model.base_model.state_dict()
+    assert opened.keys() == expected.keys() and all(torch.equal(opened[key], expected[key]) for key in expected)
+    with pytest.raises(ValueError, match="saved without its LM head"):
+        load(str(tmp_path), device="cpu", head=True)
 
 
 def test_buffers_of_older_versions_and_heads_are_left_without_a_word(tmp_path):
