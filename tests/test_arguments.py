@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reptrace.arguments import names, texts
+from reptrace.arguments import is_trusted, names, texts
 from reptrace.corpora import Corpus, Probe
 
 GIVEN = ["one", "naïve 🎉", "three"]
@@ -79,3 +79,24 @@ def test_a_single_name_counts_as_a_list_of_one(given, expected):
 def test_what_is_no_name_is_refused(given):
     with pytest.raises(TypeError, match="expected things, by name, one or a list of them; got "):
         names(given, "things")
+
+
+@pytest.mark.parametrize(("model", "trust", "expected"), [
+    ("me/model", ["me/model"], True), ("me/model", ["me"], False), ("me/model", ["me/model-two"], False),
+    ("me/model", [], False), ("ROOT/run", ["ROOT/run/"], True), ("ROOT/run/", ["ROOT/run"], True),
+    ("ROOT/run/checkpoint-1", ["ROOT/run"], True), ("ROOT/link", ["ROOT/run"], True),
+    ("ROOT/run", ["ROOT/run/checkpoint-1"], False), ("ROOT/runner", ["ROOT/run"], False),
+    ("ROOT/away", ["ROOT/run"], False)])
+def test_a_trusted_folder_covers_what_lies_in_it_however_it_is_written(model, trust, expected, tmp_path):
+    for folder in ("run/checkpoint-1", "runner", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    (tmp_path / "away").symlink_to(tmp_path / "elsewhere")
+    assert is_trusted(model.replace("ROOT", str(tmp_path)),
+                      [name.replace("ROOT", str(tmp_path)) for name in trust]) == expected
+
+
+def test_a_repository_of_the_name_of_a_folder_that_is_trusted_is_not(tmp_path, monkeypatch):
+    (tmp_path / "me").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert not is_trusted("me/model", ["me"])  # a repository: there is no such folder in it

@@ -209,7 +209,26 @@ def test_checkpoints_without_a_step_are_measured_and_named_and_the_picture_is_dr
     assert "RankMe" in (tmp_path / "out" / "trajectory.svg").read_text()
 
 
-@pytest.mark.parametrize("name", ["step_{}", "step{}", "pythia-step{}"])
+def test_the_model_that_a_trainer_saves_beside_its_checkpoints_is_measured_without_a_step(folder, own_run, tmp_path,
+                                                                                         capsys):
+    shutil.copytree(own_run / "checkpoint-64", own_run, dirs_exist_ok=True)
+    shutil.copytree(own_run / "checkpoint-8", own_run / "merged")
+    assert trace(folder, tmp_path / "out", "--model", str(own_run)) == 0
+    assert "without a step, so not in the picture: my_run, merged" in (err := capsys.readouterr().err), err
+    table = pd.read_csv(tmp_path / "out" / "table.csv")
+    by_name = table.assign(name=table.model.map(lambda path: Path(path).name)).set_index("name").rankme
+    assert by_name["my_run"] == by_name["checkpoint-64"] and by_name["merged"] == by_name["checkpoint-8"]
+
+
+def test_of_two_checkpoints_with_one_step_no_phases_are_made_and_it_is_said(folder, own_run, tmp_path, capsys):
+    shutil.copytree(own_run / "checkpoint-8", own_run / "ckpt-8")
+    assert trace(folder, tmp_path / "out", "--model", str(own_run)) == 0
+    said = capsys.readouterr()
+    assert "several checkpoints state the same step: no phases are looked for" in said.err
+    assert "phases (RankMe)" not in said.out
+
+
+@pytest.mark.parametrize("name", ["step_{}", "step{}", "pythia-step{}", "ckpt-{}", "iter_{:07d}", "epoch=1-step={}"])
 def test_folders_whose_names_state_a_step_otherwise_are_a_run_too(folder, own_run, tmp_path, name):
     for step in (0, 8, 64):
         (own_run / f"checkpoint-{step}").rename(own_run / name.format(step))
@@ -224,7 +243,8 @@ def test_folders_whose_names_state_a_step_otherwise_are_a_run_too(folder, own_ru
     ("ROOT/my_rum/checkpoint-8", "Did you mean ROOT/my_run?"),
     ("./nothing/here", "there is no folder './nothing/here'"), ("../nothing", "there is no folder '../nothing'"),
     ("~/no/such/model", "there is no folder '~/no/such/model'"), ("a/b/c", "there is no folder 'a/b/c'"),
-    ("me/", "there is no folder 'me/'"),
+    ("me/", "there is no folder 'me/'"), ("~nosuchuser/x", "there is no folder '~nosuchuser/x'"),
+    ("models\\llama", "there is no folder 'models"), ("", "got an empty name"), (" ", "got an empty name"),
     ("ROOT/my_run/checkpoint-8/config.json", "is a file; a model is the folder that holds it"),
 ])
 @pytest.mark.parametrize("command", ["trace", "tasks", "measure", "load", "load_tokenizer"])
@@ -236,7 +256,7 @@ def test_a_path_that_is_not_there_is_told_from_a_repository(folder, own_run, tmp
         assert says in capsys.readouterr().err
     else:
         call = {"measure": lambda name: measure(name, ["one", "two"]), "load": load, "load_tokenizer": load_tokenizer}
-        with pytest.raises(FileNotFoundError, match=re.escape(says)):
+        with pytest.raises((FileNotFoundError, ValueError), match=re.escape(says)):
             call[command](name)
 
 
@@ -260,19 +280,6 @@ def test_own_code_is_allowed_by_name_on_the_command_line(folder, tmp_path, capsy
     # ids of the tokenizer beyond the model's vocabulary are another matter
     assert trace(folder, tmp_path / "out", *given, "--trust", str(own.parent)) == 1
     assert "the model's vocabulary has 97" in capsys.readouterr().out and mark.exists()
-
-
-def test_code_that_lies_in_another_repository_is_not_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    own = house(tmp_path / "own", tmp_path / "was here")
-    config = json.loads((own / "config.json").read_text())
-    (own / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "me/other--house.HouseModel"}}))
-    with pytest.raises(ValueError, match=r"its code from another repository \(me/other--house.HouseModel\).*copy"):
-        load(str(own), trust_remote_code=True)
-    tokenizer = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "me/other--house.Own"]}}
-    (own / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ValueError, match="its code from another repository"):
-        load_tokenizer(str(own), trust_remote_code=True)
 
 
 def test_a_package_that_is_not_there_is_named(folder, own_run, tmp_path, capsys, monkeypatch):

@@ -18,6 +18,7 @@ from sklearn.metrics import r2_score
 
 from reptrace.spectra import (
     alpha_req,
+    dominated,
     eigenspectrum,
     geometry,
     participation_ratio,
@@ -403,6 +404,30 @@ def test_a_geometry_says_when_it_is_that_of_a_few_sequences(rng, count, size, fe
     if few:
         assert found.rankme < plain.rankme - 4 * plain.rankme_stderr  # what it warns of
         assert abs(found.alpha.alpha - plain.alpha.alpha) < 4 * plain.alpha_stderr  # and what stays
+
+
+def clusters(rng, share, samples=500, width=32):
+    """Two heaps 20 standard deviations apart, of which one holds this share of the sequences."""
+    return rng.standard_normal((samples, width)) + 20 * (np.arange(samples)[:, None] < share * samples)
+
+
+@pytest.mark.parametrize(("share", "few"), [(0.5, False), (0.1, False), (0.05, False), (0.01, True), (0.002, True)])
+def test_a_kind_of_texts_apart_from_all_others_is_no_few_sequences_unless_it_is_rare(rng, share, few):
+    assert geometry(clusters(rng, share), None).dominated == few
+
+
+@pytest.mark.parametrize(("half", "influence", "samples", "stderr", "few"), [
+    (150, 0.5, 2000, 0.01, False),  # one has the influence, on a RankMe that is well known all the same
+    (150, 0.5, 2000, 0.05, True), (150, 0.05, 2000, 0.05, False),
+    (150, 0.05, 2000, 0.2, True),  # nobody knows which they are, but the standard error knows that they are few
+    (10, 0.05, 50, 0.2, False), (10, 0.05, 50, 0.5, True),  # of 50 alike it is 0.14 already
+    (40, 0.05, 2000, 0.01, True), (41, 0.05, 2000, 0.01, False), (1, 0.05, 20, 0.01, True)])
+def test_each_of_the_three_signs_by_itself(half, influence, samples, stderr, few):
+    assert dominated(half, influence, samples, stderr) == few
+
+
+def test_gaps_of_a_table_are_not_said_to_be_of_a_few():
+    assert not dominated(np.full(2, np.nan), np.full(2, np.nan), np.full(2, np.nan), np.full(2, np.nan)).any()
 
 
 @pytest.mark.parametrize("samples", [20, 100, 1000, 10_000])

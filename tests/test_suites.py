@@ -136,6 +136,34 @@ def test_a_checkpoint_without_a_number_comes_last(tmp_path):
     assert [c.step for c in found] == [20, None, None]
 
 
+def test_what_a_run_leaves_beside_its_checkpoints_is_told_apart(tmp_path):
+    """Folders that are being written, hidden ones and ones without a model are none; other models have no step."""
+    for name in ("checkpoint-8", "checkpoint-64", "tmp-checkpoint-64", ".checkpoint-9", "logs", "runs"):
+        (tmp_path / name).mkdir()
+    for name in ("checkpoint-64-backup", "merged", "ckpt-32", f"step{10**30}"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "checkpoint-128").symlink_to(tmp_path / "nowhere")  # a gap, not left out
+    found = [(Path(point.model).name, point.step) for point in checkpoints(str(tmp_path))]
+    assert found == [("checkpoint-8", 8), ("ckpt-32", 32), ("checkpoint-64", 64), ("checkpoint-128", 128),
+                     ("checkpoint-64-backup", None), ("merged", None), (f"step{10**30}", None)]
+
+
+def test_more_tokens_than_there_can_be_are_refused(tmp_path):
+    (tmp_path / "checkpoint-9000000000000").mkdir()
+    with pytest.raises(ValueError, match=r"would have seen 3\.6e\+19 tokens, by 4,000,000 a step: check"):
+        checkpoints(str(tmp_path), tokens_per_step=4_000_000)
+
+
+def test_an_adapters_configuration_beside_checkpoints_is_no_final_model(tmp_path):
+    (tmp_path / "checkpoint-8").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "training_args.bin").write_bytes(b"")
+    assert [point.step for point in checkpoints(str(tmp_path))] == [8]
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert [point.step for point in checkpoints(str(tmp_path))] == [8, None]
+
+
 @pytest.mark.parametrize(("name", "step"), [("model", None), ("checkpoint-500", 500)])
 def test_a_folder_with_a_model_in_it_stands_for_itself(tmp_path, name, step):
     (tmp_path / name).mkdir()

@@ -396,7 +396,7 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
         tokens = int(stated.group(1)) * 10**9 if stated else None
         tokens = step * tokens_per_step if step is not None and tokens_per_step else tokens
         if tokens is not None and tokens > LARGEST:
-            raise ValueError(f"{name} would have seen {tokens:.1g} tokens, by {tokens_per_step:,} a step: check "
+            raise ValueError(f"{name} would have seen {tokens:.2g} tokens, by {tokens_per_step:,} a step: check "
                              "tokens_per_step (--tokens-per-step).")
         run.append(Checkpoint(name, branch, step, tokens, cache_dir, commit=known.get(branch)))
     run = [replace(point, fault=fault_of(point)) for point in run]
