@@ -26,6 +26,7 @@ from reptrace.loading import load, load_tokenizer
 from reptrace.records import Store
 from reptrace.suites import checkpoints
 from reptrace.sweep import tokenizer_of, trace
+from reptrace.tasks import evaluate, loss
 
 TABLES = Path(__file__).parents[1] / "book" / "refused"
 COLUMNS = ["What comes", "What happens", "What is said", "What to do"]
@@ -241,6 +242,78 @@ def longer_than_the_context(world):
     return last_token_states(world.model, [[1] * 33, [1, 2]])
 
 
+def without_a_vocabulary(world):
+    path = world.one / "tokenizer.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"model": content["model"] | {"vocab": {}, "merges": []}}))
+    return load_tokenizer(str(world.one))
+
+
+def sharded(world):
+    (world.one / "model.safetensors").unlink()
+    (world.one / ".metadata").write_text("")
+    raise world.traced()
+
+
+def git_lfs(world):
+    (world.one / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    raise world.traced()
+
+
+def no_final_norm(world):
+    world.model.model.last_of_all = world.model.model.norm
+    del world.model.model.norm
+    return last_token_states(world.model, world.probe.sequences)
+
+
+def not_causal(world):
+    from torch import nn
+
+    class Sum(nn.Module):
+        def forward(self, x):
+            return x + x.sum(1, keepdim=True)
+
+    world.model.model.layers[0].mlp = Sum()
+    return last_token_states(world.model, world.probe.sequences)
+
+
+def headless(world):
+    world.model.model.save_pretrained(world.folder / "headless")
+    table = evaluate_checkpoints(checkpoints(str(world.folder / "headless")), "loss", Store(world.folder / "records"),
+                                 8, probe=world.probe, progress=False)
+    raise Gap(table.reason[0])
+
+
+def long_answer(world):
+    row = {"passage": "one", "choices": ["two " * 99, "three"], "answer": 0}
+    return evaluate(world.model, world.tokenizer, "cloze", 8,
+                    data={"cloze": world.file("cloze.jsonl", f"{json.dumps(row)}\n")})
+
+
+def remembers(world):
+    longest = [0]
+
+    def grow(module, args, kwargs):
+        longest[0] = max(longest[0], args[0].shape[1])
+        return (args[0] * (1 + longest[0] / 20), *args[1:]), kwargs
+
+    world.model.model.layers[1].register_forward_pre_hook(grow, with_kwargs=True)
+    return last_token_states(world.model, world.probe.sequences)
+
+
+def learns(world):
+    def move(module, args):
+        module.weight.mul_(1.001)
+
+    world.model.model.norm.register_forward_pre_hook(move)
+    return last_token_states(world.model, world.probe.sequences)
+
+
+def too_little_memory(world, monkeypatch):
+    monkeypatch.setattr("reptrace.batches.free_bytes", lambda device: 1)
+    return load(str(world.one), device="cpu")
+
+
 def two_kinds(world):
     config = T5Config(vocab_size=97, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     return last_token_states(T5ForConditionalGeneration(config), world.probe.sequences)
@@ -308,13 +381,20 @@ CASES = {
     "A run without any tokenizer": without_tokenizers,
     "A checkpoint without a tokenizer, asked for tasks": tasks_without_a_tokenizer,
     "A tokenizer whose files are damaged": half_a_tokenizer,
+    "A tokenizer without a vocabulary": without_a_vocabulary,
     "A tokenizer, or code, that needs a package which is not installed": missing_package,
     "Sequences longer than the model's context": longer_than_the_context,
     "Token ids that the model's vocabulary does not hold": lambda w: last_token_states(w.model, [[1, 97], [1, 2]]),
+    "Something else than lists of token ids where these are meant":
+        lambda w: last_token_states(w.model, w.tokenizer(w.texts)),
+    "A sequence of one token, for the loss": lambda w: loss(w.model, [[1, 2], [1]], 8),
     "A path that is not there": lambda w: load(str(w.folder / "rum" / "checkpoint-1")),
     "A file in place of a model's folder": lambda w: load(str(w.one / "config.json")),
     "A name that is neither a folder nor a repository": lambda w: load("no/such"),
+    "A revision that is not there": lambda w: load("me/model", "step7"),
     "A folder without weights": no_weights,
+    "A checkpoint of sharded training": sharded,
+    "Git LFS's pointers in place of weights": git_lfs,
     "An index whose parts are not all there": index_without_its_parts,
     "A weight file that is cut short": cut_weights,
     "Weights that lack some of the model's tensors": missing_tensors,
@@ -333,8 +413,15 @@ CASES = {
     "float16": lambda w: last_token_states(w.model.half(), w.probe.sequences),
     "An encoder with a decoder (T5)": two_kinds,
     "A layer that is not there": lambda w: last_token_states(w.model, w.probe.sequences, [7]),
+    "The final norm of a decoder that has none under a known name": no_final_norm,
+    "A model that is not causal": not_causal,
+    "A model without its LM head, for tasks or the loss": headless,
+    "An answer longer than the model's context": long_answer,
     "An adapter that puts learned tokens before every text": prompt_tuning,
     "A model whose states depend on what else is in the batch": depends_on_the_batch,
+    "A model whose states depend on what it read before": remembers,
+    "A model that changes its weights as it reads": learns,
+    "Less memory than the model needs": too_little_memory,
     "A few sequences that make up most of the variance": few,
     "Any failure to measure, during training": half_precision_training,
     "Text in place of token ids, for GeometryCallback": lambda w: reptrace.GeometryCallback(None, ["a", "b"], every=1),
