@@ -156,7 +156,8 @@ TIMED = {"subprocess.run", "subprocess.check_output", "subprocess.check_call", "
          "wait_for_workers", "FileLock"}
 # What limits.py has a better one for.
 BARRED = {"ThreadPoolExecutor": "its threads keep Python from ending: limits.in_background",
-          "serve_forever": "limits.serving", "readline": "limits.line"}
+          "serve_forever": "limits.serving", "readline": "limits.line", "waitpid": "limits.kill, or Popen.wait(SOON)",
+          "stdout.read": "limits.run, or limits.line", "stderr.read": "limits.run"}
 
 
 def calls():
@@ -170,8 +171,9 @@ def complaint(call):
     """Why a call may wait for ever, or ""."""
     whole = ast.unparse(call.func)
     name, given = whole.split(".")[-1], {keyword.arg for keyword in call.keywords}
-    if name in BARRED:
-        return BARRED[name]
+    barred = {name, ".".join(whole.split(".")[-2:])} & BARRED.keys()
+    if barred:
+        return BARRED[barred.pop()]
     if name == "Thread":
         return "" if "daemon" in given else "not a daemon: it keeps Python from ending"
     if (name in WAITS and not call.args and not given) or ({name, whole} & TIMED and "timeout" not in given):
@@ -189,6 +191,7 @@ def test_no_test_waits_without_an_end():
     ("process.wait()", "no time"), ("process.wait(5)", ""), ("event.wait(timeout=5)", ""), ("','.join(names)", ""),
     ("future.result()", "no time"), ("subprocess.run(['ls'])", "no time"), ("subprocess.run(['ls'], timeout=5)", ""),
     ("run(['ls'])", ""), ("Thread(target=f)", "not a daemon"), ("threading.Thread(target=f, daemon=True)", ""),
+    ("os.waitpid(child, 0)", "Popen.wait"), ("process.stdout.read()", "limits.run"), ("path.read()", ""),
     ("server.serve_forever()", "limits.serving"), ("ThreadPoolExecutor(1)", "limits.in_background")])
 def test_a_wait_without_an_end_is_seen(code, told):
     found = complaint(ast.parse(code).body[0].value)
