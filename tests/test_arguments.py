@@ -86,8 +86,9 @@ def test_what_is_no_name_is_refused(given):
     ("me/model", [], False), ("ROOT/run", ["ROOT/run/"], True), ("ROOT/run/", ["ROOT/run"], True),
     ("ROOT/run/checkpoint-1", ["ROOT/run"], True), ("ROOT/link", ["ROOT/run"], True),
     ("ROOT/run", ["ROOT/run/checkpoint-1"], False), ("ROOT/runner", ["ROOT/run"], False),
-    ("ROOT/away", ["ROOT/run"], False)])
-def test_a_trusted_folder_covers_what_lies_in_it_however_it_is_written(model, trust, expected, tmp_path):
+    ("ROOT/away", ["ROOT/run"], False), ("ROOT/run/checkpoint-1", ["~/run"], True), ("~/run", ["~/run/"], True)])
+def test_a_trusted_folder_covers_what_lies_in_it_however_it_is_written(model, trust, expected, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     for folder in ("run/checkpoint-1", "runner", "elsewhere"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "run")

@@ -198,6 +198,16 @@ def test_a_tokenizer_whose_files_hold_no_vocabulary_is_refused(tmp_path):
         load_tokenizer(str(tmp_path))
 
 
+@pytest.mark.parametrize("changed", [{"rope_parameters": {"rope_type": "xyz"}}, {"hidden_size": "many"},
+                                     {"num_attention_heads": 0}, {"model_type": "never-heard"}], ids=str)
+def test_a_configuration_that_makes_no_model_is_an_error_that_names_the_model(changed, tmp_path):
+    tiny(dtype=torch.float32).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(str(tmp_path))):
+        load(str(tmp_path), device="cpu")
+
+
 def test_a_folder_of_models_is_no_model_and_names_them(tmp_path):
     for name in ("one", "two"):
         tiny(dtype=torch.float32).save_pretrained(tmp_path / name)

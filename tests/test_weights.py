@@ -401,14 +401,35 @@ def test_a_scale_that_is_lost_is_missed_by_the_name_of_its_weight(tmp_path):
         load(str(tmp_path), device="cpu")
 
 
-@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
-def test_a_code_where_transformers_expects_none_is_refused_though_it_decodes_others(name, tmp_path):
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.int8], ids=str)
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight",
+                                  "model.layers.0.input_layernorm.weight"])
+def test_a_code_where_transformers_expects_none_is_refused_though_it_decodes_others(name, kind, tmp_path):
     coded(tmp_path, "fp8", quantization=FP8)
     state = load_file(tmp_path / WHOLE)
-    state[name] = (state[name] / state[name].abs().max() * 448).to(torch.float8_e4m3fn)
+    state[name] = (state[name] / state[name].abs().max() * 100).to(kind)
     save_file(state, tmp_path / WHOLE, {"format": "pt"})
-    with pytest.raises(ValueError, match=f"stored as float8_e4m3fn .{name}"):
-        load(str(tmp_path), device="cpu")
+    for head in (False, True):
+        with pytest.raises(ValueError, match=f"stored as (float8_e4m3fn|int8) .{name}|cannot be read"):
+            load(str(tmp_path), device="cpu", head=head)
+
+
+def test_scales_that_are_powers_of_two_are_read_or_refused(tmp_path):
+    _, meant = coded(tmp_path, "fp8", quantization=FP8)
+    state = load_file(tmp_path / WHOLE)
+    for name in [name for name in state if name.endswith("scale_inv")]:
+        weight, power = name.removesuffix("_scale_inv"), torch.exp2(torch.ceil(torch.log2(state[name])))
+        state[weight] = (state[weight].float() * state[name][0, 0] / power[0, 0]).to(torch.float8_e4m3fn)
+        meant[weight] = state[weight].float().numpy() * power[0, 0].item()
+        state[name] = power.to(torch.float8_e8m0fnu)
+    save_file(state, tmp_path / WHOLE, {"format": "pt"})
+    try:
+        opened = load(str(tmp_path), device="cpu", dtype="float32", head=True).state_dict()
+    except ValueError as error:
+        assert str(tmp_path) in str(error)
+    else:
+        for name, weight in meant.items():
+            np.testing.assert_allclose(opened[name].numpy(), weight, rtol=1e-6)  # one product in float32
 
 
 def with_blocks_beyond(state):

@@ -45,9 +45,9 @@ def is_trusted(model: str, trust: Iterable[str]) -> bool:
     """Whether a repository, or a folder or one that holds it, is named among the trusted ones."""
     if model in trust:
         return True
-    folders = {os.path.realpath(name) for name in trust if os.path.isdir(name)}
-    path = Path(os.path.realpath(model))
-    return os.path.isdir(model) and any(str(each) in folders for each in (path, *path.parents))
+    folders = {os.path.realpath(name) for name in map(os.path.expanduser, trust) if os.path.isdir(name)}
+    path = Path(os.path.realpath(os.path.expanduser(model)))
+    return path.is_dir() and any(str(each) in folders for each in (path, *path.parents))
 
 
 def texts(given, what: str = "texts") -> list[str]:

@@ -83,7 +83,7 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
     opener = _opener_with_head(name, config) if head else AutoModel
     _check_files(*source)
     if device != AUTO and not trust_remote_code:  # a repository's own code may not build on the device "meta"
-        batches.check_memory(_bytes(opener, config, kind), torch.device(device), f"the model {name!r} in {dtype}")
+        batches.check_memory(_bytes(name, opener, config, kind), torch.device(device), f"the model {name!r} in {dtype}")
     # Straight to the GPU, so that the CPU's memory need not hold the model.
     spread = {} if device == "cpu" else {"device_map": AUTO if device == AUTO else torch.device(device)}
     model, report = from_pretrained(opener, *source, dtype=kind, output_loading_info=True, weights_only=True,
@@ -344,8 +344,14 @@ def _decoded(config) -> bool:
         return found is not None and AutoHfQuantizer.supports_quant_method(found)
 
 
-def _bytes(opener, config, dtype: torch.dtype) -> int:
+def _bytes(name: str, opener, config, dtype: torch.dtype) -> int:
     """Size of a model's weights, from its shape: it is built on the device "meta", which takes no memory."""
-    with _LOADING, torch.device("meta"):
-        model = opener.from_config(config, dtype=dtype, trust_remote_code=False)
+    try:
+        with _LOADING, torch.device("meta"):
+            model = opener.from_config(config, dtype=dtype, trust_remote_code=False)
+    except ImportError:
+        raise
+    except Exception as error:  # of whatever class: an unknown kind of rotary embedding is a KeyError
+        raise ValueError(f"no model can be built by the configuration of {name!r}: damaged, or of another version of "
+                         f"transformers ({type(error).__name__}: {_first_line(error)}).") from error
     return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize

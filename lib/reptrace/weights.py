@@ -23,6 +23,9 @@ LAYOUTS = (("model.safetensors", "model.safetensors.index.json"),
            ("pytorch_model.bin", "pytorch_model.bin.index.json"))
 # Dtypes of numbers that stand for themselves, and of indices and masks. All others are codes, which want a scale.
 PLAIN = {"float64", "float32", "bfloat16", "float16", "int64", "bool"}
+# The same as safetensors calls them.
+STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64", "BOOL": "bool",
+          "I8": "int8", "U8": "uint8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 SCALES = re.compile(r"scale|absmax|scb|quant_(state|map)|qzeros", re.IGNORECASE)
 # Files that opening a model or a tokenizer reads, beside its weights.
 SMALL = re.compile(r"[^/]*\.(json|txt|model|jinja|py|tiktoken|spm)")
@@ -149,8 +152,8 @@ def check_taken(files: Iterable[Path], unexpected: Collection[str], model: nn.Mo
                            f"({', '.join(left[:3])}{', ...' if len(left) > 3 else ''}): without them its numbers would "
                            "be wrong. Scales of quantized weights? Dequantize them first. An adapter's? Merge it. More "
                            "blocks than config.json says? Mend it.")
-    # integers of the model's own: indices, masks
-    whole = tuple(name for name, tensor in model.state_dict().items() if not tensor.is_floating_point())
+    # integers of the model's own: indices, masks (a weight that is one is a code that was taken for the number itself)
+    whole = tuple(name for name, tensor in model.named_buffers() if not tensor.is_floating_point())
     dtypes = {name: dtype for file in files for name, dtype in _dtypes(file).items()}
     coded = {name: dtype for name, dtype in dtypes.items()
              if dtype not in PLAIN and not name.endswith(whole) and not _harmless(name, head)
@@ -176,9 +179,13 @@ def _harmless(name: str, head: bool) -> bool:
 def _dtypes(file: Path) -> dict[str, str]:
     """Stored dtype of each tensor in a file, by name; the tensors themselves are not read."""
     import torch
-    from transformers.modeling_utils import load_state_dict
+    from safetensors import safe_open
 
-    tensors = load_state_dict(str(file), map_location="meta", weights_only=True)
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as stored:
+            kinds = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118  no mapping
+        return {name: STORED.get(kind, kind) for name, kind in kinds.items()}
+    tensors = torch.load(file, map_location="meta", weights_only=True)
     return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()
             if isinstance(tensor, torch.Tensor)}
 
