@@ -267,10 +267,17 @@ def test_with_fewer_than_three_values_no_phase_is_seen():
     pytest.param(([1, 3, 2], [1, 2, 3], [1, 1, 1]), "tokens must increase", id="tokens fall"),
     pytest.param(([1, 2, 2], [1, 2, 3], [1, 1, 1]), "tokens must increase", id="tokens repeat"),
     pytest.param(([1, np.nan, 3], [1, 2, 3], [1, 1, 1]), "tokens must increase", id="tokens nan"),
-    pytest.param(([1, 2, 3], [1, 0, 3], [1, 1, 1]), "must be positive", id="zero value"),
-    pytest.param(([1, 2, 3], [1, -2, 3], [1, 1, 1]), "must be positive", id="negative value"),
-    pytest.param(([1, 2, 3], [1, 2, 3], [1, 0, 1]), "must be positive", id="zero error"),
-    pytest.param(([1, 2, 3], [1, 2, 3], [1, np.nan, 1]), "must be positive", id="error nan"),
+    pytest.param(([1, 2, np.inf], [1, 2, 3], [1, 1, 1]), "tokens .* got inf at index 2", id="tokens infinite"),
+    pytest.param(([-np.inf, 2, 3], [1, 2, 3], [1, 1, 1]), "tokens .* got -inf at index 0", id="tokens minus infinite"),
+    pytest.param(([1, 2, 3], [1, 0, 3], [1, 1, 1]), "values must be positive .* got 0 at index 1", id="zero value"),
+    pytest.param(([1, 2, 3], [1, -2, 3], [1, 1, 1]), "values must be positive .* got -2", id="negative value"),
+    pytest.param(([1, 2, 3], [np.nan, np.inf, 3], [1, 1, 1]), "values .* got inf at index 1", id="value infinite"),
+    pytest.param(([1, 2, 3], [1, 2, -np.inf], [1, 1, 1]), "values .* got -inf", id="value minus infinite"),
+    pytest.param(([1, 2, 3], [1, 2, 3], [1, 0, 1]), "stderr must be positive .* got 0", id="zero error"),
+    pytest.param(([1, 2, 3], [1, 2, 3], [1, np.nan, 1]), "stderr .* got nan at index 1", id="error nan"),
+    pytest.param(([1, 2, 3, 4], [1, np.nan, 2, 3], [1, 1, np.inf, 1]), "stderr .* got inf at index 2",
+                 id="error infinite, behind a gap"),
+    pytest.param(([1, 2], [1, np.inf], [1, 1]), "values .* got inf", id="too few for a phase"),
 ])
 def test_columns_that_are_no_trajectory_are_refused(columns, says):
     with pytest.raises(ValueError, match=says):

@@ -159,9 +159,9 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
     ----------
     tokens : array, shape (n,), increasing
         Training tokens seen (or steps).
-    values, stderr : array, shape (n,), positive
-        The quantity (RankMe) and its standard error at each checkpoint. Gaps (nan) are left out; with fewer than three
-        values, no phase is seen.
+    values, stderr : array, shape (n,), positive and finite
+        The quantity (RankMe) and its standard error at each checkpoint. Gaps (nan among the values) are left out; with
+        fewer than three values, no phase is seen.
     level : float, default 0.95
         Share of trajectories without a fall in which none is found, and of those without a rise, each; also the level
         of the intervals.
@@ -184,12 +184,16 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
     if not tokens.ndim == values.ndim == stderr.ndim == 1 or not len(tokens) == len(values) == len(stderr):
         raise ValueError("tokens, values and stderr must be lists of one length, got shapes "
                          f"{tokens.shape}, {values.shape}, {stderr.shape}.")
-    present = np.flatnonzero(np.isfinite(values))
+    present = np.flatnonzero(~np.isnan(values))
+    t, y, se = tokens[present], values[present], stderr[present]
+    for expected, column, right in (
+            ("tokens must increase and be finite", t, np.r_[-np.inf, t[:-1]] < t),
+            ("values must be positive and finite, or nan for a gap", y, y > 0),
+            ("stderr must be positive and finite wherever there is a value", se, se > 0)):
+        for k in np.flatnonzero(~(right & np.isfinite(column))):
+            raise ValueError(f"{expected}, got {column[k]:g} at index {present[k]}.")
     if len(present) < 3:
         return Phases(None, None, None, None, None, [])
-    t, y, se = tokens[present], values[present], stderr[present]
-    if not (np.diff(t) > 0).all() or (y <= 0).any() or not (se > 0).all():
-        raise ValueError("tokens must increase, values and standard errors must be positive.")
     curve = _Curve(t, y, se, critical_value(len(t), level), present)
     extremes = curve.extremes()
     if len(extremes) < 2:
