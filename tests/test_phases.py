@@ -101,6 +101,24 @@ def test_planted_turns_lie_in_their_intervals_as_often_as_promised(points, noise
         assert np.median(np.log(ratios)) < 0.9 * np.log(tokens[-1] / tokens[0])
 
 
+@pytest.mark.parametrize(("points", "second", "between", "noise"), [
+    (25, 1.01, 0.97, 0.005), (15, 1.01, 0.8, 0.03), (40, 1, 0.97, 0.005), (25, 1.01, 0.8, 0.03), (25, 0.99, 0.9, 0.01)])
+def test_a_turn_of_two_peaks_that_noise_cannot_tell_apart_lies_in_its_interval(points, second, between, noise):
+    """The second peak by this factor above the first, with a dip between them that often is beyond noise itself."""
+    values = np.array([19, 7, 25, 25 * between, 25 * second, 17])
+    curve = np.exp(np.interp(np.linspace(0, 1, points), [0, 0.2, 0.5, 0.6, 0.7, 1], np.log(values)))
+    third = points // 3
+    peaks = np.flatnonzero(curve >= curve.max() * (1 - 1e-12))
+    rng = np.random.default_rng(0)
+    found = [find_phases(np.arange(points), curve * (1 + noise * rng.standard_normal(points)), noise * curve)
+             for _ in range(300)]
+    turns = [phases.turn for phases in found if phases.turn]
+    assert len(turns) > 0.8 * len(found)
+    assert sum(turn.interval[0] <= peaks[0] and peaks[-1] <= turn.interval[1] for turn in turns) >= at_least(len(turns))
+    # An interval over the whole trajectory would cover too, and say nothing
+    assert all(turn.interval[0] >= third - 1 and turn.interval[1] < points - 1 for turn in turns)
+
+
 @pytest.mark.parametrize("points", [20, 60])
 def test_phases_that_stand_well_out_of_the_noise_are_always_found(points):
     found = noisy("three phases", points, 0.01)[0]  # the smallest change, a fifth, is 14 standard errors

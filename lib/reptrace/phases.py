@@ -31,10 +31,10 @@ FLAT = 1.25
 
 @dataclass(frozen=True)
 class Turn:
-    """An extreme between two moves. `interval` (tokens) reaches to the nearest checkpoints, on either side, that differ
-    from the extreme by more than noise: between them the true turn may lie anywhere. It reaches over a wiggle that
-    comes back to the extreme within noise. An end is that of the trajectory where no such checkpoint follows (`open`
-    says which sides: "", "left", "right" or "both")."""
+    """An extreme between two moves. `interval` (tokens) holds all checkpoints of the two that are as extreme within
+    noise, those beyond a wiggle too, and reaches to the nearest on either side that is not: between them the true turn
+    may lie anywhere. An end is that of the trajectory where no such checkpoint follows (`open` says which sides: "",
+    "left", "right" or "both")."""
 
     tokens: float
     value: float
@@ -202,13 +202,9 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
     moves = [move for move in zip(PHASES, (start, low, high), (low, high, end), strict=True) if move[1] < move[2]]
     if high < end < extremes[-1]:
         moves.append(("later", end, extremes[-1]))
-
-    def between(first: int, last: int) -> list[int]:
-        return [k for k in extremes if first <= k <= last]
-
     return Phases(
-        collapse_end=curve.turn(low, between(start, high)) if start < low < high else None,
-        turn=curve.turn(high, between(low, end)) if low < high < end else None,
+        collapse_end=curve.turn(low, start, high) if start < low < high else None,
+        turn=curve.turn(high, low, end) if low < high < end else None,
         collapse=curve.change(start, low) if start < low else None,
         expansion=curve.change(low, high) if low < high else None,
         compression=curve.change(high, end) if high < end else None,
@@ -284,9 +280,9 @@ class _Curve:
         return Change(float(np.exp(log_ratio)),
                       (float(np.exp(log_ratio - half_width)), float(np.exp(log_ratio + half_width))))
 
-    def turn(self, at: int, extremes: list[int]) -> Turn:
-        """The extreme `at` with its interval; `extremes`: those of the moves that end and start there, it included."""
-        alike = [k for k in extremes if not self.apart(at, k)]
+    def turn(self, at: int, first: int, last: int) -> Turn:
+        """The extreme `at` with its interval, between the start of the move to it and the end of the move from it."""
+        alike = [k for k in range(first, last + 1) if not self.apart(at, k)]
         left = next((k for k in range(alike[0] - 1, -1, -1) if self.apart(at, k)), None)
         right = next((k for k in range(alike[-1] + 1, len(self.y)) if self.apart(at, k)), None)
         open_sides = {(False, False): "", (True, False): "left", (False, True): "right", (True, True): "both"}
