@@ -29,8 +29,8 @@ from reptrace.phases import (
 )
 
 SEEDS = 500
-SHARES = {"three phases": [19, 7, 25, 20], "down and up": [19, 7, 25], "up and down": [7, 25, 20], "down": [25, 7],
-          "up": [7, 25], "flat": [20, 20], "three large phases": [20, 5, 24, 8]}
+SHARES = {"three phases": [19, 7, 25, 20], "three large phases": [20, 5, 24, 8], "deep collapse": [800, 20, 60, 30],
+          "down and up": [19, 7, 25], "up and down": [7, 25, 20], "down": [25, 7], "up": [7, 25], "flat": [20, 20]}
 
 
 def at_least(count, share=0.95):
@@ -171,6 +171,26 @@ def test_a_change_that_is_not_there_is_seldom_invented(shape, change, points):
     assert sum(getattr(phases, change) is not None for phases in found) <= at_most(SEEDS)
 
 
+@pytest.mark.parametrize("shape", ["flat", "up", "down"])
+@pytest.mark.parametrize("points", [8, 40])
+def test_noise_that_checkpoints_share_invents_still_less(shape, points):
+    """They are measured on the same sequences. The level is that of independent noise: then it is kept, not used up."""
+    tokens, curve, _ = planted(shape, points)
+    rng = np.random.default_rng(0)
+
+    def invented(common):
+        count = 0
+        for _ in range(SEEDS):
+            noise = np.sqrt(1 - common) * rng.standard_normal(points) + np.sqrt(common) * rng.standard_normal()
+            found = find_phases(tokens, curve * (1 + 0.03 * noise), 0.03 * curve)
+            count += not set(seen(found).split()) <= set(SEEN[shape].split()) or len(found.wiggles) > 0
+        return count
+
+    alone, shared = invented(0), invented(0.8)
+    # A flat one is tried for falls and for rises, each at its own 5 %
+    assert shared <= alone <= at_most(SEEDS, 0.1 if shape == "flat" else 0.05) and shared <= 0.002 * SEEDS
+
+
 @pytest.mark.parametrize(("shape", "spans", "seen"), [
     ("down", ["warmup"], {"collapse"}), ("up", ["entropy-seeking"], {"expansion"}), ("flat", [], set()),
     ("down and up", ["warmup", "entropy-seeking"], {"collapse", "collapse_end", "expansion"}),
@@ -307,8 +327,8 @@ def test_columns_that_are_no_trajectory_are_refused(columns, says):
 
 ERRORS = (0.05, 0.02, 0.01, 0.003, 0.001)
 SEEN = {"three phases": "collapse expansion compression", "three large phases": "collapse expansion compression",
-        "down and up": "collapse expansion", "up and down": "expansion compression", "down": "collapse",
-        "up": "expansion", "flat": ""}
+        "deep collapse": "collapse expansion compression", "down and up": "collapse expansion",
+        "up and down": "expansion compression", "down": "collapse", "up": "expansion", "flat": ""}
 # Width 32, batches of 8 x 64 tokens at a constant rate of 5e-3: tokens and RankMe.
 REAL = {0: 20.13, 4096: 20.09, 5632: 20.08, 8192: 19.91, 11264: 19.05, 16384: 16.09, 23040: 11.13, 32768: 4.57,
         46080: 5.59, 65536: 4.94, 92672: 6.19, 131072: 8.78, 185344: 10.43, 262144: 12.95, 370688: 15.10, 524288: 17.37,
@@ -374,15 +394,16 @@ def test_a_run_in_progress_is_given_no_phase_before_it_is_there():
         reached = tokens[count - 1]
         assert (found.collapse is not None) == (reached >= 23040)  # at 16,384 it is not surely below 1 / 1.25
         assert (found.expansion is not None) == (reached >= 131072)  # up to 92,672 it is small against the collapse
-        assert (found.turn is not None) == (reached >= 1482752)  # at 1,048,576 it is not surely below the peak
+        # at 1,048,576 it is not surely below the peak, at 1,482,752 by less than the 12 % between 46,080 and 65,536
+        assert (found.turn is not None) == (reached >= 2097152)
         assert found.collapse_end is None or found.collapse_end.tokens == 32768
         assert found.turn is None or found.turn.tokens == 741376
 
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize(("shape", "sizes"), [
-    # Up to half of the smallest phase, which is 0.22 and 1.1, as logarithms
-    ("three phases", (0.02, 0.05, 0.11)), ("three large phases", (0.1, 0.3, 0.5))])
+    # Up to half of the smallest phase, which is 0.22, 1.1 and 0.69, as logarithms; the rise stays a doubling
+    ("three phases", (0.02, 0.05, 0.11)), ("three large phases", (0.1, 0.3, 0.5)), ("deep collapse", (0.05, 0.1, 0.3))])
 def test_a_wiggle_of_any_size_at_any_place_leaves_three_phases_their_turn(shape, sizes, error):
     rows = wiggled(shape, sizes, error)
     # The smallest phase, 0.22, is below the critical value of two errors of 5 %: it may be missed, not misread
@@ -421,34 +442,75 @@ def rises_to_its_end(shape, curve):
     return shape not in ("up", "down and up") or curve[len(curve) // 3 :].max() == curve[-1]
 
 
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("shape", ["up", "down and up"])
+def test_a_dip_at_the_end_is_no_compression_where_the_rise_had_a_larger_one(shape, error):
+    rng = np.random.default_rng(0)
+    rows = []
+    for points, last, size, before in product((24, 40), (1, 2, 3), (0.03, 0.1, 0.2), (0.75, 0.8)):
+        tokens, curve, _ = planted(shape, points)
+        curve = with_wiggle(curve, int(before * points), -0.6, 0)
+        curve[-last:] = curve[-last - 1] * np.exp(-size * np.arange(1, last + 1) / last)  # down over the last points
+        rise = np.log(curve[(points // 2 if shape == "down and up" else 0) : -last])
+        assert (np.maximum.accumulate(rise) - rise).max() > 1.5 * size
+        rows.append((size, find_phases(tokens, curve * (1 + error * rng.standard_normal(points)), error * curve)))
+    assert sum(phases.compression is not None for _, phases in rows) <= at_most(len(rows))
+    for size, phases in rows:
+        if error < 0.005:  # both are real then, and the one at the end is a wiggle: the rise reaches over it
+            assert phases.spans[-1][0] == "entropy-seeking"
+            assert phases.wiggles[-1].ratio == pytest.approx(np.exp(-size), rel=5 * error)
+
+
 def verdicts(phases):
     return seen(phases), *claims(phases).values()
 
 
+def exact_verdicts(curve, **rules):
+    """Those of the curve itself, by the search through all pairs."""
+    start, m, top, end = by_all_pairs(curve, **rules)
+    pairs = {"collapse": (start, m, 0.5), "expansion": (m, top, 2), "compression": (top, end, 1)}
+    said = {name: "not seen" if i is None or j is None else "yes" if (curve[j] / curve[i] < bound) == (bound <= 1)
+            else "no" for name, (i, j, bound) in pairs.items()}
+    return " ".join(name for name, verdict in said.items() if verdict != "not seen"), *said.values()
+
+
+def with_wiggles(shape, rng):
+    """A planted curve with up to four wiggles anywhere, ends and turns too, and one more in its last three points. Of a
+    kind that is not decided by a hair: by the exact curve and bounds that are laxer or stricter the verdicts are the
+    same."""
+    while True:
+        tokens, curve, _ = planted(shape, 40)
+        for at in [*rng.choice(40, rng.integers(5), replace=False), rng.integers(37, 40)]:
+            curve = with_wiggle(curve, at, rng.choice([-1, 1]) * rng.uniform(0.02, 0.3) / (1 + 2 * (shape == "flat")),
+                                rng.choice([0, 1.5]))
+        bounds = ({}, {"share": 0.2, "margin": 0.6}, {"share": 0.3, "margin": 1.6, "alike": 0.1})
+        truth = {exact_verdicts(curve, **rules) for rules in bounds}
+        if len(truth) == 1:
+            return tokens, curve, truth.pop()
+
+
 @pytest.mark.parametrize("shape", SEEN)
-def test_more_precision_never_turns_a_right_reading_into_a_wrong_one(shape):
-    """Several wiggles at once, the same noise scaled from 5 % to 0.1 %: once read as the exact curve is, always so."""
+@pytest.mark.parametrize("noise", [0, 1])
+def test_more_precision_does_not_turn_a_right_reading_into_a_wrong_one(noise, shape):
+    """Errors from 5 % to 0.1 %, the values without noise or the same noise scaled: once read as the exact curve is,
+    always so."""
     rng = np.random.default_rng(0)
-    ends = {"three phases": "yes yes yes", "three large phases": "yes yes yes", "down and up": "yes yes -",
-            "up and down": "- yes yes", "down": "yes - -", "up": "- yes -", "flat": "- - -"}
-    truth = (SEEN[shape], *ends[shape].replace("-", "not_seen").split())
-    largest = 0.04 if shape == "flat" else 0.1  # several at once may lie on each other
-    tried = 0
-    while tried < 50:
-        tokens, curve, turns = planted(shape, 40)
-        for at in rng.choice(np.setdiff1d(np.arange(3, 37), turns), 4, replace=False):
-            curve = with_wiggle(curve, at, rng.choice([-1, 1]) * rng.uniform(0.02, largest), rng.choice([0, 1.5]))
-        if not rises_to_its_end(shape, curve):
-            continue
-        tried += 1
-        noise = rng.standard_normal(40)
-        read = [verdicts(find_phases(tokens, curve * (1 + error * noise), error * curve))
+    lapses, truths = 0, Counter()
+    for _ in range(50):
+        tokens, curve, truth = with_wiggles(shape, rng)
+        drawn = noise * rng.standard_normal(40)
+        read = [verdicts(find_phases(tokens, curve * (1 + error * drawn), error * curve))
                 for error in np.geomspace(0.05, 0.001, 10)]
-        right = [" ".join(one).replace("not seen", "not_seen") == " ".join(truth) for one in read]
-        assert right == sorted(right) and right[-1], f"right, then wrong: {read}"
+        right = [one == truth for one in read]
+        assert right[-1], (truth, read)
+        lapses += right != sorted(right)
+        truths[truth[0]] += 1
+    # Noise of 5 % can be right by chance, and seldom is: in one of 1,400 such curves when this was written
+    assert lapses <= noise * at_most(50, 0.01)
+    assert truths.most_common(1)[0][0] == SEEN[shape]
 
 
-def by_all_pairs(values, share=0.25, flat=1.25):
+def by_all_pairs(values, share=0.25, flat=1.25, margin=1, alike=0):
     """Start, minimum, maximum and end by search through all of them, for values without noise; None: not there."""
     x = np.log(values)
     n, best = len(x), (0,)
@@ -460,9 +522,14 @@ def by_all_pairs(values, share=0.25, flat=1.25):
         fall, start = max((x[s] - x[m], -s) for s in range(m + 1))
         back, end = max((x[top] - x[e], -e) for e in range(top, n))
         rise = x[top] - x[m]
-        if rise < share * (fall + back) and np.exp(rise - back) < 2:
+        if rise < share * (fall + back) and np.exp(rise) < 2:
             continue
         small = fall < share * rise and np.exp(fall) < 2
+        cut = 0 if small or not fall else m  # before the turn, rises up to the cut and falls after it are wiggles
+        wiggles = [x[j] - x[i] if j <= cut else x[i] - x[j] for i, j in combinations(range(top + 1), 2)
+                   if j <= cut or i >= cut]
+        if back <= margin * max(wiggles) or (x[-end] > x[m] and x[top] - x[-end:].max() < alike):
+            back = 0
         total = (0 if small else fall) + rise + back
         best = max(best, (total, None if small or not fall else -start, m, top, -end if back else None))
     if len(best) > 1:
@@ -519,16 +586,31 @@ def test_a_fall_that_is_undone_is_no_compression(error):
     assert seen(back) == "collapse expansion" and back.expansion.ratio == pytest.approx(17.9 / 3.5)  # to the highest
     later = find_phases(np.arange(7), values, error * values)
     assert seen(later) == "collapse expansion compression" and later.compression.ratio == pytest.approx(12 / 17.9)
+    assert later.turn.interval == (1, 5)  # over both peaks, which noise cannot tell apart
+    # But no lower than it fell between the peaks: no larger than the run's own wiggle
     values[6] = 14
-    later = find_phases(np.arange(7), values, error * values)
-    assert later.turn.index == 4 and later.compression.ratio == pytest.approx(14 / values[4])
-    assert later.turn.interval == (1, 5)  # from before the first of the two peaks, which noise cannot tell apart
+    assert seen(find_phases(np.arange(7), values, error * values)) == "collapse expansion"
     # Down to where the rise came from is no passing fall, whatever follows
     deep = np.array([20, 3.5, 17.9, 3, 17.9 * (1 - error)])
-    assert [span[0] for span in find_phases(np.arange(5), deep, error * deep).spans] == [*PHASES, "later"]
+    found = find_phases(np.arange(5), deep, error * deep)
+    assert [span[0] for span in found.spans] == [*PHASES, "later"]
+    assert found.turn.interval == (1, 3)  # the last value is as high, but not of the two moves that meet here
     # What falls short of the turn by more than noise leaves the compression as it is
     values[4:] = 15
     assert [span[0] for span in find_phases(np.arange(5), values[:5], error * values[:5]).spans] == [*PHASES, "later"]
+
+
+@pytest.mark.parametrize(("error", "phases"), [
+    (0.08, "expansion"), (0.04, "expansion"), (0.02, "expansion compression")])
+def test_a_fall_is_undone_where_a_later_value_is_as_high_within_noise_whether_the_rise_to_it_is_real_or_not(
+        error, phases):
+    values = np.array([7, 20, 28.9, 20.8, 25.8])
+    assert seen(find_phases(np.arange(5), values, error * values)) == phases
+
+
+def test_a_value_before_the_collapse_that_is_as_low_is_not_in_the_interval_of_its_end():
+    found = find_phases(np.arange(5), [7.02, 20, 7, 25, 15], np.full(5, 0.02))
+    assert found.collapse_end.interval == (1, 3) and found.collapse_end.open == ""
 
 
 def test_a_later_value_below_the_end_of_the_collapse_does_not_undo_the_phases():
@@ -545,7 +627,22 @@ def test_a_later_value_below_the_end_of_the_collapse_does_not_undo_the_phases():
     ([7, 6.3, 15, 25], "expansion", [6.3 / 7]), ([7, 8, 6.5, 25, 20], "expansion compression", [6.5 / 8]),
     ([20, 18, 20.5, 19], "", [18 / 20, 20.5 / 18, 19 / 20.5]),
     ([720, 100, 11, 26], "collapse expansion", []),  # doubled, and more: small only against so deep a collapse
-    ([720, 100, 11, 26, 25], "collapse expansion compression", []), ([720, 100, 11, 26, 12], "collapse", [26 / 11]),
+    *[(values, "collapse expansion compression", []) for values in (
+        [720, 100, 11, 26, 25], [720, 100, 11, 26, 20], [720, 100, 11, 26, 12], [400, 20, 45, 35], [800, 20, 50, 28],
+        [1000, 25, 62, 35], [300, 10, 22, 18])],
+    ([400, 20, 38, 30], "collapse", [38 / 20]),  # not doubled
+    ([1, 10, 1.2, 9, 0.1], "expansion compression", [9 / 1.2]),  # the rise starts at the lowest value before its end
+    ([7, 20, 7.1, 25], "expansion", [7.1 / 20]), ([7, 20, 6.9, 25], "collapse expansion", [20 / 7]),
+    # A last fall against the wiggle before it: within the rise, within the first fall, before either
+    ([20, 5, 15, 12, 24, 20], "collapse expansion", [12 / 15, 20 / 24]),
+    ([20, 5, 15, 12, 24, 19], "collapse expansion compression", [12 / 15]),
+    ([40, 20, 26, 5, 24, 19], "collapse expansion", [26 / 20, 19 / 24]),
+    ([40, 20, 26, 5, 24, 18], "collapse expansion compression", [26 / 20]),
+    ([7, 6, 25, 22], "expansion", [6 / 7, 22 / 25]), ([7, 6, 25, 21], "expansion compression", [6 / 7]),
+    ([20, 5, 15, 12, 24, 20, 22], "collapse expansion", [12 / 15, 20 / 24]),
+    # A wiggle after the turn does not judge it; a last fall that is no phase makes no other rise the larger one
+    ([20, 5, 24, 18, 23, 21], "collapse expansion compression", [21 / 23]),
+    ([2, 10, 1, 5, 4.5], "expansion compression", [4.5 / 5]),
     ([1, 0.45, 90], "collapse expansion", []),  # halved, and more
     ([20, 5, 9, 8, 8.5], "collapse expansion compression", []),
     ([20, 5, 24, 8, 16, 15], "collapse expansion compression", [15 / 16])])
@@ -564,7 +661,7 @@ def test_whether_a_rise_is_a_phase_does_not_hang_on_whether_the_fall_after_it_is
 
 
 def test_wiggles_are_counted_in_a_table_and_carried_over_to_other_checkpoints():
-    values = np.array([20, 4, np.nan, 12, 10, 9, 25, 22, 23, 21.0])
+    values = np.array([20, 4, np.nan, 12, 10, 9, 25, 22, 23, 18.0])
     tokens = 10.0 * np.arange(10)
     found = find_phases(tokens, values, np.full(10, 0.01))
     assert [(wiggle.first, wiggle.last, wiggle.tokens) for wiggle in found.wiggles] == [
