@@ -12,6 +12,7 @@ from functools import cache
 from itertools import combinations, product
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.signal
 import scipy.stats
@@ -27,6 +28,7 @@ from reptrace.phases import (
     find_phases,
     turn_exponent,
 )
+from reptrace.profiles import ROOT
 
 SEEDS = 500
 SHARES = {"three phases": [19, 7, 25, 20], "three large phases": [20, 5, 24, 8], "deep collapse": [800, 20, 60, 30],
@@ -360,7 +362,7 @@ def wiggled(shape, sizes, error):
     return rows
 
 
-@pytest.mark.parametrize("error", [0.001, 0.003, 0.01, 0.02, 0.04])
+@pytest.mark.parametrize("error", [0.001, 0.003, 0.01, 0.02, 0.04, 0.05])
 def test_a_real_run_s_wiggle_is_not_taken_for_the_turn_however_well_the_values_are_known(error):
     tokens, values = np.array(list(REAL)), np.array(list(REAL.values()))
     found = find_phases(tokens, values, error * values)
@@ -375,7 +377,7 @@ def test_a_real_run_s_wiggle_is_not_taken_for_the_turn_however_well_the_values_a
     assert [wiggle.ratio for wiggle in found.wiggles] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("error", [0.001, 0.003, 0.01, 0.02, 0.04])
+@pytest.mark.parametrize("error", [0.001, 0.003, 0.01, 0.02, 0.04, 0.05])
 def test_a_real_run_measured_anew_is_never_read_otherwise(error):
     tokens, values = np.array(list(REAL)), np.array(list(REAL.values()))
     rng = np.random.default_rng(0)
@@ -459,6 +461,21 @@ def test_a_dip_at_the_end_is_no_compression_where_the_rise_had_a_larger_one(shap
         if error < 0.005:  # both are real then, and the one at the end is a wiggle: the rise reaches over it
             assert phases.spans[-1][0] == "entropy-seeking"
             assert phases.wiggles[-1].ratio == pytest.approx(np.exp(-size), rel=5 * error)
+
+
+@pytest.mark.parametrize("factor", [1, 0.3, 0.1, 0.03])
+def test_real_runs_fall_at_last_by_more_than_they_ever_went_back_before_however_small_their_errors(factor):
+    curves = pd.read_csv(ROOT / "data" / "results" / "causes_curves.csv")
+    falls = 0
+    for _, run in curves.groupby("repository"):
+        found = find_phases(run.tokens, run.rankme, factor * run.rankme_stderr)
+        if found.compression:
+            logs, low, high = np.log(run.rankme.to_numpy()), found.collapse_end.index, found.turn.index
+            down, up = -logs[: low + 1], logs[low : high + 1]  # reversals are falls of either
+            before = max((np.maximum.accumulate(part) - part).max() for part in (down, up))
+            assert -np.log(found.compression.ratio) > before
+            falls += 1
+    assert 3 <= falls < 27  # squared error falls in all seeds
 
 
 def verdicts(phases):
