@@ -134,7 +134,8 @@ def test_a_file_that_comes_to_match_changes_a_task_and_one_that_does_not_changes
     assert fingerprints(folder)["mine"] != before
 
 
-@pytest.mark.parametrize("name", ["https://host/*.jsonl", "hf://datasets/a/b/*.jsonl", "nothing/*.jsonl", "a**b", "", "[",
+@pytest.mark.parametrize("name", ["https://host/*.jsonl", "hf://datasets/a/b/*.jsonl", "nothing/*.jsonl", "a**b", "",
+    "[",
                                   "x" * 5000], ids=lambda name: name[:20])
 def test_what_names_no_local_file_is_no_obstacle(folder, reading, name):
     reading(f"dataset_path: json\ndataset_kwargs: {{{{data_files: '{name}'}}}}")
