@@ -73,7 +73,7 @@ def test_names_of_files_in_place_of_their_texts_are_refused(tmp_path, monkeypatc
     for name in ("a.txt", "b.txt"):
         Path(name).write_text("text")
     Path("LICENSE").write_text("text")
-    for given in (["a.txt"], ["a.txt", "b.txt"], [str(tmp_path / "a.txt"), "LICENSE"], pd.Series(["none.csv", "b.txt"])):
+    for given in (["a.txt"], ("a.txt", "b.txt"), [str(tmp_path / "a.txt"), "LICENSE"], pd.Series(["no.csv", "b.txt"])):
         with pytest.raises(TypeError, match=r"all look like names of files, and .*(a|b)\.txt' is one: .*text_file"):
             texts(given)
     with pytest.raises(TypeError, match=r"texts\[0\] is PosixPath .* A path\? Pass .*text_file\(path\)"):

@@ -106,7 +106,7 @@ def read(path: str | Path, field: str = FIELD) -> Documents:
     """
     path = Path(path)
     _check_there(path)
-    kind, packing = _kind(path)
+    kind, packing = kind_of(path)
     if kind == ".parquet":
         return _parquet(path, packing, field)
     return READERS[kind](path.name, _decoded(path.name, _unpacked(path, packing)), field)
@@ -140,7 +140,7 @@ def shown_name(path: str | Path) -> str:
     return name if len(name) <= 200 else f"{name[:200]}..."
 
 
-def _kind(path: Path) -> tuple[str, str]:
+def kind_of(path: Path) -> tuple[str, str]:
     """The suffix that says how to read a file, and that of its compression or ""; both in small letters."""
     name = path.name.lower()
     packing = next((suffix for suffix in PACKINGS if name.endswith(suffix)), "")
