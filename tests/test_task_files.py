@@ -139,4 +139,6 @@ def test_a_file_that_comes_to_match_changes_a_task_and_one_that_does_not_changes
                                   "x" * 5000], ids=lambda name: name[:20])
 def test_what_names_no_local_file_is_no_obstacle(folder, reading, name):
     reading(f"dataset_path: json\ndataset_kwargs: {{{{data_files: '{name}'}}}}")
-    assert "mine" in fingerprints(folder)
+    before = fingerprints(folder)["mine"]
+    (folder.parent / "unrelated.jsonl").write_text("other")
+    assert fingerprints(folder)["mine"] == before

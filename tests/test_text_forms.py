@@ -30,7 +30,8 @@ JSON = {
     "one after a comment": f"# made by hand\n{LINES[0]}", "pretty after a comment": f"# made by hand\n{PRETTY[0]}",
     "damaged within": "\n".join([LINES[0], LINES[1][:-5], LINES[2]]), "comment within": "\n".join([LINES[0], "# no",
     LINES[1]]),
-    "blank": "{}\n{}\n", "single quotes in one": "\n".join([*LINES, "{'text': 'a'}"]),
+    "strings and commas": '"one text",\n"two text",\n', "blank": "{}\n{}\n",
+    "single quotes in one": "\n".join([*LINES, "{'text': 'a'}"]),
 }
 CUT = {"lines": "\n".join(LINES), "two lines": "\n".join(LINES[:2]), "lines apart": "\n\n".join(LINES),
        "pretty": "\n".join(PRETTY), "array": json.dumps(ROWS), "pretty array": json.dumps(ROWS, indent=2),
@@ -105,6 +106,7 @@ def test_a_plain_text_may_begin_hold_or_end_with_other_forms(text):
 @pytest.mark.parametrize(("text", "advice"), [
     ("\n".join(LINES), "JSON lines: name it .jsonl"), (json.dumps(ROWS), "JSON: name it .json"),
     ("\n".join(PRETTY), "JSON, not all of it whole or of one form: make it one object a line"),
+    (",\n".join(LINES), "JSON, not all of it whole or of one form: make it one object a line"),
     ('"one"\n"two"', "JSON, not all of it whole or of one form: make it one object a line")])
 def test_it_is_said_what_would_read_it(text, advice, tmp_path):
     for name in ("a.txt", "a.md"):

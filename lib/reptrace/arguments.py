@@ -124,7 +124,7 @@ def _hint(given) -> str:
         return " Token sequences are measured by last_token_states(model, probe.sequences) (reptrace.hidden_states)."
     if hasattr(given, "documents"):
         return " Pass corpus.documents."
-    if hasattr(type(given), "columns"):
+    if hasattr(given, "columns"):
         return " Iterating a table gives its columns' names: pass one column, as table[\"text\"]."
     return ""
 

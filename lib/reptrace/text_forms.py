@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import chain
 from xml.etree import ElementTree
 
 _JSON_BEGINS = re.compile(r'\{\s*"[^"\n]*"\s*:|\[\s*(?:\{\s*"|"[^"\n]*"\s*[,\]])')
@@ -60,7 +59,7 @@ def _is_xml(text: str) -> bool:
         root = ElementTree.fromstring(f"<x>{text}</x>")
     except (ElementTree.ParseError, RecursionError):
         return False
-    return len(root) > 0 and not any((part or "").strip() for part in chain([root.text], (each.tail for each in root)))
+    return not any((each.tail or "").strip() for each in root)
 
 
 def _json_form(text: str) -> str | None:
@@ -69,7 +68,7 @@ def _json_form(text: str) -> str | None:
         return None
     if isinstance(loaded(text), (dict, list)):
         return "JSON: name it .json"
-    lines = [line for each in text.split("\n") if (line := each.strip(" \t,")) not in ("", "[", "]")]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
     if len(lines) > 1 and all(isinstance(loaded(line), dict) for line in lines):
         return "JSON lines: name it .jsonl"
     if _consists_of_json(text) or 2 * sum(map(_consists_of_json, lines)) > len(lines) or _are_strings(lines):
@@ -94,5 +93,6 @@ def _consists_of_json(text: str) -> bool:
 
 def _are_strings(lines: list[str]) -> bool:
     """Whether every line is one string in double quotes, or the last one the beginning of one."""
+    lines = [line.rstrip(", ") for line in lines]
     return len(lines) > 1 and all(isinstance(loaded(line), str) for line in lines[:-1]) and (
         isinstance(loaded(lines[-1]), str) or isinstance(loaded(f'{lines[-1]}"'), str))
