@@ -76,9 +76,10 @@ def _data(named: list[str]) -> Iterator[Path]:
     """
     named = [name.rpartition("::")[2].removeprefix("file://") for name in named]  # of zip://FILE::ARCHIVE, the archive
     local = [name for name in named if name and "://" not in name]
-    bases = {Path(), *map(Path, local)}
-    bases |= {outer / inner for outer in bases for inner in bases}
-    found = {path for base in bases if os.path.isdir(base) for name in local for path in _matches(base, name)}
+    bases = {Path()}
+    for _ in range(2):
+        bases |= {base / name for base in bases for name in local if os.path.isdir(base / name)}
+    found = {path for base in bases for name in local for path in _matches(base, name)}
     for path in sorted(found):
         yield from files_in(path) if path.is_dir() else [path]
 
