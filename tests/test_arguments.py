@@ -1,5 +1,6 @@
 """One name where a list is meant, and texts that are none. Trusted: what was passed."""
 
+import array
 import collections
 import io
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 
 from reptrace.arguments import is_trusted, names, texts
@@ -20,7 +22,9 @@ GIVEN = ["one", "naïve 🎉", "three"]
 @pytest.mark.parametrize("given", [
     GIVEN, tuple(GIVEN), pd.Series(GIVEN), pd.Series(GIVEN, dtype=object, index=[7, 5, 3]), np.array(GIVEN),
     np.array(GIVEN, dtype=object), datasets.Dataset.from_dict({"text": GIVEN})["text"], dict.fromkeys(GIVEN).keys(),
-    (text for text in GIVEN), collections.deque(GIVEN)], ids=lambda given: type(given).__name__)
+    (text for text in GIVEN), collections.deque(GIVEN), pyarrow.array(GIVEN),
+    pyarrow.chunked_array([GIVEN[:1], GIVEN[1:]]), pyarrow.array(GIVEN).dictionary_encode(),
+    pyarrow.table({"text": GIVEN})["text"]], ids=lambda given: type(given).__name__)
 def test_texts_come_from_any_sequence_of_strings(given):
     found = texts(given)
     assert found == GIVEN and type(found) is list and {type(text) for text in found} == {str}
@@ -30,12 +34,22 @@ def test_texts_come_from_any_sequence_of_strings(given):
 @pytest.mark.parametrize(("given", "told"), [
     ("one text", r"got str 'one text'. One text? Pass [text]. A path? Pass text_file(path).documents"),
     (Path("a.txt"), "Pass text_file(path).documents"), (io.StringIO("a\nb"), "Pass text_file(path).documents"),
-    (b"one", "Decode it"), (bytearray(b"one"), "Decode it"), ({"a": "one"}, "Pass list(texts.values())"),
+    (b"one", "Decode it"), (bytearray(b"one"), "Decode it"), (memoryview(b"one"), "Decode it"),
+    (array.array("u", "one text"), "An array of letters or numbers: pass [given.tounicode()]"),
+    (array.array("i", [1, 2]), "An array of letters or numbers"), ({"a": "one"}, "Pass list(texts.values())"),
     (types.MappingProxyType({"a": "one"}), "Pass list(texts.values())"), (set(GIVEN), "A set has no order"),
     (frozenset(GIVEN), "A set has no order"), (None, "got NoneType None."), (3, "got int 3."), (2.5, "got float 2.5."),
+    (np.array("one"), "got ndarray array('one'"), (pd.Series(GIVEN).str, "got StringMethods"),
     (Corpus("x", GIVEN), "Pass corpus.documents"),
     (Probe("x", [[1]], 2, 1), "last_token_states(model, probe.sequences)"),
-    (pd.DataFrame({"text": GIVEN}), 'pass one column, as table["text"]')])
+    (pd.DataFrame({"text": GIVEN}), 'pass one column, as table["text"]'),
+    (pyarrow.table({"text": GIVEN}), 'pass one column, as table["text"]'),
+    (pyarrow.record_batch({"text": GIVEN}), 'pass one column, as table["text"]'),
+    (dict(enumerate(GIVEN)).items(), "texts[0] is tuple (0, 'one'). Pairs? Pass their texts alone, as [text for _, "),
+    (enumerate(GIVEN), "texts[0] is tuple (0, 'one'). Pairs?"), (zip(GIVEN, GIVEN, strict=True), "Pairs?"),
+    ([["one", 1]], "texts[0] is list ['one', 1]. Pairs?"), (pd.Series(GIVEN).items(), "Pairs?"),
+    (pyarrow.array(["a", None]), "texts[1] is NoneType None. Leave rows without text out")],
+    ids=lambda value: type(value).__name__)
 def test_what_is_no_sequence_of_texts_is_refused_with_what_was_meant(given, told):
     with pytest.raises(TypeError, match=rf"^texts must be a list of strings.*{re.escape(told)}"):
         texts(given)
@@ -52,6 +66,20 @@ def test_a_text_that_is_none_is_named_by_its_index_and_type(item, told):
     with pytest.raises(TypeError, match=rf"documents\[2\] {re.escape(told) if told.startswith('is') else ''}") as error:
         texts(["one", "two", item], "documents")
     assert told in str(error.value)
+
+
+def test_names_of_files_in_place_of_their_texts_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt"):
+        Path(name).write_text("text")
+    Path("LICENSE").write_text("text")
+    for given in (["a.txt"], ("a.txt", "b.txt"), [str(tmp_path / "a.txt"), "LICENSE"], pd.Series(["no.csv", "b.txt"])):
+        with pytest.raises(TypeError, match=r"all look like names of files, and .*(a|b)\.txt' is one: .*text_file"):
+            texts(given)
+    with pytest.raises(TypeError, match=r"texts\[0\] is PosixPath .* A path\? Pass .*text_file\(path\)"):
+        texts([Path("a.txt"), Path("b.txt")])
+    for given in (["a.txt", "text"], ["text", "a.txt"], [str(tmp_path)], ["x" * 5000], ["a\0b"], ["none.txt"], [""]):
+        assert texts(given) == given
 
 
 def test_half_of_a_surrogate_pair_is_named_by_index_and_place():

@@ -6,13 +6,20 @@ whole document at a time. Everything is exact, so there is no tolerance, except 
 """
 
 import ast
+import gzip
 import json
+import lzma
 import os
 import random
+import types
+import zipfile
+import zlib
 from importlib import metadata
 from pathlib import Path
 
+import datasets
 import packaging.requirements
+import pyarrow
 import pytest
 import scipy.stats
 
@@ -168,61 +175,130 @@ def test_a_source_that_is_none_is_refused(source, error, told):
         open_text(source)
 
 
-def test_a_dataset_of_the_hub_library_gives_its_first_documents(file, tmp_path):
-    file("train.jsonl", "".join(json.dumps({"text": text, "body": text.upper()}) + "\n" for text in "a bc"))
-    found = hub(str(tmp_path), documents=3)
-    assert found.documents == ["a", "b"] and found.passed_over == 1  # the blank one
-    assert open_text(f"hub:{tmp_path}::train:body").documents == ["A", "B", "C"]
-    assert open_text(f"hub:{tmp_path}", field="body").documents == ["A", "B", "C"]
-    assert open_text(f"hub:{tmp_path}:::text", field="body").documents == ["a", "b", "c"]  # its own field comes first
+@pytest.fixture
+def repository(monkeypatch):
+    """A list of rows that every repository of the hub holds; and a list of what was asked for."""
+    rows, asked = [], []
+
+    def load(name, config, split, streaming, revision):
+        asked.append((name, config, split, streaming, revision))
+        return datasets.Dataset.from_list(rows).to_iterable_dataset()
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    monkeypatch.setattr(corpora, "asked", lambda name, ask: types.SimpleNamespace(sha="0123456789abcdef" * 3))
+    return rows, asked
 
 
-def test_a_hub_text_is_streamed_once_where_there_is_a_cache(tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text": null}\n')
-    first = hub(str(tmp_path / "data"), documents=3, cache=tmp_path / "cache")
-    monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: pytest.fail("streamed again"))
-    assert hub(str(tmp_path / "data"), documents=3, cache=tmp_path / "cache") == first and first.passed_over == 1
+def test_a_dataset_of_the_hub_gives_its_first_documents(repository):
+    held, asked = repository
+    held += [{"text": text, "body": text.upper()} for text in "a bc"]
+    found = hub("owner/name", documents=3)
+    assert found == Corpus("owner/name:train@0123456789ab", ["a", "b"], 1)  # one is blank
+    assert open_text("hub:owner/name:sample:test:body", documents=1) == Corpus(
+        "owner/name:sample:test@0123456789ab", ["A"])
+    assert open_text("hub:owner/name", field="body").documents == ["A", "B", "C"]
+    assert open_text("hub:owner/name:::text", field="body").documents == ["a", "b", "c"]  # its own field comes first
+    commit = "0123456789abcdef" * 3
+    assert asked[:2] == [("owner/name", None, "train", True, commit), ("owner/name", "sample", "test", True, commit)]
 
 
-def test_a_folder_of_data_is_read_anew_once_its_content_has_changed(file, tmp_path):
-    def read():
-        return open_text(f"hub:{tmp_path / 'data'}", cache=tmp_path / "cache")
+def test_a_hub_text_is_streamed_once_for_each_way_to_read_it_where_there_is_a_cache(repository, tmp_path):
+    held, asked = repository
+    held += [{"text": text, "body": text and text.upper()} for text in ("a", "b", None, "c")]
+    ways = [{}, {"documents": 1}, {"field": "body"}, {"split": "test"}, {"config": "sample"}, {"repository": "o/n"}]
+    ways = [{"repository": "owner/name", **way} for way in ways]
+    first = [hub(**way, cache=tmp_path) for way in ways]
+    assert first == [hub(**way) for way in ways] and [each.passed_over for each in first] == [1, 0, 1, 1, 1, 1]
+    count = len(asked)
+    assert [hub(**way, cache=tmp_path) for way in ways] == first and len(asked) == count
 
-    path = file("data/train.jsonl", rows("a", "b"))
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"name": "x"}', '{"name": "x", "documents": [], "passed_over": 0}',
+                                    '{"name": "x", "documents": "one"}', "\udcff"], ids=range(7))
+def test_a_damaged_file_of_the_cache_is_named_with_what_to_do(repository, distribution, tmp_path, damage):
+    repository[0].append({"text": "a"})
+    distribution("aaa", "1.0", {"aaa.py": '"""From aaa."""'})
+    for read in (lambda: hub("owner/name", cache=tmp_path / "kept"),
+                 lambda: docstrings(1, packages=["aaa"], cache=tmp_path / "kept", workers=1)):
+        found = read()
+        path = next((tmp_path / "kept").iterdir())
+        path.write_text(damage, errors="surrogateescape")
+        with pytest.raises(ValueError, match=f"kept of a text in '{path}' is damaged .*delete that file"):
+            read()
+        path.unlink()
+        assert read() == found
+        path.unlink()
+
+
+@pytest.mark.parametrize(("held", "told"), [
+    ([{"body": "a", "id": 1}], 'row 1: expected a row with a field "text", got the fields body, id: name the one'),
+    ([{"text": 1}], 'row 1: expected a row with a field "text" that holds a text, got int 1'),
+    ([{"text": None}, {"text": ["a"]}], "row 2: .* that holds a text, got list")])
+def test_a_row_of_a_dataset_that_is_no_text_is_named(repository, held, told):
+    repository[0].extend(held)
+    with pytest.raises(ValueError, match=f"owner/name:train, {told}"):
+        hub("owner/name")
+
+
+@pytest.mark.parametrize("error", [
+    EOFError("ended before the end-of-stream marker"), zlib.error("invalid block type"),
+    gzip.BadGzipFile("not gzipped"),
+    zipfile.BadZipFile("not a zip file"), lzma.LZMAError("corrupt"), pyarrow.ArrowInvalid("not Parquet"),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), datasets.exceptions.DatasetGenerationError("no")],
+    ids=lambda error: type(error).__name__)
+def test_files_of_a_dataset_that_are_damaged_are_an_error_that_names_it(repository, monkeypatch, error):
+    def load(*args, **options):
+        raise error
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    with pytest.raises(ValueError, match=rf"cannot read owner/name:train: {type(error).__name__}\("):
+        hub("owner/name")
+
+
+def test_a_folder_is_named_by_its_path_its_files_and_a_hash_of_what_was_read(file, tmp_path):
+    file("data/a.jsonl", rows("a", "b"))
+    source = f"hub:{tmp_path / 'data'}"
+    first = open_text(source, cache=tmp_path / "cache")
+    assert first == Corpus(f"{tmp_path / 'data'}@{first.fingerprint[:12]} (a.jsonl)", ["a", "b"])
+    for name in "bcd":
+        file(f"data/{name}.jsonl", rows(name))
+    assert open_text(source).name.endswith(" (4 files, a.jsonl to d.jsonl)")
+    assert open_text(source, documents=3).name.endswith(" (a.jsonl, b.jsonl)")
+    assert open_text(source, documents=3).documents == ["a", "b", "b"]
+
+
+def test_a_folder_is_read_as_it_is_now_whatever_was_read_before(file, tmp_path):
+    def read(field="text", documents=9):
+        return open_text(f"hub:{tmp_path / 'data'}", documents, tmp_path / "cache", field)
+
+    path = file("data/a.jsonl", rows("a", "b"))
     first, times = read(), path.stat()
-    assert first.documents == ["a", "b"] and first.name.startswith(f"{tmp_path / 'data'}:train@")
-    file("data/train.jsonl", rows("c", "d"))
+    file("data/a.jsonl", rows("c", "d"))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a copy that keeps the times of files
-    second = read()
-    assert second.documents == ["c", "d"] and second.name != first.name
-    path.rename(path.with_name("train-2.jsonl"))
-    file("data/train-1.jsonl", rows("e"))
-    assert read().documents == ["e", "c", "d"]
+    assert first.documents == ["a", "b"] and read().documents == ["c", "d"] and read().name != first.name
+    path.rename(path.with_name("b.jsonl"))
+    file("data/a.jsonl", rows("e"))
+    assert read().documents == ["e", "c", "d"] and read(documents=1).documents == ["e"]
     file("data/.hidden", "not data")
-    known = len(list((tmp_path / "cache").iterdir()))
-    assert read().documents == ["e", "c", "d"] and len(list((tmp_path / "cache").iterdir())) == known == 3
+    assert read().documents == ["e", "c", "d"]
+    file("data/a.jsonl", '{"text": "x", "body": "X"}')
+    path.with_name("b.jsonl").unlink()
+    assert (read().documents, read("body").documents) == (["x"], ["X"])
 
 
-def test_a_folder_too_large_to_be_hashed_each_time_is_not_kept(file, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpora, "HASHED", 10)
-    for text in "ab":
-        file("data/train.jsonl", rows(text))
-        found = hub(str(tmp_path / "data"), cache=tmp_path / "cache")
-        assert found.documents == [text] and found.name == f"{tmp_path / 'data'}:train"
-    assert not (tmp_path / "cache").exists()
+@pytest.mark.parametrize("source", ["hub:{}:config", "hub:{}::train", "hub:{}:config:train:body"])
+def test_a_folder_has_neither_configs_nor_splits(file, tmp_path, source):
+    file("data/a.jsonl", rows("a"))
+    with pytest.raises(ValueError, match=r"'(config|train)' of a folder: .* all its files are read.*hub:.*:::FIELD"):
+        open_text(source.format(tmp_path / "data"))
 
 
-@pytest.mark.parametrize(("content", "told"), [
-    (rows("a", "b", field="body"), 'row 1: expected a row with a field "text", got the fields body, id: name the one'),
-    (rows(1, 2), 'row 1: expected a row with a field "text" that holds a text, got int 1'),
-    (rows(None, ["a"]), "row 2: .* that holds a text, got list"),
-    (rows("a", 5), "row 2: .* that holds a text, got int 5"),
-    ('{"text": "a"}\nno json', "the datasets library cannot read")])
-def test_a_row_of_a_dataset_that_is_no_text_is_named(file, tmp_path, content, told):
-    file("data/train.jsonl", content)
-    with pytest.raises(ValueError, match=told):
-        hub(str(tmp_path / "data"))
+def test_a_folder_may_lie_below_the_home_folder_and_near_names_are_told(file, tmp_path, monkeypatch):
+    file("data/a.jsonl", rows("a"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_text("hub:~/data").documents == ["a"]
+    with pytest.raises(FileNotFoundError, match=f"no folder '~/dada'.* Did you mean {tmp_path}/data"):
+        open_text("hub:~/dada")
 
 
 def test_a_file_behind_hub_is_told_to_be_passed_as_it_is(file):

@@ -223,6 +223,31 @@ def test_python_and_the_command_line_agree_to_the_last_digit_and_with_numpy(
     np.testing.assert_allclose(found.eigenvalues, expected, rtol=1e-4, atol=1e-5 * expected[0])
 
 
+def test_blank_and_short_texts_are_passed_over_alike_by_python_and_the_command_line(
+        home, tokenizer, texts, tmp_path, capsys):
+    short = ["ice", "heat"]
+    given = ["", *texts[:30], " \n\t", *short, *texts[30:], "\u2003", "ice"]  # an em space is white space, too
+    assert all(0 < len(tokenizer(text)["input_ids"]) < 4 for text in short)
+    (tmp_path / "a.jsonl").write_bytes(as_lines(given))
+    assert traced(home, tmp_path / "out", tmp_path / "a.jsonl", "--field", "body") > 0
+    assert "a.jsonl: 3 rows without text were passed over, 63 were read" in capsys.readouterr().err
+    row = pd.read_parquet(next((tmp_path / "out" / "records").glob("*.parquet"))).iloc[0]
+    found = reptrace.measure(str(home), given, min_length=4, max_length=LENGTH, batch_size=16, ranks=(2, 8))
+    assert found.eigenvalues.tolist() == row.eigenvalues.tolist() and found.samples == row.sequences == 60
+    assert (found.rankme, found.rankme_stderr) == (row.rankme, row.rankme_stderr)
+    printed = capsys.readouterr()
+    assert "3 blank texts and 2 different ones of fewer than 4 tokens were passed over, 60 were measured" in printed.err
+    assert printed.out == ""
+
+
+def test_nothing_is_said_of_texts_that_were_passed_over_where_none_was(model, tokenizer, texts, capsys):
+    reptrace.measure(model, texts, tokenizer, max_length=LENGTH, ranks=(2, 8))
+    assert capsys.readouterr().err == ""
+    reptrace.measure(model, [*texts, ""], tokenizer, max_length=LENGTH, ranks=(2, 8))
+    assert capsys.readouterr().err == ("1 blank texts and 0 different ones of fewer than 1 tokens were passed over, "
+                                       "60 were measured\n")
+
+
 def test_a_text_that_stands_there_twice_counts_once(model, tokenizer, texts):
     once, twice = (reptrace.measure(model, given, tokenizer, max_length=LENGTH, ranks=(2, 8))
                    for given in (texts, [*texts, *texts[:20]]))

@@ -129,8 +129,13 @@ def test_only_what_would_help_is_advised(tokenizer):
     assert told(Corpus("a.jsonl", ["one", "two"]), 2) == (
         "lower the minimum length (min_length, --min-length), or bring more text.")
     assert told(Corpus("a.jsonl", ["one", "two"]), 3, 8, 1) == "ask for fewer, or bring more text."
-    with pytest.raises(ValueError, match=r"different documents \(7 rows without text were passed over\)"):
+    with pytest.raises(ValueError, match=r"2 different documents \(9 rows were read, 7 of them without text\): "):
         probe(Corpus("a.csv", ["one", "two"], 7), tokenizer, 3, 8, 1)
+    with pytest.raises(ValueError, match=r"has 0 among 2 different documents \(240 rows were read\): lower"):
+        probe(Corpus("owner/name:train@0123", ["one", "two"] * 120), tokenizer, 60, 512, 500)
+    for name in ("data@0123 (a.txt)", "data@0123 (7 files, a.txt.gz to g.md)", "data@0123 (a.MD.zst)"):
+        assert told(Corpus(name, one.documents), 2) == f"{blank_lines}, or bring more text."
+    assert told(Corpus("a.txt@0123 (a.jsonl)", one.documents), 2) == "bring more text."
 
 
 @pytest.mark.parametrize(("given", "hint"), [(["a", "b"], r"Corpus\(name, texts\)"), ("a.txt", r"text_file\(path\)"),
@@ -179,6 +184,80 @@ def test_the_first_tokens_are_those_of_the_bare_tokenizer_whatever_it_stores(tok
     assert found == [whole(tokenizer, text)[:24] for text in documents] and max(map(len, found)) == 24
     assert (own.backend_tokenizer.to_str(), own.truncation_side, own.padding_side, own.model_max_length) == before
     assert not own.deprecation_warnings  # where transformers notes that it warned of a sequence that is too long
+
+
+UNIGRAM = [("<unk>", 0.0), *((piece, -len(piece) / 2) for piece in ("▁", *"abcdefgh", "ab", "cd", "ef", "gh", "abcd"))]
+
+
+@pytest.mark.parametrize("settings", [{"alpha": 0.1, "nbest_size": 64}, {"alpha": 0.1}, {"nbest_size": 64}], ids=str)
+def test_a_unigram_model_that_draws_its_tokens_draws_none_here(settings):
+    own = fast(models.Unigram(UNIGRAM, unk_id=0), pre_tokenizer=pre_tokenizers.Metaspace())
+    documents = ["abcdefgh abcd ghabcdef " * 4] * 8
+    expected = [whole(own, text)[:20] for text in documents]
+    model = own.backend_tokenizer.model
+    for name, value in settings.items():
+        setattr(model, name, value)
+    answers = {tuple(whole(own, text)) for text in documents}
+    assert (len(answers) > 1) == ("alpha" in settings)  # the other says out of how many
+    assert first_tokens(own, documents, 20) == expected
+    assert {name: getattr(model, name) for name in settings} == pytest.approx(settings)
+
+
+class Drawing:
+    """What a slow tokenizer of transformers holds of sentencepiece (not installed here): may draw pieces."""
+
+    def __init__(self, sampling):
+        self._enable_sampling, self.draw = sampling, random.Random(0)
+
+    def encode(self, text, out_type=str):
+        wide = self.draw.random() < 0.5 if self._enable_sampling else False
+        return [text] if wide else list(text)
+
+
+class Sentences(PreTrainedTokenizer):
+    """A slow tokenizer by pieces, as GPTSw3Tokenizer."""
+
+    def __init__(self, sampling=False, **options):
+        self.sp_model = Drawing(sampling)
+        super().__init__(unk_token="?", **options)
+
+    vocab_size = 128
+
+    def get_vocab(self):
+        return {chr(k): k for k in range(128)}
+
+    def _tokenize(self, text, **options):
+        return self.sp_model.encode(text)
+
+    def _convert_token_to_id(self, token):
+        return ord(token) if len(token) == 1 and ord(token) < 128 else 0
+
+    def _convert_id_to_token(self, index):
+        return chr(index)
+
+
+def test_a_slow_tokenizer_that_draws_its_pieces_draws_none_here():
+    own, documents = Sentences(sampling=True), texts(20)
+    assert first_tokens(own, documents, 30) == [whole(Sentences(), text)[:30] for text in documents]
+    assert own.sp_model._enable_sampling is True
+    own._tokenize = lambda text: 1 / 0
+    with pytest.raises(TokenizingError):
+        first_tokens(own, documents, 30)
+    assert own.sp_model._enable_sampling is True
+
+
+def test_a_tokenizer_that_gives_one_text_two_answers_is_refused(corpus):
+    draw = random.Random(0)
+
+    def own(batch, **options):
+        return {"input_ids": [[draw.randrange(2) for _ in text] for text in batch]}
+
+    with pytest.raises(ValueError, match=r"function gives the same text other tokens at every call: it draws them"):
+        first_tokens(own, ["", "one text", "another"], 4)
+    with pytest.raises(ValueError, match="draws them"):
+        probe(corpus, own, 20)
+    with pytest.raises(ValueError, match="draws them"):
+        first_tokens(own, [*[""] * 20, "x" * 10**6])
 
 
 def test_a_tokenizer_has_its_settings_back_after_a_failure(tokenizer):
@@ -333,6 +412,16 @@ def test_a_document_is_read_on_until_its_tokens_are_enough():
     found = probe(Corpus("genomes", genomes), own, 12, 512, 500)
     assert sorted(found.sequences) == sorted(whole(own, text)[:512] for text in genomes)
     assert set(map(len, found.sequences)) == {512}
+
+
+def test_a_word_too_long_for_wordpiece_is_unknown_however_far_its_end_is(monkeypatch):
+    monkeypatch.setattr(probes, "CUT", 500)
+    monkeypatch.setattr(probes, "CUT_PER_TOKEN", 4)
+    vocabulary = {"<unk>": 0, "x": 1, "##x": 2, "the": 3}
+    own = fast(models.WordPiece(vocabulary, unk_token="<unk>", max_input_chars_per_word=1000),
+               pre_tokenizer=pre_tokenizers.BertPreTokenizer())
+    documents = [f"{'x' * length} {'the ' * 2000}" for length in (10, 999, 1000, 1001, 3000)]
+    assert first_tokens(own, documents, 12) == [whole(own, text)[:12] for text in documents]
 
 
 def batches_seen(monkeypatch):

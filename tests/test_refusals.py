@@ -7,6 +7,8 @@ order; the column "What happens" says whether as an error, as the reason of a ga
 import csv
 import gzip
 import json
+import os
+import random
 import re
 import shutil
 from contextlib import nullcontext
@@ -19,7 +21,7 @@ from test_loading import house
 from transformers import AutoConfig, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments
 
 import reptrace
-from reptrace.corpora import Corpus, open_text, probe, train_tokenizer
+from reptrace.corpora import Corpus, docstrings, open_text, probe, train_tokenizer
 from reptrace.evaluation import evaluate_checkpoints
 from reptrace.hidden_states import last_token_states
 from reptrace.loading import load, load_tokenizer
@@ -115,6 +117,30 @@ def opened(world, name, content, **options):
 
 def long_lines(world):
     return probe(opened(world, "a.txt", "\n".join(world.texts)), world.tokenizer, 20, 16, 2)
+
+
+def folder_of(world, files, part=""):
+    (world.folder / "data").mkdir()
+    for name, content in files.items():
+        world.file(f"data/{name}", content)
+    return open_text(f"hub:{world.folder / 'data'}{part}")
+
+
+def damaged_cache(world, monkeypatch):
+    monkeypatch.setattr("reptrace.corpora._standard_library", list)  # thousands of files
+    read = {"packages": ["tqdm"], "cache": world.folder / "corpora", "workers": 1}
+    docstrings(**read)
+    next((world.folder / "corpora").iterdir()).write_text('{"name": "docs')
+    return docstrings(**read)
+
+
+def drawing_tokenizer(world):
+    draw = random.Random(0)
+
+    def draws(texts, **options):
+        return {"input_ids": [[draw.randrange(90) for _ in text] for text in texts]}
+
+    return probe(Corpus("mine", world.texts), draws, 20, 16, 2)
 
 
 def failing_tokenizer(world):
@@ -377,6 +403,21 @@ CASES = {
     "A file without any text": lambda w: opened(w, "a.txt", "\n\n"),
     "Fewer documents than sequences asked for": lambda w: probe(Corpus("mine", w.texts), w.tokenizer, 41, 16, 2),
     "A plain text without blank lines, one document in all": long_lines,
+    "Names of files where their texts are meant":
+        lambda w: measured(w, [w.file("a.txt", "one"), w.file("b.txt", "two")]),
+    "Pairs where texts are meant (`items()`, `enumerate`)": lambda w: measured(w, enumerate(["one", "two"])),
+    "RTF or PostScript under the name of a text": lambda w: opened(w, "a.txt", "{\\rtf1 one}"),
+    "A file whose name is not UTF-8": lambda w: opened(w, os.fsdecode(b"na\xefve.txt"), "one"),
+    "A .tsv whose double quotes may be letters or hold a cell together":
+        lambda w: opened(w, "a.tsv", 'text\n"one\ntwo\nthree"\nfour\n'),
+    "A folder with files of different kinds, or of one that is not read":
+        lambda w: folder_of(w, {"a.csv": "text\none\n", "b.jsonl": '{"text": "two"}'}),
+    "A folder with files of several splits": lambda w: folder_of(w, {"train.txt": "one", "test.txt": "two"}),
+    "A folder whose README names its data files":
+        lambda w: folder_of(w, {"README.md": "---\nconfigs:\n- data_files: a.txt\n---\n", "a.txt": "one"}),
+    "A config or split of a folder": lambda w: folder_of(w, {"a.txt": "one"}, "::train"),
+    "A damaged file among what was kept of texts": damaged_cache,
+    "A tokenizer that draws its tokens": drawing_tokenizer,
     "A tokenizer that fails on a document": failing_tokenizer,
     "A run without any tokenizer": without_tokenizers,
     "A checkpoint without a tokenizer, asked for tasks": tasks_without_a_tokenizer,

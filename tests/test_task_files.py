@@ -78,3 +78,67 @@ def test_a_yaml_that_cannot_be_read_or_includes_itself_is_no_obstacle(folder):
     (folder / "broken.yaml").write_text("task: [")
     (folder / "loop.yaml").write_text("include: loop.yaml\ntask: loop\n")
     assert "mine" in fingerprints(folder)
+
+
+@pytest.fixture
+def reading(folder, monkeypatch):
+    """A function that writes a task which reads data in some way, and gives a function of its identity."""
+    data = folder.parent / "data"
+    (data / "deep" / "er").mkdir(parents=True)
+    for name in ("a.jsonl", "b.jsonl", "deep/c.jsonl", "deep/er/d.jsonl", "deep/.hidden.jsonl"):
+        (data / name).write_text('{"passage": "a", "answer": 0}\n')
+    monkeypatch.chdir(folder.parent)
+
+    def read(yaml):
+        (folder / "mine.yaml").write_text(f"task: mine\n{BASE}{yaml.format(data=data)}\n")
+        return data
+
+    return read
+
+
+DATA = {
+    "a pattern": ("dataset_path: json\ndataset_kwargs: {{data_files: {{test: '{data}/*.jsonl'}}}}", ["a", "b"]),
+    "a pattern of one letter": ("dataset_path: json\ndataset_kwargs: {{data_files: '{data}/[a]?jsonl'}}", ["a"]),
+    "all below": ("dataset_path: json\ndataset_kwargs: {{data_files: ['{data}/deep/**']}}", ["deep/c", "deep/er/d"]),
+    "hidden, where named": ("dataset_path: json\ndataset_kwargs: {{data_files: '{data}/deep/.*'}}", ["deep/.hidden"]),
+    "below where we are": ("dataset_path: json\ndataset_kwargs: {{data_files: 'data/*/*.jsonl'}}", ["deep/c"]),
+    "by an address": ("dataset_path: json\ndataset_kwargs: {{data_files: 'file://{data}/b*'}}", ["b"]),
+    "in an archive": ("dataset_path: json\ndataset_kwargs: {{data_files: 'zip://*::{data}/a.jsonl'}}", ["a"]),
+    "a folder": ("dataset_path: json\ndataset_kwargs: {{data_dir: '{data}/deep'}}", ["deep/c", "deep/er/d"]),
+    "a folder as data set": ("dataset_path: {data}/deep", ["deep/c", "deep/er/d"]),
+    "files below a folder": ("dataset_path: json\ndataset_kwargs: {{data_dir: '{data}/deep', data_files: er/d.jsonl}}",
+                             ["deep/c", "deep/er/d"]),
+    "a pattern below a data set": ("dataset_path: data\ndataset_kwargs: {{data_files: deep/.h*}}", ["deep/.hidden"]),
+    "a pattern below a folder of a data set": (
+        "dataset_path: data\ndataset_kwargs: {{data_dir: deep, data_files: .h*}}", ["deep/.hidden"]),
+}
+
+
+@pytest.mark.parametrize("way", DATA)
+def test_a_change_in_any_file_of_data_changes_a_task_however_it_is_named(folder, reading, way):
+    yaml, names = DATA[way]
+    data = reading(yaml)
+    for name in names:
+        before = fingerprints(folder)["mine"]
+        (data / f"{name}.jsonl").write_text('{"passage": "a", "answer": 1}\n')
+        assert fingerprints(folder)["mine"] != before, name
+
+
+def test_a_file_that_comes_to_match_changes_a_task_and_one_that_does_not_changes_none(folder, reading):
+    data = reading(DATA["a pattern"][0])
+    before = fingerprints(folder)["mine"]
+    (data / "deep" / "c.jsonl").write_text("other")
+    (data / "a.txt").write_text("other")
+    assert fingerprints(folder)["mine"] == before
+    (data / "c.jsonl").write_text("{}")
+    assert fingerprints(folder)["mine"] != before
+
+
+@pytest.mark.parametrize("name", ["https://host/*.jsonl", "hf://datasets/a/b/*.jsonl", "nothing/*.jsonl", "a**b", "",
+    "[",
+                                  "x" * 5000], ids=lambda name: name[:20])
+def test_what_names_no_local_file_is_no_obstacle(folder, reading, name):
+    reading(f"dataset_path: json\ndataset_kwargs: {{{{data_files: '{name}'}}}}")
+    before = fingerprints(folder)["mine"]
+    (folder.parent / "unrelated.jsonl").write_text("other")
+    assert fingerprints(folder)["mine"] == before

@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import re
 import zipfile
 
@@ -151,11 +152,35 @@ def test_a_missing_file_or_a_folder_is_an_error_that_says_what_a_text_may_be(tmp
     for path in (tmp_path / "no.txt", tmp_path):
         with pytest.raises(FileNotFoundError, match=rf"no text file .*{READABLE}.*docstrings.*hub:"):
             read(str(path))
-    with pytest.raises(FileNotFoundError, match=f"that is a folder.* hub:{tmp_path} reads the data files"):
+    with pytest.raises(FileNotFoundError, match=f"that is a folder.* hub:{tmp_path} reads all the files of this fold"):
         read(tmp_path)
     for text in ("words " * 1000, "a\0b"):  # no names of files
         with pytest.raises(FileNotFoundError, match="no text file"):
             read(text)
+
+
+@pytest.mark.parametrize(("asked", "told"), [
+    ("held_outt.jsonl", "held_out.jsonl"), ("held-out.txt", "held_out.jsonl"), ("docstring", "docstrings"),
+    ("texst/a.txt", "texts")])
+def test_a_path_that_is_mistyped_is_told_those_like_it(tmp_path, file, asked, told):
+    file("held_out.jsonl", '{"text": "a"}')
+    (tmp_path / "texts").mkdir()
+    with pytest.raises(FileNotFoundError, match=rf"no text file .* Did you mean (\S*/)?{told}\?"):
+        read(tmp_path / asked)
+    with pytest.raises(FileNotFoundError) as error:
+        read(tmp_path / "quite" / "elsewhere.txt")
+    assert "Did you mean" not in str(error.value)
+
+
+def test_a_file_whose_name_is_no_text_is_refused(tmp_path):
+    path = tmp_path / os.fsdecode(b"na\xefve.txt")
+    path.write_text("text")
+    with pytest.raises(ValueError, match=r"name of the file '.*na\\\\udcefve.txt' is not UTF-8.*rename") as error:
+        read(path)
+    str(error.value).encode()
+    with pytest.raises(FileNotFoundError, match=r"na\\\\udcef.txt") as error:
+        read(tmp_path / os.fsdecode(b"na\xef.txt"))
+    str(error.value).encode()
 
 
 ZIP = io.BytesIO()
@@ -169,13 +194,17 @@ with zipfile.ZipFile(ZIP, "w") as archive:
     (parquet(["one"]), r"Parquet \(\.parquet\)"), (ZIP.getvalue(), "a ZIP archive"), (bz2.compress(b"text"), "bzip2"),
     (lzma.compress(b"text"), "xz"), ("naïve".encode("utf-16"), "UTF-16"), (b"%PDF-1.7 text", "PDF"),
     ("text".encode("utf-16-le"), "it holds NUL characters"), ("naïve".encode("latin-1"), "can't decode byte 0xef"),
-    (bytes(range(256)), "can't decode byte 0x80"), (b"a\xed\xa0\x80b", "can't decode byte 0xed")])
+    (bytes(range(256)), "can't decode byte 0x80"), (b"a\xed\xa0\x80b", "can't decode byte 0xed"),
+    (b"{\\rtf1\\ansi one\\par two}", "RTF"), (b"%!PS-Adobe-3.0\n\n(one) show", "PostScript")],
+    ids=["gzip", "zst", "parquet", "zip", "bz2", "xz", "utf-16", "pdf", "utf-16 bare", "latin-1", "bytes", "surrogate",
+         "rtf", "ps"])
 def test_what_is_no_text_is_refused_whatever_its_name(file, name, content, form):
     with pytest.raises(ValueError, match=rf"{name} is not UTF-8 text: .*{form}"):
         read(file(name, gzip.compress(content) if name.endswith(".gz") else content))
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", parquet(DOCUMENTS)[:-9], b"text\n\ntext", gzip.compress(b"text")])
+@pytest.mark.parametrize("content", [b"", b"PAR1", parquet(DOCUMENTS)[:-9], b"text\n\ntext", gzip.compress(b"text")],
+                         ids=["empty", "its beginning", "cut off", "text", "gzip"])
 def test_what_is_no_whole_parquet_file_is_refused(file, content):
     with pytest.raises(ValueError, match=r"a\.parquet cannot be read as Parquet: cut off"):
         read(file("a.parquet", content))
@@ -200,6 +229,7 @@ def test_a_compressed_file_that_is_cut_off_or_none_is_refused(file, packing):
     ("a.json", '{"text": "a"}', "of which the documents cannot be told: expected an array of objects"),
     ("a.json", '{"text": ["a", "b"], "id": [1]}', "of which the documents cannot be told"),
     ("a.json", '{"text": ["a"], "version": 1}', "of which the documents cannot be told"),
+    ("a.json", '{"text": {"0": "a", "1": "b"}, "id": {"1": 1, "2": 2}}', "of which the documents cannot be told"),
     ("a.json", "5", "of which the documents cannot be told"), ("a.json", "{}", "of which the documents cannot be told"),
     ("a.txt", '{"text": "a"}\n{"text": "b"}\n', "holds JSON lines: name it .jsonl"),
     ("a.txt", '{"text":\n"a"}', "holds JSON: name it .json"), ("a.txt", '["a",\n"b"]', "holds JSON: name it .json"),
@@ -273,6 +303,28 @@ def test_a_table_whose_rows_do_not_fit_its_header_is_refused(file, content, told
         read(file("a.csv", content))
     with pytest.raises(ValueError, match=f"^a.tsv.*{re.escape(told)}"):
         read(file("a.tsv", content.replace(",", "\t").replace("b\t and c", "b\tand c")))
+
+
+@pytest.mark.parametrize(("content", "rows"), [
+    ('id\ttext\n1\t"Hello he said\n2\tb\n3\tc"\n4\td\n', "2 rows, .* or 4"),
+    ('id\ttext\n1\t"Well\n2\tb\n3\t" he said\n4\td"\n', None),
+    ('text\tid\n"Hello there\t1\nb\t2\nshe said"\t3\nd\t4\n', "2 rows, .* or 4"),
+    ('text\n"Hello there\nb\nshe said"\nd\n', "2 rows, .* or 4"), ('text\n"a\r\n\r\nb"\r\n', "1 rows, .* or 2")])
+def test_quotes_in_a_tsv_that_may_be_letters_or_hold_a_cell_together_are_refused(file, content, rows):
+    with pytest.raises(ValueError, match=rf"a\.tsv can be read in two ways: {rows}" if rows else r"a\.tsv, row 1"):
+        read(file("a.tsv", content))
+    if rows:  # in a .csv quotes have one meaning
+        table = pd.read_csv(io.StringIO(content.replace("\t", ","), newline=""))
+        assert read(file("a.csv", content.replace("\t", ","))).documents == table.text.tolist()
+
+
+@pytest.mark.parametrize("content", [
+    'id\ttext\n1\t"x\ty\nz"\n2\tb\n', 'id\ttext\n1\t"x\ny"\n', 'id\ttext\n1\t"x\ty"\n2\t"z"\n', 'text\n"a ""b"""\nc\n',
+    'id\ttext\n1\t"one ""x""\n\n2\ttwo\t"\n3\tc\n'])
+def test_a_cell_of_a_tsv_in_quotes_is_read_as_csv_and_pandas_read_it(file, content):
+    by_csv = [row["text"] for row in csv.DictReader(io.StringIO(content, newline=""), delimiter="\t")]
+    assert read(file("a.tsv", content)).documents == by_csv
+    assert by_csv == pd.read_csv(io.StringIO(content, newline=""), sep="\t").text.tolist()
 
 
 def test_two_columns_of_one_name_are_refused_in_parquet_too(file):

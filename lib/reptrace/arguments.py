@@ -9,12 +9,15 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import reprlib
+from array import array
 from collections.abc import Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
 
 _SHORT = reprlib.Repr()  # of what came, in a message: a value may be as large as a corpus
+_FILE_NAME = re.compile(r"[^\s.]\.\w{1,9}\Z")
 _SHORT.maxstring = _SHORT.maxother = 60
 
 
@@ -51,25 +54,32 @@ def is_trusted(model: str, trust: Iterable[str]) -> bool:
 
 
 def texts(given, what: str = "texts") -> list[str]:
-    """Texts as a list of strings: from a list, tuple, pandas Series, numpy array, generator or other iterable of them.
+    """Texts as a list of strings: from a list, tuple, generator, column of pandas, pyarrow or numpy, or other iterable.
 
     Raises
     ------
     TypeError
-        One string, a path, a mapping, a set, a table, an open file, or items other than strings: says which, and what
-        to pass instead. `what` is the argument's name.
+        One string, a path, a mapping, a set, a table, an open file, items other than strings, or none but names of
+        files: says which, and what to pass instead. `what` is the argument's name.
     ValueError
         A text that holds half of a surrogate pair, which no tokenizer takes: says where.
     """
     hint = _hint(given)
-    if hint or not isinstance(given, Iterable):
+    if hint or not _iterable(given):
         raise TypeError(f"{what} must be a list of strings, a text each; got {shown(given)}.{hint}")
+    given = given.to_pylist() if hasattr(given, "to_pylist") else given  # pyarrow's own items are no strings
     found = [str(text) if isinstance(text, str) else text for text in given]  # numpy's strings become plain ones
     for number, text in enumerate(found):
         if not isinstance(text, str):
             raise TypeError(f"{what} must be a list of strings, a text each; {what}[{number}] is {shown(text)}."
                             f"{_item_hint(text)}")
         check_characters(text, f"{what}[{number}]")
+    if all(_FILE_NAME.search(text) or os.path.isfile(text) for text in found):
+        file = next(filter(os.path.isfile, found), None)
+        if file is not None:
+            raise TypeError(f"{what} must be a list of strings, a text each; they all look like names of files, and "
+                            f"{shown(file)} is one: pass what they hold, of each text_file(path).documents "
+                            "(reptrace.corpora).")
     return found
 
 
@@ -88,6 +98,14 @@ def shown(value) -> str:
     return f"{type(value).__name__} {' '.join(_SHORT.repr(value).split())}"
 
 
+def _iterable(given) -> bool:
+    try:
+        iter(given)
+    except TypeError:  # also of a class that says it could be, as numpy's arrays without an axis
+        return False
+    return isinstance(given, Iterable)
+
+
 def _hint(given) -> str:
     """What to pass instead of something that is no list of texts; "" where nothing is known against it."""
     if isinstance(given, str):
@@ -96,6 +114,8 @@ def _hint(given) -> str:
         return " Pass text_file(path).documents (reptrace.corpora)."
     if isinstance(given, (bytes, bytearray, memoryview)):
         return " Decode it, and pass a list."
+    if isinstance(given, array):
+        return " An array of letters or numbers: pass [given.tounicode()], or token ids to last_token_states."
     if isinstance(given, Mapping):
         return " Pass list(texts.values()), or the column that holds the texts."
     if isinstance(given, (set, frozenset)):
@@ -111,8 +131,12 @@ def _hint(given) -> str:
 
 def _item_hint(item) -> str:
     first = item[0] if isinstance(item, (list, tuple)) and item else item
+    if isinstance(item, (list, tuple)) and len(item) == 2 and any(isinstance(part, str) for part in item):
+        return " Pairs? Pass their texts alone, as [text for _, text in pairs]."
     if isinstance(first, Integral) and not isinstance(first, bool):
         return " Token ids? Pass them to last_token_states(model, sequences) (reptrace.hidden_states)."
+    if isinstance(item, os.PathLike):
+        return " A path? Pass what it holds, text_file(path).documents (reptrace.corpora)."
     if isinstance(item, Mapping):
         return " Pass the field that holds the text, as [row[\"text\"] for row in rows]."
     if item is None or type(item).__name__ == "NAType" or (isinstance(item, float) and math.isnan(item)):

@@ -2,21 +2,25 @@
 
 `docstrings` needs no network: it reads what the project's own requirements installed, real English and code, tens of
 megabytes, the same documents in the same order wherever Python and the same packages are installed alike. Files
-(`text_files`) and hub datasets give the same `Corpus`; `probes` makes token sequences of it.
+(`text_files`), folders of them and hub datasets give the same `Corpus`; `probes` makes token sequences of it.
 """
 
 from __future__ import annotations
 
 import ast
+import gzip
 import inspect
 import json
+import lzma
 import os
 import sys
 import sysconfig
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from itertools import chain
@@ -25,9 +29,9 @@ from pathlib import Path
 import pyarrow
 from tqdm import tqdm
 
-from reptrace import arguments, text_files
-from reptrace.fingerprints import files_fingerprint, files_in, fingerprint, order_key
-from reptrace.hub import ANSWER, asked
+from reptrace import arguments, data_folders, text_files
+from reptrace.fingerprints import fingerprint, order_key
+from reptrace.hub import ANSWER, asked, near_folders
 from reptrace.probes import Probe as Probe
 from reptrace.probes import probe as probe
 from reptrace.processes import end_with_parent
@@ -35,7 +39,7 @@ from reptrace.records import write_atomically
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
 PACKAGES = Path(__file__).with_name("docstrings.txt")
-HASHED = 10**10  # bytes of a local folder of data up to which what was read of it is kept
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, lzma.LZMAError)  # what unpacking raises
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class Corpus:
 
 def open_text(source: str | Path, documents: int = 50_000, cache: Path | None = None,
               field: str = text_files.FIELD) -> Corpus:
-    """A corpus by name: "docstrings"; a file, see `text_files.read`; or "hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]]".
+    """A corpus by name: "docstrings"; a file, see `text_files.read`; "hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]]"; or
+    "hub:FOLDER[:::FIELD]".
 
     `field` says which field of a row holds the text, of files and of a hub dataset that names none itself.
     """
@@ -85,7 +90,7 @@ def open_text(source: str | Path, documents: int = 50_000, cache: Path | None = 
         if not parts[0] or len(parts) > 4:
             raise ValueError(f"expected hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]], got {str(source)!r}.")
         repository, config, split, own = [*parts, "", "", ""][:4]
-        return hub(repository, config or None, split or "train", own or field, documents, cache)
+        return hub(repository, config or None, split or None, own or field, documents, cache)
     return text_file(source, field)
 
 
@@ -94,15 +99,15 @@ def text_file(path: str | Path, field: str = text_files.FIELD) -> Corpus:
     return Corpus(Path(path).name, *text_files.read(path, field))
 
 
-def hub(repository: str, config: str | None = None, split: str = "train", field: str = text_files.FIELD,
+def hub(repository: str, config: str | None = None, split: str | None = None, field: str = text_files.FIELD,
         documents: int = 50_000, cache: Path | None = None) -> Corpus:
-    """The first documents of a hub dataset, or of a folder of data files, streamed.
+    """The first documents of a hub dataset, streamed (split "train" unless another is named); or of a local folder.
 
     FineWeb: `hub("HuggingFaceFW/fineweb", "sample-10BT")`.
 
     The dataset is read at the commit that its main branch stands for now; the corpus's name says which. With a `cache`
-    folder it is streamed once; delete its file to fetch a newer state of the dataset. A folder has a hash of its files'
-    names and contents in place of the commit, and is read anew once one of them has changed (or, above 10 GB, always).
+    folder it is streamed once; delete its file to fetch a newer state of the dataset. A folder is read anew each time,
+    see `data_folders.read`; the name says which of its files, and has a hash of the documents.
 
     Rows without text (null or blank) are passed over and counted; a row without the field, or with something else in
     it, is a ValueError that names it.
@@ -110,18 +115,16 @@ def hub(repository: str, config: str | None = None, split: str = "train", field:
     from huggingface_hub import HfApi
 
     folder = _data_folder(repository)
+    if folder:
+        return _of_folder(repository, folder, config or split, field, documents)
+    split = split or "train"
     name = ":".join(filter(None, (repository, config, split)))
-    state = _content_of(folder) if folder else None
-    kept = None
-    if cache and (state or not folder):  # a repository is kept under its name alone, and states its commit
-        key = f"content {state} {name}:{field}:{documents}" if folder else f"pinned {name}:{field}:{documents}"
-        kept = Path(cache) / f"hub-{fingerprint([key.encode()])}.json"
+    kept = Path(cache) / f"hub-{fingerprint([f'pinned {name}:{field}:{documents}'.encode()])}.json" if cache else None
     if kept and kept.exists():
-        return Corpus(**json.loads(kept.read_text()))
-    commit = None if folder else asked(repository, lambda: HfApi().dataset_info(repository, timeout=ANSWER)).sha
+        return _kept(kept)
+    commit = asked(repository, lambda: HfApi().dataset_info(repository, timeout=ANSWER)).sha
     found = _streamed(repository, config, split, commit, documents, text_files.Rows(name, field))
-    state = state or commit
-    corpus = Corpus(f"{name}@{state[:12]}" if state else name, *found)
+    corpus = Corpus(f"{name}@{commit[:12]}", *found)
     if kept:
         write_atomically(kept, json.dumps(asdict(corpus)).encode())
     return corpus
@@ -161,7 +164,7 @@ def docstrings(min_characters: int = 200, packages: Sequence[str] | None = None,
                  *map(inspect.getsource, (_docstrings_of, _distinct))]
         kept = Path(cache) / f"docstrings-{fingerprint([json.dumps(facts).encode()])}.json"
     if kept and kept.exists():
-        return Corpus(**json.loads(kept.read_text()))
+        return _kept(kept)
     files = [path for name in names for path in _files_of(name)] + _standard_library()
     with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
         found = pool.map(_docstrings_of, files, chunksize=64)
@@ -201,24 +204,36 @@ def train_tokenizer(documents: Sequence[str], vocabulary: int):
                                    unk_token=END_OF_TEXT, pad_token=PADDING)
 
 
+def _kept(path: Path) -> Corpus:
+    """A corpus that was read before."""
+    try:
+        return Corpus(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"what was kept of a text in {str(path)!r} is damaged ({error}): delete that file, and the "
+                         "text is read anew.") from error
+
+
 def _data_folder(repository: str) -> Path | None:
     """The folder that is meant in place of a repository, if it is one."""
-    path = Path(repository)
+    path = Path(os.path.expanduser(repository))
     if path.is_dir():
         return path
     if path.is_file():
         raise ValueError(f"{repository!r} is a file: pass its path as it is, without hub:.")
     if repository.startswith((".", "/", "~")) or repository.count("/") > 1:
-        raise FileNotFoundError(f"there is no folder {repository!r}, and a repository of the hub is named OWNER/NAME.")
+        raise FileNotFoundError(f"there is no folder {repository!r}, and a repository of the hub is named OWNER/NAME."
+                                f"{near_folders(path)}")
     return None
 
 
-def _content_of(folder: Path) -> str | None:
-    """Hash of the names and contents of a folder's files; None where they are too large to be read each time."""
-    files = files_in(folder)
-    if sum(path.stat().st_size for path in files) > HASHED:
-        return None
-    return files_fingerprint((str(path.relative_to(folder)), path) for path in files)
+def _of_folder(name: str, folder: Path, part: str | None, field: str, documents: int) -> Corpus:
+    if part:
+        raise ValueError(f"{part!r} of a folder: a folder has neither configs nor splits here, all its files are read. "
+                         f"Name one file, or a folder that holds the wanted ones alone; a field: hub:{name}:::FIELD.")
+    found, files = data_folders.read(folder, field, documents)
+    listed = ", ".join(files) if len(files) < 4 else f"{len(files)} files, {files[0]} to {files[-1]}"
+    corpus = Corpus(f"{name} ({listed})", *found)
+    return replace(corpus, name=f"{name}@{corpus.fingerprint[:12]} ({listed})")
 
 
 def _streamed(repository: str, config: str | None, split: str, commit: str | None, documents: int,
@@ -231,8 +246,8 @@ def _streamed(repository: str, config: str | None, split: str, commit: str | Non
         data = load_dataset(repository, config, split=split, streaming=True, revision=commit).take(documents)
         bar = tqdm(data, desc=repository, total=documents, unit="doc", leave=False)
         return rows.documents((number, rows.value(number, row)) for number, row in enumerate(bar, 1))
-    except (DatasetsError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"the datasets library cannot read {rows.name}: {error}") from error
+    except (DatasetsError, pyarrow.ArrowException, UnicodeDecodeError, *DAMAGED) as error:
+        raise ValueError(f"the datasets library cannot read {rows.name}: {error!r}") from error
 
 
 def _distinct(found: Iterable[Sequence[str]], min_characters: int) -> text_files.Documents:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from warnings import warn
+
+from tqdm import tqdm
 
 from reptrace import arguments, hub, weights
 from reptrace.moments import products_dtype
@@ -124,7 +127,8 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
     revision : str, optional, of a named repository
     layer, batch_size : see `hidden_states.last_token_states`
     max_length, min_length : int, default 512 and 1
-        Texts are cut to their first max_length tokens (`probes.first_tokens`), and passed over below min_length.
+        Texts are cut to their first max_length tokens (`probes.first_tokens`). Blank ones, and those below min_length,
+        are passed over, and their number is said on standard error.
     ranks : (int, int), default (12, 100), shortened where the spectrum is shorter (`.alpha.ranks` says so)
     trust_remote_code : bool, default False; run Python code that comes with the named model, see `loading.load`
     progress : bool, default False; show a progress bar
@@ -160,6 +164,10 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
         lower = ", or lower min_length" if len(different) > 1 and min_length > 1 else ""
         raise ValueError(f"{len(kept)} of {len(different)} different texts have at least {min_length} tokens, a "
                          f"spectrum needs two or more: bring more text{lower}.")
+    blank, short = sum(not text.strip() for text in texts), len(different) - len(kept)
+    if blank or short:  # said where the command line says it
+        tqdm.write(f"{blank} blank texts and {short} different ones of fewer than {min_length} tokens were passed "
+                   f"over, {len(kept)} were measured", file=sys.stderr)
     found = _geometries(model, kept, (layer,), batch_size, ranks, progress)[1][layer]
     if found.dominated:
         warn(found.few, stacklevel=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ CUT = 2**15  # characters at least that a long document is cut at, and CUT_PER_T
 CUT_PER_TOKEN = 32
 NEIGHBOURS = 8  # further cuts, a character apart, under which the tokens must stay the same
 SPARE = 8  # tokens at least between the last one wanted and a cut
-DRAWING = ("dropout", "alpha", "nbest_size")  # with these a BPE or Unigram model draws its tokens anew at every call
+DRAWING = ("dropout", "alpha")  # with these a BPE or Unigram model draws its tokens anew at every call
+TRIED = (8, 2**12)  # texts, and characters of each, that are tokenized twice, for tokenizers that draw unbeknown to us
 BATCH = 2**22  # characters tokenized at once: the tokenizer takes some 100 bytes a token meanwhile
 
 
@@ -112,7 +114,7 @@ def probe(corpus: Corpus, tokenizer, sequences: int, max_length: int = 512, min_
             chosen, sources = zip(*kept[:sequences], strict=True)
             return Probe(corpus.name, list(chosen), max_length, min_length, seed, list(map(document_hash, sources)))
     raise ValueError(f"{sequences} sequences of at least {min_length} tokens were asked for, {corpus.name!r} has "
-                     f"{len(kept)} among {len(order)} different documents{_passed_over(corpus)}: "
+                     f"{len(kept)} among {len(order)} different documents{_rows_read(corpus, len(order))}: "
                      f"{_advice(corpus, len(kept), len(order), min_length)}.")
 
 
@@ -145,7 +147,8 @@ def first_tokens(tokenizer, texts: Sequence[str], max_length: int | None = None)
     TokenizingError
         The tokenizer fails on a text, or knows no token for a part of it.
     TypeError, ValueError
-        See `arguments.texts`; a tokenizer that cannot be called; max_length below 1.
+        See `arguments.texts`; a tokenizer that cannot be called, or that gives a text other tokens at every call
+        however it is set here; max_length below 1.
 
     A text of up to 32,768 characters, or 32 for every token wanted, is tokenized whole. Of a longer one so many are,
     and four times as many again until all the tokens are there and eight cuts nearer to them change none. Where tokens
@@ -160,6 +163,7 @@ def first_tokens(tokenizer, texts: Sequence[str], max_length: int | None = None)
         raise ValueError(f"max_length must be a positive number of tokens, got {max_length}.")
     texts = arguments.texts(texts)
     with _bare(tokenizer) as encode:
+        _check_steady(tokenizer, encode, texts)
         if max_length is None:
             return list(encode(texts, range(len(texts))))
         return _first(encode, texts, max_length, _first_cut(tokenizer, max_length))
@@ -192,7 +196,7 @@ def _settled(encode: Encode, text: str, row: int, ids: list[int], length: int) -
     """
     if len(ids) < length + SPARE:
         return False
-    near = max(len(text) // 8, 2 * length * len(text) // len(ids))
+    near = len(text) // 8
     while near < len(text) and len(next(encode([text[:near]], [row]))) < length + SPARE:
         near *= 2
     # An added token may swallow the blanks before it, however many; so these must end within the text.
@@ -218,22 +222,51 @@ def _bare(tokenizer) -> Iterator[Encode]:
             yield from _encoded(tokenizer, batch, rows[first : first + len(batch)])
             first += len(batch)
 
-    backend = getattr(tokenizer, "backend_tokenizer", None)  # of a fast one; a call leaves it without what it stored
-    if backend is None:
+    with _without_draws(tokenizer), _whole_texts(tokenizer):
         yield encode
+
+
+@contextmanager
+def _without_draws(tokenizer) -> Iterator[None]:
+    """The tokenizer's one answer to a text, where it would draw one of many; it draws again afterwards."""
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    pieces = getattr(tokenizer, "sp_model", None)  # a SentencePieceProcessor, of a slow tokenizer
+    switches = [*((model, name, None) for name in DRAWING), (pieces, "_enable_sampling", False)]
+    held = [(owner, name, off, getattr(owner, name)) for owner, name, off in switches
+            if getattr(owner, name, None) is not None]
+    try:
+        for owner, name, off, _ in held:
+            setattr(owner, name, off)
+        yield
+    finally:
+        for owner, name, _, value in held:
+            setattr(owner, name, value)
+
+
+@contextmanager
+def _whole_texts(tokenizer) -> Iterator[None]:
+    """A fast tokenizer has its truncation, padding and parsing back afterwards, which a call would leave changed."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        yield
         return
     truncation, padding, splitting = backend.truncation, backend.padding, backend.encode_special_tokens
-    drawing = {name: value for name in DRAWING if (value := getattr(backend.model, name, None)) is not None}
     try:
-        for name in drawing:
-            setattr(backend.model, name, None)
-        yield encode
+        yield
     finally:
-        for name, value in drawing.items():
-            setattr(backend.model, name, value)
         backend.encode_special_tokens = splitting
         backend.enable_truncation(**truncation) if truncation else backend.no_truncation()
         backend.enable_padding(**padding) if padding else backend.no_padding()
+
+
+def _check_steady(tokenizer, encode: Encode, texts: Sequence[str]) -> None:
+    """ValueError where a tokenizer gives a text other tokens at the second call."""
+    count, size = TRIED
+    rows = [row for row, text in enumerate(texts) if text][:count]
+    tried = [texts[row][:size] for row in rows]
+    if list(encode(tried, rows)) != list(encode(tried, rows)):
+        raise ValueError(f"{type(tokenizer).__name__} gives the same text other tokens at every call: it draws them, "
+                         "and no measurement could be repeated. Turn that off (dropout, sampling) where it is made.")
 
 
 def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -270,13 +303,16 @@ def _failure(tokenizer, text: str, row: int, reason: str) -> TokenizingError:
     return TokenizingError(f"texts[{row}]", row, f"{type(tokenizer).__name__} {reason}. It begins with {text[:60]!r}.")
 
 
-def _passed_over(corpus: Corpus) -> str:
-    return f" ({corpus.passed_over} rows without text were passed over)" if corpus.passed_over else ""
+def _rows_read(corpus: Corpus, different: int) -> str:
+    """How many rows the documents come from, where it is another number than theirs."""
+    rows = len(corpus.documents) + corpus.passed_over
+    blank = f", {corpus.passed_over} of them without text" if corpus.passed_over else ""
+    return f" ({rows} rows were read{blank})" if rows > different else ""
 
 
 def _advice(corpus: Corpus, found: int, documents: int, min_length: int) -> str:
     """What would bring more sequences, or make do with those that there are."""
-    plain = corpus.name.lower().removesuffix(".gz").removesuffix(".zst").endswith((".txt", ".md"))
+    plain = re.search(r"\.(txt|md)(\.gz|\.zst)?\)?$", corpus.name, re.IGNORECASE)  # of a folder, in brackets
     tips = ["in a plain text file blank lines separate the documents; with one a line, pass .jsonl"] if plain else []
     if found >= 2:
         tips.append("ask for fewer")

@@ -5,7 +5,9 @@ A task's own YAML may stay as it is while the base that it includes, or the func
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from glob import has_magic
 from pathlib import Path
 
 from reptrace.fingerprints import files_fingerprint, files_in
@@ -64,11 +66,35 @@ def _named(yaml: Path, seen: set[Path]) -> Iterator[Path]:
     functions = (text for text in _strings(content) if text.startswith(f"{yaml.parent}/"))
     modules = (text.removeprefix(f"{yaml.parent}/").rpartition(".")[0] for text in functions)
     yield from (path for module in modules if (path := yaml.parent / f"{module.replace('.', '/')}.py").is_file())
-    for path in map(Path, _strings([content.get(key) for key in DATA_KEYS])):
-        if path.is_file():
-            yield path
-        elif path.is_dir():
-            yield from files_in(path)
+    yield from _data(list(_strings([content.get(key) for key in DATA_KEYS])))
+
+
+def _data(named: list[str]) -> Iterator[Path]:
+    """Existing files of names, folders and patterns, each as it stands and below each folder that is named beside it.
+
+    So `datasets` reads them: `data_files` lie below `data_dir`, and that below a folder as `dataset_path`.
+    """
+    named = [name.rpartition("::")[2].removeprefix("file://") for name in named]  # of zip://FILE::ARCHIVE, the archive
+    local = [name for name in named if name and "://" not in name]
+    bases = {Path()}
+    for _ in range(2):
+        bases |= {base / name for base in bases for name in local if os.path.isdir(base / name)}
+    found = {path for base in bases for name in local for path in _matches(base, name)}
+    for path in sorted(found):
+        yield from files_in(path) if path.is_dir() else [path]
+
+
+def _matches(base: Path, pattern: str) -> Iterator[Path]:
+    """Files and folders, by the rules of `datasets`; of a pattern, files alone."""
+    from datasets.data_files import resolve_pattern
+
+    if os.path.exists(base / pattern):
+        yield base / pattern
+    elif has_magic(pattern):
+        try:
+            yield from map(Path, resolve_pattern(pattern, str(base.resolve())))
+        except (FileNotFoundError, ValueError):  # nothing matches, or it is no pattern
+            return
 
 
 def _strings(value) -> Iterator[str]:

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reptrace.arguments import check_characters, shown
+from reptrace.hub import near, near_folders
+from reptrace.text_forms import loaded, other_form
 
 FIELD = "text"
 READABLE = ("Readable are .txt and .md (blank lines between documents), .jsonl, .ndjson, .json, .csv, .tsv and "
@@ -26,7 +28,7 @@ READABLE = ("Readable are .txt and .md (blank lines between documents), .jsonl, 
 # First bytes of files that are no text, whatever their suffix.
 SIGNATURES = {b"\x1f\x8b": "gzip (.gz)", b"\x28\xb5\x2f\xfd": "Zstandard (.zst)", b"PAR1": "Parquet (.parquet)",
               b"PK\x03\x04": "a ZIP archive", b"BZh91AY&SY": "bzip2", b"\xfd7zXZ\x00": "xz", b"ARROW1": "Arrow",
-              b"%PDF-": "PDF", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+              b"%PDF-": "PDF", b"{\\rtf": "RTF", b"%!PS": "PostScript", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 SHOWN_FIELDS, SHOWN_LETTERS = 12, 40  # of the names of fields, in a message
 
 
@@ -104,7 +106,7 @@ def read(path: str | Path, field: str = FIELD) -> Documents:
     """
     path = Path(path)
     _check_there(path)
-    kind, packing = _kind(path)
+    kind, packing = kind_of(path)
     if kind == ".parquet":
         return _parquet(path, packing, field)
     return READERS[kind](path.name, _decoded(path.name, _unpacked(path, packing)), field)
@@ -112,19 +114,33 @@ def read(path: str | Path, field: str = FIELD) -> Documents:
 
 def _check_there(path: Path) -> None:
     try:
-        folder, file = path.is_dir(), path.is_file()
+        folder, file, beside = path.is_dir(), path.is_file(), path.parent.is_dir()
     except OSError:  # a name that no file can have: the text itself, for instance
-        folder = file = False
+        folder = file = beside = False
+    name = shown_name(path)
     if not file:
-        name = str(path) if len(str(path)) <= 200 else f"{str(path)[:200]}..."
-        what = ": that is a folder" if folder else ""
-        hint = (f" hub:{path} reads the data files of this folder, as the datasets library does (of .txt files, every "
-                "line is then a document); or pass one file of it.") if folder else ""
+        what, hint = "", ""
+        if folder:
+            what = ": that is a folder"
+            hint = f" hub:{name} reads all the files of this folder, in their order; or pass one of them."
+        elif beside:
+            files = [shown_name(each.name) for each in path.parent.iterdir() if each.is_file()]
+            hint = near(path.name, ["docstrings", *files])
+        elif len(name) < 200:
+            hint = near_folders(path)
         raise FileNotFoundError(f"there is no text file {name!r}{what}. {READABLE}; a text may also be \"docstrings\" "
                                 f"or \"hub:REPOSITORY:CONFIG\".{hint}")
+    if name != str(path):
+        raise ValueError(f"the name of the file {name!r} is not UTF-8, so no table can hold it: rename the file.")
 
 
-def _kind(path: Path) -> tuple[str, str]:
+def shown_name(path: str | Path) -> str:
+    """A path for a message: in short, and with what stands for no character in it written out."""
+    name = str(path).encode(errors="backslashreplace").decode()
+    return name if len(name) <= 200 else f"{name[:200]}..."
+
+
+def kind_of(path: Path) -> tuple[str, str]:
     """The suffix that says how to read a file, and that of its compression or ""; both in small letters."""
     name = path.name.lower()
     packing = next((suffix for suffix in PACKINGS if name.endswith(suffix)), "")
@@ -167,23 +183,11 @@ def _decoded(name: str, content: bytes) -> str:
 
 def _plain(name: str, text: str, field: str) -> Documents:
     text = _line_ends(text)
-    other = _other_form(text)
+    other = other_form(text)
     if other:
         raise ValueError(f"{name} holds {other}: in a plain text the syntax would be measured with the words.")
     documents = re.split(r"\n\s*\n", text)
     return Documents([document.strip() for document in documents if document.strip()], 0)
-
-
-def _other_form(text: str) -> str | None:
-    """What a text is that is no plain one: JSON or markup, with what to do."""
-    first, last = text.strip().partition("\n")[0], text.strip().rpartition("\n")[2]
-    if first.lower().startswith(("<?xml", "<!doctype html", "<html")):
-        return "markup: take the text out first"
-    if first.startswith("{") and isinstance(_json(first), dict) and isinstance(_json(last), dict):
-        return "JSON lines: name it .jsonl"
-    if first.startswith(("{", "[")) and isinstance(_json(text), (dict, list)):
-        return "JSON: name it .json"
-    return None
 
 
 def _json_lines(name: str, text: str, field: str) -> Documents:
@@ -194,7 +198,7 @@ def _json_lines(name: str, text: str, field: str) -> Documents:
         first = True
         for number, line in enumerate(lines, 1):
             if line.strip():
-                if first and line.lstrip().startswith("[") and isinstance(_json(text), list):
+                if first and line.lstrip().startswith("[") and isinstance(loaded(text), list):
                     raise ValueError(f"{name} holds one JSON array, where a line should hold an object: name it .json.")
                 yield number, rows.value(number, _parsed(rows, number, line))
                 first = False
@@ -232,14 +236,28 @@ def _columns(content: dict) -> dict[str, list] | None:
     return None
 
 
-def _separated(delimiter: str) -> Callable[[str, str, str], Documents]:
-    def documents(name: str, text: str, field: str) -> Documents:
-        rows = Rows(name, field)
-        with _long_cells():
-            return rows.documents(_cells(rows, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter,
-                                                          strict=True)))
+def _comma_separated(name: str, text: str, field: str) -> Documents:
+    rows = Rows(name, field)
+    with _long_cells():
+        return rows.documents(_cells(rows, csv.reader(io.StringIO(text, newline=""), strict=True)))
 
-    return documents
+
+def _tab_separated(name: str, text: str, field: str) -> Documents:
+    """As pandas writes it, a cell with a tab or a line break in double quotes; but others write quotes as they stand.
+
+    ValueError where both readings give a table, of other rows.
+    """
+    rows = Rows(name, field)
+    with _long_cells():
+        found = rows.documents(_cells(rows, csv.reader(io.StringIO(text, newline=""), "excel-tab", strict=True)))
+        if '"' in text:
+            quoted, plain = (list(filter(None, csv.reader(io.StringIO(text, newline=""), "excel-tab", quoting=quoting)))
+                             for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE))
+            if len(quoted) != len(plain) and all(len(cells) == len(quoted[0]) for cells in plain):
+                raise ValueError(f"{name} can be read in two ways: {len(quoted) - 1} rows, if double quotes hold a "
+                                 f"cell's line breaks together, or {len(plain) - 1}, if they are letters like others. "
+                                 "Write it as .csv or .jsonl.")
+    return found
 
 
 def _cells(rows: Rows, reader) -> Iterator[tuple[int, str]]:
@@ -304,14 +322,6 @@ def _line_ends(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _json(text: str):
-    """The value of a JSON text; None where it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
 def _parsed(rows: Rows, number: int, line: str):
     try:
         return json.loads(line, object_pairs_hook=_object)
@@ -330,4 +340,4 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
 PACKINGS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".zst": _unzstd}
 READERS: dict[str, Callable[[str, str, str], Documents]] = {
     ".txt": _plain, ".md": _plain, ".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _whole_json,
-    ".csv": _separated(","), ".tsv": _separated("\t")}
+    ".csv": _comma_separated, ".tsv": _tab_separated}

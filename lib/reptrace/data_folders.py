@@ -1,0 +1,127 @@
+"""A local folder of data -> documents: all its files in their order, by `text_files`; refused where it is not plain
+which files, or which of them, are meant.
+
+No cache: what was read once can then never stand for what the files hold now.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from reptrace import text_files
+from reptrace.fingerprints import files_in
+from reptrace.text_files import Documents, Rows, shown_name
+
+ABOUT = ("readme", "license", "licence")  # files that speak of the data
+
+
+class Read(NamedTuple):
+    """The documents, and the names of the files that they come from."""
+
+    found: Documents
+    files: list[str]
+
+
+def read(folder: Path, field: str, most: int) -> Read:
+    """The first `most` documents of a folder's files, those of subfolders too, sorted by path; or of a saved dataset.
+
+    Raises
+    ------
+    ValueError
+        No files; files of more than one kind, or of one that cannot be read; names that speak of several splits; a
+        README that says what the data files are; a link to another folder; what `text_files.read` refuses in any file.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        parts = ", ".join(f"hub:{shown_name(each.parent)}" for each in sorted(folder.glob("*/state.json")))
+        raise ValueError(f"{shown_name(folder)} holds several splits, saved by save_to_disk: name one of {parts}.")
+    if (folder / "state.json").is_file():
+        return _saved(folder, field, most)
+    documents, passed_over, names = [], 0, []
+    files = _files(folder)
+    sizes = [path.stat().st_size for path in files]
+    with tqdm(total=sum(sizes), desc=f"reading {shown_name(folder.name)}", unit="B", unit_scale=True,
+              leave=False) as bar:
+        for path, size in zip(files, sizes, strict=True):
+            found = text_files.read(path, field)
+            documents += found.documents[: most - len(documents)]
+            passed_over += found.passed_over
+            names.append(path.relative_to(folder).as_posix())
+            bar.update(size)
+            if len(documents) >= most:
+                break
+    return Read(Documents(documents, passed_over), names)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The data files of a folder, each of them of one kind."""
+    name = shown_name(folder)
+    _check_card(folder)
+    linked = next((path for path in sorted(folder.rglob("*")) if path.is_symlink() and path.is_dir()), None)
+    if linked:
+        raise ValueError(f"{shown_name(linked)} is a link to a folder, which is not followed: name that folder itself, "
+                         f"or take the link out of {name}.")
+    files = [path for path in files_in(folder) if not path.name.lower().startswith(ABOUT)]
+    if not files:
+        raise ValueError(f"the folder {name} holds no data files: hidden ones, README and LICENSE are not read.")
+    try:
+        kinds = [text_files.kind_of(path)[0] for path in files]
+    except ValueError as error:
+        raise ValueError(f"the folder {name} does not hold data alone: {error} Or move it elsewhere.") from error
+    if len({text_files.READERS.get(kind, kind) for kind in kinds}) > 1:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(kinds).items()))
+        raise ValueError(f"the folder {name} holds files of different kinds ({counts}), so it is not plain which are "
+                         "the data: move the others out of it, or name one file.")
+    _check_splits(folder, files)
+    return files
+
+
+def _check_card(folder: Path) -> None:
+    """ValueError where a card names data files, as the `datasets` library reads them: elsewhere, hidden, or a few."""
+    from huggingface_hub import metadata_load
+    from yaml import YAMLError
+
+    card, name = folder / "README.md", shown_name(folder)
+    named = folder / ".huggingface.yaml" if (folder / ".huggingface.yaml").is_file() else None
+    if card.is_file():
+        try:
+            named = card if (metadata_load(card) or {}).get("configs") else named
+        except (YAMLError, ValueError) as error:
+            raise ValueError(f"the head of {name}/README.md, which may name data files, cannot be read: "
+                             f"{error}") from error
+    if named:
+        raise ValueError(f"{name}/{named.name} says which files are the data of its configs; all files of a folder are "
+                         "read here, and no others: name one file, or a folder that holds the wanted ones alone.")
+
+
+def _check_splits(folder: Path, files: list[Path]) -> None:
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    words = {word for path in files for word in re.split("[^a-z]+", str(path.relative_to(folder)).lower())}
+    splits = [str(split) for split, names in SPLIT_KEYWORDS.items() if words & set(names)]
+    if len(splits) > 1:
+        raise ValueError(f"the names of the files in {shown_name(folder)} speak of several splits "
+                         f"({', '.join(splits)}), and all would be read: name one file, or a folder of one split.")
+
+
+def _saved(folder: Path, field: str, most: int) -> Read:
+    """Of a dataset saved by save_to_disk."""
+    import pyarrow
+    from datasets import load_from_disk
+
+    rows, values = Rows(shown_name(folder), field), []
+    try:
+        data = load_from_disk(folder)
+        fields = data.column_names
+        if field in fields:
+            values = [row[field] for row in islice(data.select_columns([field]), most)]
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{rows.name} looks saved by save_to_disk, and cannot be read: {error!r}") from error
+    if field not in fields:
+        raise ValueError(f'{rows.name}: expected a column "{field}", got {rows.other_fields(fields)}.')
+    return Read(rows.documents(enumerate(values, 1)), sorted(path.name for path in folder.glob("*.arrow")))

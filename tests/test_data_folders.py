@@ -1,0 +1,169 @@
+"""Local folders of data: which files are read, and which folders are refused.
+
+Trusted: each file by itself, read by `text_files`, and `datasets` for what it saved itself. Everything is exact.
+"""
+
+import gzip
+import json
+import os
+import zlib
+
+import datasets
+import pytest
+
+from reptrace import text_files
+from reptrace.data_folders import read
+from reptrace.text_files import Documents
+
+MANY = 1000
+
+
+def rows(*texts):
+    return "".join(f"{json.dumps({'text': text})}\n" for text in texts)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A function that makes a folder of files by their names and contents."""
+    def make(files, name="data"):
+        for path, content in files.items():
+            path = tmp_path / name / path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return tmp_path / name
+
+    return make
+
+
+TABLE = "index,id,text\n5,1,NA\n6,2,007\n7,3,\n8,4,null\n"
+FORMS = {
+    "jsonl": {"b.jsonl": rows("b", None), "a.ndjson": rows("a"), "sub/c.JSONL.gz": gzip.compress(rows("c").encode(),
+    mtime=0)},
+    "csv": {"a.csv": TABLE, "b.csv": "text\n1\n2\n"}, "tsv": {"a.tsv": TABLE.replace(",", "\t")},
+    "text": {"a.txt": "one\nline\n\ntwo\n", "b.md": "three", "README.md": "# About", "LICENSE": "MIT",
+    "Readme.txt": "b"},
+    "json": {"a.json": '["a", null, "b"]', "b.json": '[{"text": "c"}]'},
+    "metadata": {"a.jsonl": rows("a"), "metadata.jsonl": rows("m"), "readme_first.jsonl": rows("r")},
+    "names": {"train-1.jsonl": rows("a"), "more.jsonl": rows("b"), "training/x.jsonl": rows("c")},
+    "hidden": {"a.jsonl": rows("a"), ".b.jsonl": rows("b"), ".c/d.jsonl": rows("d"), "__pycache__/e.jsonl": rows("e")},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_all_files_of_a_folder_are_read_in_their_order_each_as_by_itself(folder, form):
+    made = folder(FORMS[form])
+    names = sorted(name for name in FORMS[form] if not name.lower().startswith(("readme", "licen", ".", "__")))
+    each = [text_files.read(made / name) for name in names]
+    whole = Documents([text for part in each for text in part.documents], sum(part.passed_over for part in each))
+    assert read(made, "text", MANY) == (whole, names)
+
+
+def test_a_folder_is_read_up_to_as_many_documents_as_wanted(folder):
+    made = folder({"a.jsonl": rows("a", None, "b"), "b.jsonl": rows("c", "d"), "c.jsonl": "no json"})
+    assert read(made, "text", 2) == ((["a", "b"], 1), ["a.jsonl"])
+    assert read(made, "text", 3) == ((["a", "b", "c"], 1), ["a.jsonl", "b.jsonl"])
+    with pytest.raises(ValueError, match=r"c\.jsonl, line 1: expected a JSON object"):
+        read(made, "text", 5)
+
+
+def test_another_field_is_read_by_its_name(folder):
+    made = folder({"a.csv": "body,id\na,1\n", "b.csv": "id,body\n2,b\n"})
+    assert read(made, "body", MANY).found.documents == ["a", "b"]
+    with pytest.raises(ValueError, match=r"a\.csv: expected .* \"text\" .*the fields body, id"):
+        read(made, "text", MANY)
+
+
+def test_a_folder_behind_a_link_and_files_behind_links_are_read(folder, tmp_path):
+    made = folder({"x.jsonl": rows("a")})
+    (tmp_path / "link").symlink_to(made)
+    other = folder({}, "other")
+    other.mkdir()
+    (other / "a.jsonl").symlink_to(made / "x.jsonl")
+    assert read(tmp_path / "link", "text", MANY).files == ["x.jsonl"]
+    assert read(other, "text", MANY) == ((["a"], 0), ["a.jsonl"])
+
+
+CARD = "---\nlicense: mit\n{}---\n# About\n"
+CONFIGS = "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {}\n"
+
+
+@pytest.mark.parametrize(("files", "told"), [
+    ({}, "holds no data files"), ({".a.jsonl": rows("a"), "README.md": "a"}, "holds no data files: hidden ones"),
+    ({"__pycache__/a.jsonl": rows("a")}, "holds no data files"),
+    ({"a.jsonl": rows("a"), "b.csv": "text\nb\n"}, r"different kinds \(1 \.csv, 1 \.jsonl\).* name one file"),
+    ({"a.jsonl": rows("a"), "config.json": "{}"}, r"different kinds \(1 \.json, 1 \.jsonl\)"),
+    ({"a.txt": "a", "b.jsonl": rows("b"), "c.jsonl.gz": b""}, r"different kinds \(2 \.jsonl, 1 \.txt\)"),
+    ({"a.jsonl": rows("a"), "b.xml": "<b/>"},
+     r"not hold data alone: b\.xml cannot be read: .*\.xml.*move it elsewhere"),
+    ({"a.zip": b"PK\3\4junk"}, r"a\.zip cannot be read: .*unpack an archive"),
+    ({"a.png": b"\x89PNG", "a.jsonl": rows("a")}, r"a\.png cannot be read"),
+    ({"a.jsonl": rows("a"), "data.py": ""}, r"data\.py cannot be read"), ({"a": "b"},
+     "a cannot be read: it has no suf"),
+    ({"train.jsonl": rows("a"), "test.jsonl": rows("b")},
+     r"speak of several splits \(train, test\).* folder of one split"),
+    ({"train/a.jsonl": rows("a"), "dev/a.jsonl": rows("b")}, r"splits \(train, validation\)"),
+    ({"my_train_1.jsonl": rows("a"), "my_eval_1.jsonl": rows("b")}, r"splits \(train, test\)"),
+    ({"README.md": CARD.format(CONFIGS.format("../x.jsonl")), "a.jsonl": rows("a")},
+     r"README\.md says which files are"),
+    ({"README.md": CARD.format(CONFIGS.format(".data/x.jsonl")), ".data/x.jsonl": rows("a")}, r"README\.md says which"),
+    ({"README.md": CARD.format("configs: [\n"), "a.jsonl": rows("a")}, r"README\.md, which may name .* cannot be read"),
+    ({"README.md": "---\n- a\n---\n", "a.jsonl": rows("a")}, r"README\.md, which may name .* cannot be read"),
+    ({".huggingface.yaml": CONFIGS.format("x"), "a.jsonl": rows("a")}, r"\.huggingface\.yaml says which files are"),
+    ({"a.jsonl.gz": gzip.compress(rows("a" * 999).encode(), mtime=0)[:-9]},
+     r"a\.jsonl\.gz cannot be unpacked: cut off"),
+    ({"a.jsonl.gz": b"no gzip"}, r"a\.jsonl\.gz cannot be unpacked"),
+    ({"a.jsonl.gz": b"\x1f\x8b\x08" + b"\0" * 7 + zlib.compress(b"a")}, r"a\.jsonl\.gz cannot be unpacked"),
+    ({os.fsdecode(b"na\xefve.jsonl"): rows("a")}, r"na\\+udcefve\.jsonl' is not UTF-8"),
+    ({"a.parquet": b"PAR1xx"}, r"a\.parquet cannot be read as Parquet")], ids=range(24))
+def test_a_folder_of_which_the_documents_cannot_be_told_is_refused(folder, tmp_path, files, told):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(ValueError, match=told) as error:
+        read(folder(files), "text", MANY)
+    str(error.value).encode()
+
+
+def test_a_card_that_names_no_data_files_is_no_obstacle(folder):
+    for card in (CARD.format(""), "# About\n", "", CARD.format("configs: []\n")):
+        assert read(folder({"README.md": card, "a.jsonl": rows("a")}), "text", MANY).found.documents == ["a"]
+
+
+def test_a_link_to_a_folder_within_is_refused(folder):
+    elsewhere, made = folder({"x.jsonl": rows("x")}, "elsewhere"), folder({"a.jsonl": rows("a")})
+    (made / "more").symlink_to(elsewhere)
+    with pytest.raises(ValueError, match=r"data/more is a link to a folder, which is not followed"):
+        read(made, "text", MANY)
+
+
+def test_a_saved_dataset_is_read_as_datasets_reads_it(tmp_path):
+    saved = datasets.Dataset.from_dict({"text": ["a", None, "b", "", "c", "d"], "id": range(6)})
+    saved.save_to_disk(tmp_path / "whole", num_shards=2)
+    saved.select([4, 0, 1]).save_to_disk(tmp_path / "chosen")
+    found = read(tmp_path / "whole", "text", MANY)
+    assert found.found == (["a", "b", "c", "d"], 2) and len(found.files) == 2
+    assert read(tmp_path / "whole", "text", 3).found == (["a", "b"], 1)
+    assert read(tmp_path / "chosen", "text", MANY).found == (["c", "a"], 1)
+    with pytest.raises(ValueError, match=r"chosen, row 1: .* that holds a text, got int 4"):
+        read(tmp_path / "chosen", "id", MANY)
+    with pytest.raises(ValueError, match=r'chosen: expected a column "body", got the fields text, id: name the one'):
+        read(tmp_path / "chosen", "body", MANY)
+
+
+def test_a_saved_dataset_of_several_splits_or_with_damage_is_refused(tmp_path):
+    one = datasets.Dataset.from_dict({"text": ["a"]})
+    datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / "both")
+    with pytest.raises(ValueError, match=r"holds several splits.* name one of hub:.*both/test, hub:.*both/train\."):
+        read(tmp_path / "both", "text", MANY)
+    assert read(tmp_path / "both" / "train", "text", MANY).found.documents == ["a"]
+    table = next((tmp_path / "both" / "train").glob("*.arrow"))
+    for content in (table.read_bytes()[:40], b"", None):
+        table.unlink() if content is None else table.write_bytes(content)
+        with pytest.raises(ValueError, match=r"train looks saved by save_to_disk, and cannot be read"):
+            read(tmp_path / "both" / "train", "text", MANY)
+    (tmp_path / "both" / "test" / "state.json").write_text("{")
+    with pytest.raises(ValueError, match=r"test looks saved by save_to_disk, and cannot be read"):
+        read(tmp_path / "both" / "test", "text", MANY)
+
+
+def test_progress_is_shown_in_bytes(folder, capsys):
+    read(folder({"a.jsonl": rows("a"), "b.jsonl": rows("b")}), "text", MANY)
+    assert "reading data: " in capsys.readouterr().err
