@@ -286,11 +286,19 @@ def test_a_folder_is_read_as_it_is_now_whatever_was_read_before(file, tmp_path):
     assert (read().documents, read("body").documents) == (["x"], ["X"])
 
 
-@pytest.mark.parametrize("source", ["hub:{}:config", "hub:{}::train", "hub:{}:config:train:body"])
-def test_a_folder_has_neither_configs_nor_splits(file, tmp_path, source):
+@pytest.mark.parametrize("source", ["hub:{}:config", "hub:{}:config:train:body"])
+def test_a_folder_has_no_configs(file, tmp_path, source):
     file("data/a.jsonl", rows("a"))
-    with pytest.raises(ValueError, match=r"'(config|train)' of a folder: .* all its files are read.*hub:.*:::FIELD"):
+    with pytest.raises(ValueError, match=r"'config' of a folder: .*hub:.*::SPLIT; a field: hub:.*:::FIELD"):
         open_text(source.format(tmp_path / "data"))
+
+
+def test_a_split_of_a_folder_is_named_as_one_of_a_repository_is(file, tmp_path):
+    for name in ("train", "test"):
+        file(f"data/{name}.jsonl", rows(name))
+    for name in ("train", "test"):
+        found = open_text(f"hub:{tmp_path / 'data'}::{name}")
+        assert found.documents == [name] and f"({name}.jsonl)" in found.name
 
 
 def test_a_folder_may_lie_below_the_home_folder_and_near_names_are_told(file, tmp_path, monkeypatch):

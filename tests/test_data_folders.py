@@ -100,9 +100,9 @@ CONFIGS = "configs:\n- config_name: default\n  data_files:\n  - split: train\n  
     ({"a.jsonl": rows("a"), "data.py": ""}, r"data\.py cannot be read"), ({"a": "b"},
      "a cannot be read: it has no suf"),
     ({"train.jsonl": rows("a"), "test.jsonl": rows("b")},
-     r"speak of several splits \(train, test\).* folder of one split"),
+     r"speak of several splits \(test, train\).* as hub:.*data::SPLIT"),
     ({"train/a.jsonl": rows("a"), "dev/a.jsonl": rows("b")}, r"splits \(train, validation\)"),
-    ({"my_train_1.jsonl": rows("a"), "my_eval_1.jsonl": rows("b")}, r"splits \(train, test\)"),
+    ({"my_train_1.jsonl": rows("a"), "my_eval_1.jsonl": rows("b")}, r"splits \(test, train\)"),
     ({"README.md": CARD.format(CONFIGS.format("../x.jsonl")), "a.jsonl": rows("a")},
      r"README\.md says which files are"),
     ({"README.md": CARD.format(CONFIGS.format(".data/x.jsonl")), ".data/x.jsonl": rows("a")}, r"README\.md says which"),
@@ -120,6 +120,22 @@ def test_a_folder_of_which_the_documents_cannot_be_told_is_refused(folder, tmp_p
     with pytest.raises(ValueError, match=told) as error:
         read(folder(files), "text", MANY)
     str(error.value).encode()
+
+
+@pytest.mark.parametrize("split", ["train", "test", "validation"])
+@pytest.mark.parametrize("names", [["my_train_0.jsonl", "train-1.jsonl", "dev.jsonl", "x-testing.jsonl"],
+                                   ["train/b.jsonl", "train/a.jsonl", "eval/sub/a.jsonl", "valid/c.jsonl"]])
+def test_files_of_a_split_are_those_that_the_datasets_library_takes(folder, names, split):
+    made = folder({name: rows(name) for name in names})
+    expected = datasets.load_dataset(str(made), split=split)["text"]
+    assert sorted(read(made, "text", MANY, split).found.documents) == sorted(expected)
+
+
+def test_a_folder_that_speaks_of_no_split_is_of_train_alone(folder):
+    made = folder({"a.jsonl": rows("a")})
+    assert read(made, "text", MANY, "train") == read(made, "text", MANY)
+    with pytest.raises(ValueError, match=r"speaks of the split 'test'; they speak of none\."):
+        read(made, "text", MANY, "test")
 
 
 def test_a_card_that_names_no_data_files_is_no_obstacle(folder):
@@ -151,9 +167,12 @@ def test_a_saved_dataset_is_read_as_datasets_reads_it(tmp_path):
 def test_a_saved_dataset_of_several_splits_or_with_damage_is_refused(tmp_path):
     one = datasets.Dataset.from_dict({"text": ["a"]})
     datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / "both")
-    with pytest.raises(ValueError, match=r"holds several splits.* name one of hub:.*both/test, hub:.*both/train\."):
+    with pytest.raises(ValueError, match=r"holds the splits test, train, saved .* as hub:.*both::SPLIT"):
         read(tmp_path / "both", "text", MANY)
     assert read(tmp_path / "both" / "train", "text", MANY).found.documents == ["a"]
+    assert read(tmp_path / "both", "text", MANY, "train").found.documents == ["a"]
+    with pytest.raises(ValueError, match="holds the splits test, train"):
+        read(tmp_path / "both", "text", MANY, "validation")
     table = next((tmp_path / "both" / "train").glob("*.arrow"))
     for content in (table.read_bytes()[:40], b"", None):
         table.unlink() if content is None else table.write_bytes(content)

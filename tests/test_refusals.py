@@ -415,7 +415,8 @@ CASES = {
     "A folder with files of several splits": lambda w: folder_of(w, {"train.txt": "one", "test.txt": "two"}),
     "A folder whose README names its data files":
         lambda w: folder_of(w, {"README.md": "---\nconfigs:\n- data_files: a.txt\n---\n", "a.txt": "one"}),
-    "A config or split of a folder": lambda w: folder_of(w, {"a.txt": "one"}, "::train"),
+    "A config of a folder, or a split that no name of a file speaks of":
+        lambda w: folder_of(w, {"a.txt": "one"}, "::test"),
     "A damaged file among what was kept of texts": damaged_cache,
     "A tokenizer that draws its tokens": drawing_tokenizer,
     "A tokenizer that fails on a document": failing_tokenizer,

@@ -116,7 +116,7 @@ def hub(repository: str, config: str | None = None, split: str | None = None, fi
 
     folder = _data_folder(repository)
     if folder:
-        return _of_folder(repository, folder, config or split, field, documents)
+        return _of_folder(repository, folder, config, split, field, documents)
     split = split or "train"
     name = ":".join(filter(None, (repository, config, split)))
     kept = Path(cache) / f"hub-{fingerprint([f'pinned {name}:{field}:{documents}'.encode()])}.json" if cache else None
@@ -226,11 +226,11 @@ def _data_folder(repository: str) -> Path | None:
     return None
 
 
-def _of_folder(name: str, folder: Path, part: str | None, field: str, documents: int) -> Corpus:
-    if part:
-        raise ValueError(f"{part!r} of a folder: a folder has neither configs nor splits here, all its files are read. "
-                         f"Name one file, or a folder that holds the wanted ones alone; a field: hub:{name}:::FIELD.")
-    found, files = data_folders.read(folder, field, documents)
+def _of_folder(name: str, folder: Path, config: str | None, split: str | None, field: str, documents: int) -> Corpus:
+    if config:
+        raise ValueError(f"{config!r} of a folder: a folder has no configs here. Name one file, or a folder that holds "
+                         f"the wanted ones alone; a split: hub:{name}::SPLIT; a field: hub:{name}:::FIELD.")
+    found, files = data_folders.read(folder, field, documents, split)
     listed = ", ".join(files) if len(files) < 4 else f"{len(files)} files, {files[0]} to {files[-1]}"
     corpus = Corpus(f"{name} ({listed})", *found)
     return replace(corpus, name=f"{name}@{corpus.fingerprint[:12]} ({listed})")

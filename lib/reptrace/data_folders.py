@@ -28,22 +28,27 @@ class Read(NamedTuple):
     files: list[str]
 
 
-def read(folder: Path, field: str, most: int) -> Read:
+def read(folder: Path, field: str, most: int, split: str | None = None) -> Read:
     """The first `most` documents of a folder's files, those of subfolders too, sorted by path; or of a saved dataset.
+
+    `split`: of the files whose names speak of it alone, in the words that the `datasets` library knows.
 
     Raises
     ------
     ValueError
-        No files; files of more than one kind, or of one that cannot be read; names that speak of several splits; a
-        README that says what the data files are; a link to another folder; what `text_files.read` refuses in any file.
+        No files; files of more than one kind, or of one that cannot be read; names that speak of several splits, of
+        which none is named; a README that says what the data files are; a link to another folder; what
+        `text_files.read` refuses in any file.
     """
+    saved = folder / split if split and (folder / "dataset_dict.json").is_file() else folder
+    if (saved / "state.json").is_file():
+        return _saved(saved, field, most)
     if (folder / "dataset_dict.json").is_file():
-        parts = ", ".join(f"hub:{shown_name(each.parent)}" for each in sorted(folder.glob("*/state.json")))
-        raise ValueError(f"{shown_name(folder)} holds several splits, saved by save_to_disk: name one of {parts}.")
-    if (folder / "state.json").is_file():
-        return _saved(folder, field, most)
+        parts = ", ".join(sorted(each.parent.name for each in folder.glob("*/state.json")))
+        raise ValueError(f"{shown_name(folder)} holds the splits {parts}, saved by save_to_disk: name one of them, as "
+                         f"hub:{shown_name(folder)}::SPLIT.")
     documents, passed_over, names = [], 0, []
-    files = _files(folder)
+    files = _files(folder, split)
     sizes = [path.stat().st_size for path in files]
     with tqdm(total=sum(sizes), desc=f"reading {shown_name(folder.name)}", unit="B", unit_scale=True,
               leave=False) as bar:
@@ -58,7 +63,7 @@ def read(folder: Path, field: str, most: int) -> Read:
     return Read(Documents(documents, passed_over), names)
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path, split: str | None) -> list[Path]:
     """The data files of a folder, each of them of one kind."""
     name = shown_name(folder)
     _check_card(folder)
@@ -69,6 +74,7 @@ def _files(folder: Path) -> list[Path]:
     files = [path for path in files_in(folder) if not path.name.lower().startswith(ABOUT)]
     if not files:
         raise ValueError(f"the folder {name} holds no data files: hidden ones, README and LICENSE are not read.")
+    files = _of_split(folder, files, split)
     try:
         kinds = [text_files.kind_of(path)[0] for path in files]
     except ValueError as error:
@@ -77,7 +83,6 @@ def _files(folder: Path) -> list[Path]:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(kinds).items()))
         raise ValueError(f"the folder {name} holds files of different kinds ({counts}), so it is not plain which are "
                          "the data: move the others out of it, or name one file.")
-    _check_splits(folder, files)
     return files
 
 
@@ -99,14 +104,25 @@ def _check_card(folder: Path) -> None:
                          "read here, and no others: name one file, or a folder that holds the wanted ones alone.")
 
 
-def _check_splits(folder: Path, files: list[Path]) -> None:
+def _of_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
+    """The files of a split; all, where none is named and their names do not speak of several."""
     from datasets.data_files import SPLIT_KEYWORDS
 
-    words = {word for path in files for word in re.split("[^a-z]+", str(path.relative_to(folder)).lower())}
-    splits = [str(split) for split, names in SPLIT_KEYWORDS.items() if words & set(names)]
-    if len(splits) > 1:
-        raise ValueError(f"the names of the files in {shown_name(folder)} speak of several splits "
-                         f"({', '.join(splits)}), and all would be read: name one file, or a folder of one split.")
+    name, spoken = shown_name(folder), {}
+    for path in files:
+        words = set(re.split("[^a-z]+", str(path.relative_to(folder)).lower()))
+        spoken[path] = {str(each) for each, names in SPLIT_KEYWORDS.items() if words & set(names)}
+    splits = ", ".join(sorted(set().union(*spoken.values())))
+    if split is None and "," in splits:
+        raise ValueError(f"the names of the files in {name} speak of several splits ({splits}), and all would be read: "
+                         f"name one, as hub:{name}::SPLIT.")
+    if split is None or (split == "train" and not splits):  # as the datasets library has it
+        return files
+    chosen = [path for path in files if split in spoken[path]]
+    if not chosen:
+        raise ValueError(f"no name of a file in {name} speaks of the split {split!r}; they speak of "
+                         f"{splits or 'none'}.")
+    return chosen
 
 
 def _saved(folder: Path, field: str, most: int) -> Read:
