@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow
 import pytest
 
-from reptrace.arguments import is_trusted, names, texts
+from reptrace.arguments import is_trusted, names, texts, whole
 from reptrace.corpora import Corpus, Probe
 
 GIVEN = ["one", "naïve 🎉", "three"]
@@ -129,3 +129,16 @@ def test_a_repository_of_the_name_of_a_folder_that_is_trusted_is_not(tmp_path, m
     (tmp_path / "me").mkdir()
     monkeypatch.chdir(tmp_path)
     assert not is_trusted("me/model", ["me"])  # a repository: there is no such folder in it
+
+
+@pytest.mark.parametrize("given", [3, np.int64(3), np.uint8(3)])
+def test_a_whole_number_is_pythons_or_numpys(given):
+    assert whole(given, "count") == 3 and type(whole(given, "count")) is int
+
+
+@pytest.mark.parametrize(("given", "told"), [
+    (8.5, "must be a whole number, got float 8.5"), (8.0, "must be a whole number"), ("8", "got str '8'"),
+    (True, "got bool True"), (None, "got NoneType"), (1, "must be 2 or more, got 1"), (-3, "got -3")])
+def test_what_is_no_whole_number_or_too_small_is_refused_by_name(given, told):
+    with pytest.raises((TypeError, ValueError), match=f"^count {told}|^count must.*{told}"):
+        whole(given, "count", 2)

@@ -15,7 +15,7 @@ import string
 import pandas as pd
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast, ProcessorMixin
 
 from reptrace import probes
 from reptrace.corpora import Corpus, Probe, train_tokenizer
@@ -113,6 +113,21 @@ def test_fewer_sequences_than_asked_for_is_an_error_that_says_how_many_there_are
 def test_a_probe_that_cannot_be_is_refused(corpus, tokenizer, options):
     with pytest.raises(ValueError, match="sequences >= 2 and 1 <= min_length <= max_length"):
         probe(corpus, tokenizer, **options)
+
+
+@pytest.mark.parametrize("name", ["sequences", "min_length", "max_length"])
+def test_a_number_of_a_probe_that_is_not_whole_is_refused_by_name(corpus, tokenizer, name):
+    with pytest.raises(TypeError, match=f"{name} must be a whole number, got float 40.5"):
+        probe(corpus, tokenizer, **{"sequences": 5, name: 40.5})
+
+
+def test_a_processor_of_pictures_and_text_is_refused_with_what_to_pass(tokenizer):
+    class Processor(ProcessorMixin):
+        def __init__(self):
+            self.tokenizer = tokenizer
+
+    with pytest.raises(TypeError, match=r"Processor prepares more than text: pass its tokenizer, processor\.tokenizer"):
+        first_tokens(Processor(), ["one"], 4)
 
 
 def test_only_what_would_help_is_advised(tokenizer):
@@ -283,7 +298,7 @@ def test_special_tokens_in_a_text_are_parsed_as_the_tokenizer_parses_them(tokeni
 def test_without_a_largest_number_every_token_is_given(tokenizer):
     assert first_tokens(tokenizer, texts(5)) == [whole(tokenizer, text) for text in texts(5)]
     assert first_tokens(tokenizer, []) == first_tokens(tokenizer, [], 3) == []
-    with pytest.raises(ValueError, match="max_length must be a positive number of tokens, got 0"):
+    with pytest.raises(ValueError, match="max_length must be 1 or more, got 0"):
         first_tokens(tokenizer, ["a"], 0)
 
 

@@ -167,6 +167,19 @@ def test_a_tokenizer_that_was_changed_between_two_calls_is_read_as_it_is(change,
     assert np.abs(np.subtract(*rows)).max() > 1e-3
 
 
+@pytest.mark.parametrize("answerer", ["model", "n-gram"])
+def test_a_tokenizer_that_drops_merges_reads_questions_as_it_does_without(answerer, model, tokenizer, data, corpus):
+    dropping = copy.deepcopy(tokenizer)
+    dropping.backend_tokenizer.model.dropout = 0.7
+    assert dropping(corpus.documents[0]) != dropping(corpus.documents[0])
+    counted = np.concatenate([tokenizer(text)["input_ids"] for text in corpus.documents])
+    answers = model if answerer == "model" else NgramModel(counted, len(tokenizer), 3)
+    expected = evaluate(answers, tokenizer, "cloze", 16, data=data)
+    harness._encoded_by.cache_clear()
+    assert evaluate(answers, dropping, "cloze", 16, data=data) == expected
+    assert dropping.backend_tokenizer.model.dropout == pytest.approx(0.7)  # float32 in Rust
+
+
 def scores(model, tokenizer, questions):
     """lm-eval's log-likelihoods of all choices."""
     from lm_eval.api.instance import Instance

@@ -53,6 +53,15 @@ def is_trusted(model: str, trust: Iterable[str]) -> bool:
     return path.is_dir() and any(str(each) in folders for each in (path, *path.parents))
 
 
+def whole(value, name: str, least: int = 1) -> int:
+    """A whole number, of Python or numpy; TypeError or ValueError, with the argument's name, where it is none."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, got {shown(value)}.")
+    if value < least:
+        raise ValueError(f"{name} must be {least} or more, got {value}.")
+    return int(value)
+
+
 def texts(given, what: str = "texts") -> list[str]:
     """Texts as a list of strings: from a list, tuple, generator, column of pandas, pyarrow or numpy, or other iterable.
 

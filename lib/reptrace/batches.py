@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ class TooLittleMemoryError(MemoryError):
 
 
 def check_batch_size(batch_size: int | str) -> None:
-    if batch_size != AUTO and (isinstance(batch_size, str) or int(batch_size) != batch_size or batch_size < 1):
+    number = isinstance(batch_size, Integral) and not isinstance(batch_size, bool)
+    if batch_size != AUTO and not (number and batch_size >= 1):
         raise ValueError(f'batch_size must be a positive whole number or "{AUTO}", got {batch_size!r}.')
 
 

@@ -25,6 +25,7 @@ from reptrace.fingerprints import files_fingerprint
 from reptrace.hidden_states import NonFiniteError
 from reptrace.ngrams import NgramModel
 from reptrace.positions import Rotaries, context
+from reptrace.probes import without_draws
 from reptrace.scoring import score
 from reptrace.token_ids import reading_fingerprint
 
@@ -41,10 +42,12 @@ def run(model, tokenizer, spec: Mapping, batch_size: int | str, limit: int | Non
     with quiet_messages():
         scorer = _language_model(model, tokenizer, batch_size)
         scorer.progress = progress
-        results = simple_evaluate(
-            scorer, tasks=_built(known, spec, file), num_fewshot=num_fewshot,
-            limit=limit, batch_size=batch_size, task_manager=known, bootstrap_iters=BOOTSTRAPS,
-            random_seed=None, numpy_random_seed=None, torch_random_seed=None)  # leaves the caller's generators alone
+        with without_draws(scorer.tokenizer):
+            results = simple_evaluate(
+                scorer, tasks=_built(known, spec, file), num_fewshot=num_fewshot,
+                limit=limit, batch_size=batch_size, task_manager=known, bootstrap_iters=BOOTSTRAPS,
+                # leaves the caller's generators alone
+                random_seed=None, numpy_random_seed=None, torch_random_seed=None)
     return _rows(results, scorer.truncated)
 
 

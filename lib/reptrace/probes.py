@@ -97,6 +97,8 @@ def probe(corpus: Corpus, tokenizer, sequences: int, max_length: int = 512, min_
     if not (hasattr(corpus, "documents") and hasattr(corpus, "split")):
         raise TypeError(f"a probe is made from a Corpus, got {arguments.shown(corpus)}. From a file: text_file(path); "
                         "from a list of strings: Corpus(name, texts) (reptrace.corpora).")
+    sequences, min_length, max_length = (arguments.whole(value, name, 0) for value, name in (
+        (sequences, "sequences"), (min_length, "min_length"), (max_length, "max_length")))
     if sequences < 2 or not 1 <= min_length <= max_length:
         raise ValueError("a probe needs sequences >= 2 and 1 <= min_length <= max_length, got "
                          f"sequences={sequences}, min_length={min_length}, max_length={max_length}.")
@@ -159,8 +161,9 @@ def first_tokens(tokenizer, texts: Sequence[str], max_length: int | None = None)
         raise TypeError(f"a transformers tokenizer is needed, got {arguments.shown(tokenizer)}. By name: "
                         "load_tokenizer(name) (reptrace.loading); one of the tokenizers library: "
                         "transformers.PreTrainedTokenizerFast(tokenizer_object=...).")
-    if max_length is not None and max_length < 1:
-        raise ValueError(f"max_length must be a positive number of tokens, got {max_length}.")
+    if any(each.__name__ == "ProcessorMixin" for each in type(tokenizer).__mro__):
+        raise TypeError(f"{type(tokenizer).__name__} prepares more than text: pass its tokenizer, processor.tokenizer.")
+    max_length = None if max_length is None else arguments.whole(max_length, "max_length")
     texts = arguments.texts(texts)
     with _bare(tokenizer) as encode:
         _check_steady(tokenizer, encode, texts)
@@ -222,12 +225,12 @@ def _bare(tokenizer) -> Iterator[Encode]:
             yield from _encoded(tokenizer, batch, rows[first : first + len(batch)])
             first += len(batch)
 
-    with _without_draws(tokenizer), _whole_texts(tokenizer):
+    with without_draws(tokenizer), _whole_texts(tokenizer):
         yield encode
 
 
 @contextmanager
-def _without_draws(tokenizer) -> Iterator[None]:
+def without_draws(tokenizer) -> Iterator[None]:
     """The tokenizer's one answer to a text, where it would draw one of many; it draws again afterwards."""
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     pieces = getattr(tokenizer, "sp_model", None)  # a SentencePieceProcessor, of a slow tokenizer

@@ -8,6 +8,7 @@ Garrido et al. 2023 use, give a different number by a large factor and live here
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import scipy.linalg
@@ -238,7 +239,7 @@ def geometry(features, ranks: tuple[int, int] = (12, 100), shorten: bool = False
     s, vectors = found.flip(0).clamp(min=0).cpu().numpy(), vectors.flip(1)
 
     value = rankme(s)
-    hopeless = ranks is None or (shorten and _rank(s) < ranks[0] + 2)
+    hopeless = ranks is None or (shorten and _rank(s) < _two_ranks(ranks)[0] + 2)
     fit = None if hopeless else alpha_req(s, ranks, shorten)
     kept = s > NEGLIGIBLE * s[0]
     log_s = np.log(s, where=kept, out=np.zeros(width))
@@ -378,10 +379,15 @@ def _rank(s: np.ndarray) -> int:
     return int((s > NEGLIGIBLE * s[0]).sum())
 
 
+def _two_ranks(ranks) -> tuple[int, int]:
+    given = tuple(ranks) if isinstance(ranks, (tuple, list, np.ndarray)) else ()
+    if len(given) != 2 or not all(isinstance(rank, Integral) for rank in given) or not 1 <= given[0] < given[1]:
+        raise ValueError(f"ranks must be two whole numbers, 1 <= first < last (1-based, both fitted), got {ranks!r}.")
+    return int(given[0]), int(given[1])
+
+
 def _window(s: np.ndarray, ranks: tuple[int, int], shorten: bool) -> tuple[int, int]:
-    first, last = (int(rank) for rank in ranks) if len(ranks) == 2 else (0, 0)
-    if (first, last) != tuple(ranks) or not 1 <= first < last:
-        raise ValueError(f"ranks must be two whole numbers, 1 <= first < last (1-based, both fitted), got {ranks}.")
+    first, last = _two_ranks(ranks)
     available = _rank(s)
     if shorten:
         last = min(last, available)
