@@ -31,7 +31,7 @@ from reptrace.sweep import tokenizer_of, trace
 from reptrace.tasks import evaluate, loss
 
 TABLES = Path(__file__).parents[1] / "book" / "refused"
-COLUMNS = ["What comes", "What happens", "What is said", "What to do"]
+COLUMNS = ["What comes", "What happens", "What is said", "What to do, and why"]
 
 
 def lines():
@@ -475,7 +475,7 @@ def test_what_the_book_says_is_refused_is_refused_in_those_words(line, world, mo
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(world.folder / "modules"))
     case, happens = CASES[line["What comes"]], line["What happens"]
     arguments = (world, monkeypatch) if case.__code__.co_argcount == 2 else (world,)
-    said = re.compile(".*".join(map(re.escape, re.split(r"\s*\.\.\.\s*", line["What is said"]))), re.DOTALL)
+    said = re.compile(".*".join(map(re.escape, re.split(r"\s*\.\.\.\s*", line["What is said"].strip("`")))), re.DOTALL)
     if happens == "error":
         with pytest.raises(Exception, match=said) as found:
             case(*arguments)
