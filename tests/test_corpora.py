@@ -287,9 +287,9 @@ def test_a_folder_is_read_as_it_is_now_whatever_was_read_before(file, tmp_path):
 
 
 @pytest.mark.parametrize("source", ["hub:{}:config", "hub:{}:config:train:body"])
-def test_a_folder_has_no_configs(file, tmp_path, source):
+def test_a_folder_without_a_card_has_no_configs(file, tmp_path, source):
     file("data/a.jsonl", rows("a"))
-    with pytest.raises(ValueError, match=r"'config' of a folder: .*hub:.*::SPLIT; a field: hub:.*:::FIELD"):
+    with pytest.raises(ValueError, match=r"its README names no configs.*hub:.*::SPLIT; a field: hub:.*:::FIELD"):
         open_text(source.format(tmp_path / "data"))
 
 

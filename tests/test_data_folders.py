@@ -87,6 +87,10 @@ CARD = "---\nlicense: mit\n{}---\n# About\n"
 CONFIGS = "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {}\n"
 
 
+TWO = ("configs:\n- config_name: one\n  data_files: a.jsonl\n- config_name: two\n  data_files:\n"
+       "  - split: train\n    path: .data/*.jsonl\n  - split: test\n    path: b.jsonl\n")
+
+
 @pytest.mark.parametrize(("files", "told"), [
     ({}, "holds no data files"), ({".a.jsonl": rows("a"), "README.md": "a"}, "holds no data files: hidden ones"),
     ({"__pycache__/a.jsonl": rows("a")}, "holds no data files"),
@@ -103,12 +107,12 @@ CONFIGS = "configs:\n- config_name: default\n  data_files:\n  - split: train\n  
      r"speak of several splits \(test, train\).* as hub:.*data::SPLIT"),
     ({"train/a.jsonl": rows("a"), "dev/a.jsonl": rows("b")}, r"splits \(train, validation\)"),
     ({"my_train_1.jsonl": rows("a"), "my_eval_1.jsonl": rows("b")}, r"splits \(test, train\)"),
-    ({"README.md": CARD.format(CONFIGS.format("../x.jsonl")), "a.jsonl": rows("a")},
-     r"README\.md says which files are"),
-    ({"README.md": CARD.format(CONFIGS.format(".data/x.jsonl")), ".data/x.jsonl": rows("a")}, r"README\.md says which"),
+    ({"README.md": CARD.format(CONFIGS.format("b.jsonl")), "a.jsonl": rows("a")}, r"they cannot be told .*b\.jsonl"),
+    ({"README.md": CARD.format("configs: 3\n"), "a.jsonl": rows("a")}, "they cannot be told"),
+    ({"README.md": CARD.format(TWO), "a.jsonl": rows("a"), "b.jsonl": rows("b")},
+     r"they cannot be told .*as hub:.*data:CONFIG.*available configs: \['one', 'two'\]"),
     ({"README.md": CARD.format("configs: [\n"), "a.jsonl": rows("a")}, r"README\.md, which may name .* cannot be read"),
     ({"README.md": "---\n- a\n---\n", "a.jsonl": rows("a")}, r"README\.md, which may name .* cannot be read"),
-    ({".huggingface.yaml": CONFIGS.format("x"), "a.jsonl": rows("a")}, r"\.huggingface\.yaml says which files are"),
     ({"a.jsonl.gz": gzip.compress(rows("a" * 999).encode(), mtime=0)[:-9]},
      r"a\.jsonl\.gz cannot be unpacked: cut off"),
     ({"a.jsonl.gz": b"no gzip"}, r"a\.jsonl\.gz cannot be unpacked"),
@@ -128,14 +132,37 @@ def test_a_folder_of_which_the_documents_cannot_be_told_is_refused(folder, tmp_p
 def test_files_of_a_split_are_those_that_the_datasets_library_takes(folder, names, split):
     made = folder({name: rows(name) for name in names})
     expected = datasets.load_dataset(str(made), split=split)["text"]
-    assert sorted(read(made, "text", MANY, split).found.documents) == sorted(expected)
+    assert sorted(read(made, "text", MANY, split=split).found.documents) == sorted(expected)
 
 
 def test_a_folder_that_speaks_of_no_split_is_of_train_alone(folder):
     made = folder({"a.jsonl": rows("a")})
-    assert read(made, "text", MANY, "train") == read(made, "text", MANY)
+    assert read(made, "text", MANY, split="train") == read(made, "text", MANY)
     with pytest.raises(ValueError, match=r"speaks of the split 'test'; they speak of none\."):
-        read(made, "text", MANY, "test")
+        read(made, "text", MANY, split="test")
+
+
+@pytest.mark.parametrize(("config", "split"), [("one", None), ("one", "train"), ("two", None), ("two", "test")])
+def test_files_that_a_card_names_are_those_that_the_datasets_library_reads(folder, config, split):
+    made = folder({"README.md": CARD.format(TWO), "a.jsonl": rows("a"), "b.jsonl": rows("b"), "c.csv": "text\nc\n",
+                   ".data/x.jsonl": rows("x"), ".data/y.jsonl": rows("y")})
+    expected = datasets.load_dataset(str(made), config, split=split or "train")["text"]
+    assert read(made, "text", MANY, config, split).found.documents == list(expected)
+    with pytest.raises(ValueError, match=rf"names files of the splits .*, not of 'dev': name one, as hub:.*:{config}:"):
+        read(made, "text", MANY, config, "dev")
+
+
+def test_files_that_a_card_names_elsewhere_are_read_as_they_are_now(folder):
+    elsewhere = folder({"x.jsonl": rows("a")}, "elsewhere") / "x.jsonl"
+    made = folder({"README.md": CARD.format(CONFIGS.format(elsewhere))})
+    assert read(made, "text", MANY) == ((["a"], 0), ["../elsewhere/x.jsonl"])
+    elsewhere.write_text(rows("b"))
+    assert read(made, "text", MANY).found.documents == ["b"]
+
+
+def test_a_config_whose_card_names_no_split_of_train_is_of_the_one_there_is(folder):
+    card = CARD.format(CONFIGS.format("a.jsonl").replace("train", "held_out"))
+    assert read(folder({"README.md": card, "a.jsonl": rows("a")}), "text", MANY).found.documents == ["a"]
 
 
 def test_a_card_that_names_no_data_files_is_no_obstacle(folder):
@@ -170,9 +197,9 @@ def test_a_saved_dataset_of_several_splits_or_with_damage_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds the splits test, train, saved .* as hub:.*both::SPLIT"):
         read(tmp_path / "both", "text", MANY)
     assert read(tmp_path / "both" / "train", "text", MANY).found.documents == ["a"]
-    assert read(tmp_path / "both", "text", MANY, "train").found.documents == ["a"]
+    assert read(tmp_path / "both", "text", MANY, split="train").found.documents == ["a"]
     with pytest.raises(ValueError, match="holds the splits test, train"):
-        read(tmp_path / "both", "text", MANY, "validation")
+        read(tmp_path / "both", "text", MANY, split="validation")
     table = next((tmp_path / "both" / "train").glob("*.arrow"))
     for content in (table.read_bytes()[:40], b"", None):
         table.unlink() if content is None else table.write_bytes(content)

@@ -413,8 +413,9 @@ CASES = {
     "A folder with files of different kinds, or of one that is not read":
         lambda w: folder_of(w, {"a.csv": "text\none\n", "b.jsonl": '{"text": "two"}'}),
     "A folder with files of several splits": lambda w: folder_of(w, {"train.txt": "one", "test.txt": "two"}),
-    "A folder whose README names its data files":
-        lambda w: folder_of(w, {"README.md": "---\nconfigs:\n- data_files: a.txt\n---\n", "a.txt": "one"}),
+    "A folder whose README names several configs":
+        lambda w: folder_of(w, {"a.txt": "one", "README.md": "---\nconfigs:\n- config_name: one\n  data_files: a.txt\n"
+                                                             "- config_name: two\n  data_files: a.txt\n---\n"}),
     "A config of a folder, or a split that no name of a file speaks of":
         lambda w: folder_of(w, {"a.txt": "one"}, "::test"),
     "A damaged file among what was kept of texts": damaged_cache,

@@ -227,10 +227,7 @@ def _data_folder(repository: str) -> Path | None:
 
 
 def _of_folder(name: str, folder: Path, config: str | None, split: str | None, field: str, documents: int) -> Corpus:
-    if config:
-        raise ValueError(f"{config!r} of a folder: a folder has no configs here. Name one file, or a folder that holds "
-                         f"the wanted ones alone; a split: hub:{name}::SPLIT; a field: hub:{name}:::FIELD.")
-    found, files = data_folders.read(folder, field, documents, split)
+    found, files = data_folders.read(folder, field, documents, config, split)
     listed = ", ".join(files) if len(files) < 4 else f"{len(files)} files, {files[0]} to {files[-1]}"
     corpus = Corpus(f"{name} ({listed})", *found)
     return replace(corpus, name=f"{name}@{corpus.fingerprint[:12]} ({listed})")

@@ -6,6 +6,7 @@ No cache: what was read once can then never stand for what the files hold now.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from itertools import islice
@@ -28,17 +29,18 @@ class Read(NamedTuple):
     files: list[str]
 
 
-def read(folder: Path, field: str, most: int, split: str | None = None) -> Read:
+def read(folder: Path, field: str, most: int, config: str | None = None, split: str | None = None) -> Read:
     """The first `most` documents of a folder's files, those of subfolders too, sorted by path; or of a saved dataset.
 
-    `split`: of the files whose names speak of it alone, in the words that the `datasets` library knows.
+    Where the folder's README names the data files of a config and split, as of a repository fetched from the hub, these
+    are read. Where it names none, `split` stands for the files whose names speak of it, in the words that the
+    `datasets` library knows.
 
     Raises
     ------
     ValueError
-        No files; files of more than one kind, or of one that cannot be read; names that speak of several splits, of
-        which none is named; a README that says what the data files are; a link to another folder; what
-        `text_files.read` refuses in any file.
+        No files; files of more than one kind, or of one that cannot be read; several configs or splits, of which none
+        is named; a link to another folder; what `text_files.read` refuses in any file.
     """
     saved = folder / split if split and (folder / "dataset_dict.json").is_file() else folder
     if (saved / "state.json").is_file():
@@ -48,7 +50,7 @@ def read(folder: Path, field: str, most: int, split: str | None = None) -> Read:
         raise ValueError(f"{shown_name(folder)} holds the splits {parts}, saved by save_to_disk: name one of them, as "
                          f"hub:{shown_name(folder)}::SPLIT.")
     documents, passed_over, names = [], 0, []
-    files = _files(folder, split)
+    files = _files(folder, config, split)
     sizes = [path.stat().st_size for path in files]
     with tqdm(total=sum(sizes), desc=f"reading {shown_name(folder.name)}", unit="B", unit_scale=True,
               leave=False) as bar:
@@ -56,25 +58,17 @@ def read(folder: Path, field: str, most: int, split: str | None = None) -> Read:
             found = text_files.read(path, field)
             documents += found.documents[: most - len(documents)]
             passed_over += found.passed_over
-            names.append(path.relative_to(folder).as_posix())
+            names.append(Path(os.path.relpath(path, folder)).as_posix())
             bar.update(size)
             if len(documents) >= most:
                 break
     return Read(Documents(documents, passed_over), names)
 
 
-def _files(folder: Path, split: str | None) -> list[Path]:
+def _files(folder: Path, config: str | None, split: str | None) -> list[Path]:
     """The data files of a folder, each of them of one kind."""
     name = shown_name(folder)
-    _check_card(folder)
-    linked = next((path for path in sorted(folder.rglob("*")) if path.is_symlink() and path.is_dir()), None)
-    if linked:
-        raise ValueError(f"{shown_name(linked)} is a link to a folder, which is not followed: name that folder itself, "
-                         f"or take the link out of {name}.")
-    files = [path for path in files_in(folder) if not path.name.lower().startswith(ABOUT)]
-    if not files:
-        raise ValueError(f"the folder {name} holds no data files: hidden ones, README and LICENSE are not read.")
-    files = _of_split(folder, files, split)
+    files = _of_card(folder, config, split) if _names_files(folder) else _of_names(folder, config, split)
     try:
         kinds = [text_files.kind_of(path)[0] for path in files]
     except ValueError as error:
@@ -86,22 +80,54 @@ def _files(folder: Path, split: str | None) -> list[Path]:
     return files
 
 
-def _check_card(folder: Path) -> None:
-    """ValueError where a card names data files, as the `datasets` library reads them: elsewhere, hidden, or a few."""
+def _names_files(folder: Path) -> bool:
+    """Whether a card names data files, as the `datasets` library reads them."""
     from huggingface_hub import metadata_load
     from yaml import YAMLError
 
-    card, name = folder / "README.md", shown_name(folder)
-    named = folder / ".huggingface.yaml" if (folder / ".huggingface.yaml").is_file() else None
-    if card.is_file():
-        try:
-            named = card if (metadata_load(card) or {}).get("configs") else named
-        except (YAMLError, ValueError) as error:
-            raise ValueError(f"the head of {name}/README.md, which may name data files, cannot be read: "
-                             f"{error}") from error
-    if named:
-        raise ValueError(f"{name}/{named.name} says which files are the data of its configs; all files of a folder are "
-                         "read here, and no others: name one file, or a folder that holds the wanted ones alone.")
+    card = folder / "README.md"
+    if (folder / ".huggingface.yaml").is_file():
+        return True
+    try:
+        return card.is_file() and bool((metadata_load(card) or {}).get("configs"))
+    except (YAMLError, ValueError) as error:
+        raise ValueError(f"the head of {shown_name(card)}, which may name data files, cannot be read: "
+                         f"{error}") from error
+
+
+def _of_card(folder: Path, config: str | None, split: str | None) -> list[Path]:
+    """The files that a folder's card names for a config and a split, by default the one that there is, or train."""
+    from datasets import load_dataset_builder
+    from datasets.exceptions import DatasetsError
+
+    name = shown_name(folder)
+    try:
+        found = {str(part): list(map(Path, paths))
+                 for part, paths in load_dataset_builder(str(folder), config).config.data_files.items()}
+    except (ValueError, TypeError, AttributeError, OSError, DatasetsError) as error:
+        raise ValueError(f"the README of {name} names the data files of its configs, and they cannot be told (name a "
+                         f"config, as hub:{name}:CONFIG): {' '.join(str(error).split())}") from error
+    part = split or ("train" if "train" in found or len(found) > 1 else next(iter(found), "train"))
+    if part not in found:
+        raise ValueError(f"the README of {name} names files of the splits {', '.join(found) or 'none'}, not of "
+                         f"{part!r}: name one, as hub:{name}:{config or ''}:SPLIT.")
+    return found[part]
+
+
+def _of_names(folder: Path, config: str | None, split: str | None) -> list[Path]:
+    """All files of a folder, or those whose names speak of a split."""
+    name = shown_name(folder)
+    if config:
+        raise ValueError(f"{config!r} of a folder: its README names no configs. Name one file, or a folder that holds "
+                         f"the wanted ones alone; a split: hub:{name}::SPLIT; a field: hub:{name}:::FIELD.")
+    linked = next((path for path in sorted(folder.rglob("*")) if path.is_symlink() and path.is_dir()), None)
+    if linked:
+        raise ValueError(f"{shown_name(linked)} is a link to a folder, which is not followed: name that folder itself, "
+                         f"or take the link out of {name}.")
+    files = [path for path in files_in(folder) if not path.name.lower().startswith(ABOUT)]
+    if not files:
+        raise ValueError(f"the folder {name} holds no data files: hidden ones, README and LICENSE are not read.")
+    return _of_split(folder, files, split)
 
 
 def _of_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
