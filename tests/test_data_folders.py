@@ -133,6 +133,8 @@ def test_files_of_a_split_are_those_that_the_datasets_library_takes(folder, name
     made = folder({name: rows(name) for name in names})
     expected = datasets.load_dataset(str(made), split=split)["text"]
     assert sorted(read(made, "text", MANY, split=split).found.documents) == sorted(expected)
+    other_word = {"train": "training", "test": "evaluation", "validation": "dev"}[split]
+    assert read(made, "text", MANY, split=other_word) == read(made, "text", MANY, split=split)
 
 
 def test_a_folder_that_speaks_of_no_split_is_of_train_alone(folder):

@@ -131,10 +131,34 @@ def test_rounding_is_no_dependence_on_the_batch(dtype, seed):
     assert extracted.token_budget > LONGEST
 
 
-def test_a_sequence_that_has_no_longer_one_of_its_kind_is_not_paired():
-    assert independence._pairs([5], lambda length: 0) == []
-    assert independence._pairs([20, 9], lambda length: length > ORIGINAL) == []
-    assert independence._pairs([20, 9, 12, 30], lambda length: length > ORIGINAL) == [(1, 2), (2, 1), (0, 3)]
+def test_the_shortest_sequences_that_have_a_longer_one_of_their_kind_are_tried():
+    def beyond(length):
+        return length > ORIGINAL
+
+    assert independence._tried([5], beyond)[0] == [] and independence._tried([20, 9], beyond)[0] == []
+    assert independence._tried([20, 9, 12, 30], beyond) == ([1], 2)
+    assert independence._tried([20, 9, 40, 30, 50, 60], beyond) == ([0, 3, 2], 5)
+    assert independence._tried([1, 2, 9], beyond) == ([], 2)  # the first tokens are not turned
+
+
+class LimitedCapacity(nn.Module):
+    """An expert that serves the first so many tokens of a batch, in the order of its sequences."""
+
+    def __init__(self, mlp, capacity):
+        super().__init__()
+        self.mlp, self.capacity = mlp, capacity
+
+    def forward(self, x):
+        served = torch.arange(x.shape[0] * x.shape[1]).view(x.shape[:2]) < self.capacity
+        return self.mlp(x) * served[..., None]
+
+
+def test_an_expert_that_serves_the_first_sequences_of_a_batch_alone_is_noticed(capsys):
+    found = model()
+    found.model.layers[0].mlp = LimitedCapacity(found.model.layers[0].mlp, 3 * LONGEST)
+    extracted = extract(found, SEQUENCES, batch_size=16)
+    torch.testing.assert_close(extracted.features["final"], alone(found, SEQUENCES)[0], rtol=0, atol=1e-9)
+    assert "each passes alone" in capsys.readouterr().err
 
 
 def test_a_single_short_sequence_beside_long_ones_shows():

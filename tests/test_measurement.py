@@ -236,7 +236,7 @@ def test_blank_and_short_texts_are_passed_over_alike_by_python_and_the_command_l
     assert found.eigenvalues.tolist() == row.eigenvalues.tolist() and found.samples == row.sequences == 60
     assert (found.rankme, found.rankme_stderr) == (row.rankme, row.rankme_stderr)
     printed = capsys.readouterr()
-    assert "3 blank texts and 2 different ones of fewer than 4 tokens were passed over, 60 were measured" in printed.err
+    assert "passed over: 3 blank texts, 1 that stand there before, 2 of fewer than 4 tokens; 60 were" in printed.err
     assert printed.out == ""
 
 
@@ -244,8 +244,8 @@ def test_nothing_is_said_of_texts_that_were_passed_over_where_none_was(model, to
     reptrace.measure(model, texts, tokenizer, max_length=LENGTH, ranks=(2, 8))
     assert capsys.readouterr().err == ""
     reptrace.measure(model, [*texts, ""], tokenizer, max_length=LENGTH, ranks=(2, 8))
-    assert capsys.readouterr().err == ("1 blank texts and 0 different ones of fewer than 1 tokens were passed over, "
-                                       "60 were measured\n")
+    assert capsys.readouterr().err == ("passed over: 1 blank texts, 0 that stand there before, 0 of fewer than 1 "
+                                       "tokens; 60 were measured\n")
 
 
 def test_a_text_that_stands_there_twice_counts_once(model, tokenizer, texts):

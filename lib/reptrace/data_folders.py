@@ -144,7 +144,8 @@ def _of_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
                          f"name one, as hub:{name}::SPLIT.")
     if split is None or (split == "train" and not splits):  # as the datasets library has it
         return files
-    chosen = [path for path in files if split in spoken[path]]
+    wanted = next((str(each) for each, names in SPLIT_KEYWORDS.items() if split in names), split)  # dev: validation
+    chosen = [path for path in files if wanted in spoken[path]]
     if not chosen:
         raise ValueError(f"no name of a file in {name} speaks of the split {split!r}; they speak of "
                          f"{splits or 'none'}.")

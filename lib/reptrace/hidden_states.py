@@ -16,18 +16,13 @@ from torch import nn
 
 from reptrace import batches
 from reptrace.batches import AUTO
-from reptrace.independence import must_be_alone
+from reptrace.decoders import block_list, final_norm, text_decoder, vocabulary
+from reptrace.independence import depend_on_the_batch, must_be_alone
 from reptrace.modes import evaluating
-from reptrace.positions import context, rotaries, text_config
+from reptrace.positions import context, rotaries
 from reptrace.token_ids import checked_sequences
 
-# The final norm's attribute in the decoders of transformers; the blocks are found by their number.
-FINAL_NORM_NAMES = ("final_layer_norm", "norm", "ln_f", "norm_f", "final_norm", "final_layernorm", "layer_norm",
-                    "ln_out", "embedding_norm", "out_norm", "layernorm")
-
 FINAL = "final"
-# Adapters of PEFT whose model does more in its forward pass than call the layers: X-LoRA runs twice, for instance.
-ADAPTERS_OUTSIDE = ("XLORA", "SHADOW", "POLY")
 # Blocks that add their MLP's output to the residual: in the last one, the MLP then need see the last token alone.
 RESIDUAL_MLP = ("gpt_neox", "llama", "olmo2")
 # Features gathered on a GPU before they are copied to the CPU: waiting for every batch would leave the GPU idle.
@@ -109,39 +104,71 @@ def extract(
     _check_dtype(model)
     batches.check_batch_size(batch_size)
     sequences = _checked(decoder, sequences)
-    devices = _devices(decoder)
-    lengths = list(map(len, sequences))
-    budget = batches.token_budget(decoder, max(lengths), batch_size, devices)
-    results = _Results(decoder, len(sequences), names, GATHERED_BYTES if devices[0].type == "cuda" else 0)
-    order, start = batches.by_length(lengths), 0
     with (torch.inference_mode(), evaluating(decoder), _capture(decoder, names) as captured,
-          rotaries(decoder) as rotary, batches.progress_bar(lengths, "hidden states", progress) as advance):
+          rotaries(decoder) as rotary):
+        passes = _Passes(decoder, sequences, names, captured, rotary, batch_size)
+        _check_causal(decoder, int(sequences[0][0]), captured, passes.devices)
+        alone = must_be_alone(passes.states, passes.lengths, rotary.kind, passes.dtype, type(decoder).__name__)
+        passes.all(alone, progress)
+        if not alone and passes.some_come_out_otherwise_alone():
+            alone = True
+            passes.all(alone, progress)
+    return Extraction(passes.results.features, max(passes.lengths) if alone else passes.budget)
 
-        def fits(rows: list[int]) -> bool:
-            rotary.reset()
-            return _fits(decoder, [sequences[row] for row in rows], captured, devices)
 
-        def states(rows: list[int]) -> list[torch.Tensor]:
-            return [found[0].float().cpu() for found in captured.rows.values()] if fits(rows) else []
+class _Passes:
+    """Forward passes of sequences in batches, the longest first: the states of their last tokens, in `results`."""
 
-        _check_causal(decoder, int(sequences[0][0]), captured, devices)
-        alone = must_be_alone(states, lengths, rotary.kind, next(decoder.parameters()).dtype, type(decoder).__name__)
-        while start < len(order):
-            length = lengths[order[start]]
-            rows = order[start : start + (1 if alone else max(1, budget // length))]
-            rows = batches.alike(rows, lambda row: rotary.kind(lengths[row]))
-            if fits(rows):
-                results.add(rows, captured.rows)
-                start += len(rows)
-                advance(rows)
-            elif batch_size == AUTO and len(rows) > 1:
-                results.flush()
-                budget = length * (len(rows) // 2)
-            else:
-                fit = batches.largest(rows, fits)
-                raise batches.too_little(decoder, devices, length, len(rows), fit, max(lengths))
-        results.flush()
-    return Extraction(results.features, max(lengths) if alone else budget)
+    def __init__(self, decoder: nn.Module, sequences: list[np.ndarray], names: Sequence[int | str],
+                 captured: _Captured, rotary, batch_size: int | str):
+        self.decoder, self.sequences, self.names, self.captured, self.rotary = (decoder, sequences, names, captured,
+                                                                                rotary)
+        self.lengths, self.dtype = list(map(len, sequences)), next(decoder.parameters()).dtype
+        self.devices, self.may_shrink = _devices(decoder), batch_size == AUTO
+        self.budget = batches.token_budget(decoder, max(self.lengths), batch_size, self.devices)
+        self.shared: list[int] = []  # the last sequence of each batch that held several
+
+    def all(self, alone: bool, progress: bool) -> None:
+        gathered = GATHERED_BYTES if self.devices[0].type == "cuda" else 0
+        with torch.inference_mode(False):  # features that can be changed in place
+            self.results = _Results(self.decoder, len(self.sequences), self.names, gathered)
+        order, start = batches.by_length(self.lengths), 0
+        with batches.progress_bar(self.lengths, "hidden states", progress) as advance:
+            while start < len(order):
+                length = self.lengths[order[start]]
+                rows = order[start : start + (1 if alone else max(1, self.budget // length))]
+                rows = batches.alike(rows, lambda row: self.rotary.kind(self.lengths[row]))
+                if self.fits(rows):
+                    self.results.add(rows, self.captured.rows)
+                    self.shared += rows[-1:] if len(rows) > 1 else []
+                    start += len(rows)
+                    advance(rows)
+                elif self.may_shrink and len(rows) > 1:
+                    self.results.flush()
+                    self.budget = length * (len(rows) // 2)
+                else:
+                    fit = batches.largest(rows, self.fits)
+                    raise batches.too_little(self.decoder, self.devices, length, len(rows), fit, max(self.lengths))
+            self.results.flush()
+
+    def fits(self, rows: list[int]) -> bool:
+        self.rotary.reset()
+        return _fits(self.decoder, [self.sequences[row] for row in rows], self.captured, self.devices)
+
+    def states(self, rows: list[int], count: int) -> list[list[torch.Tensor]]:
+        """States of the last `count` sequences of a batch; none where it does not fit, but for a pair by the memory."""
+        large = len(rows) > 2 and len(rows) * max(self.lengths[row] for row in rows) > self.budget
+        if large or not self.fits(rows):
+            return []
+        found = [states[-count:].float().cpu() for states in self.captured.rows.values()]
+        return [[states[k] for states in found] for k in range(count)]
+
+    def some_come_out_otherwise_alone(self) -> bool:
+        """Whether the batches have changed what came of their last sequences, by those of a few of them."""
+        rows = [self.shared[k] for k in sorted({0, len(self.shared) // 2, len(self.shared) - 1})] if self.shared else []
+        together = [[states[row].float() for states in self.results.features.values()] for row in rows]
+        return depend_on_the_batch(together, [next(iter(self.states([row], 1)), []) for row in rows], self.dtype,
+                                   type(self.decoder).__name__)
 
 
 def unpadded(batch: Mapping[str, torch.Tensor]) -> list[list[int]]:
@@ -205,7 +232,7 @@ class _Results:
 @contextmanager
 def _capture(decoder: nn.Module, names: Sequence[int | str]) -> Iterator[_Captured]:
     """Hooks that keep the last token at the named layers; removed on leaving, also after an exception."""
-    blocks, captured, handles = _block_list(decoder), _Captured(), []
+    blocks, captured, handles = block_list(decoder), _Captured(), []
 
     def after(name):
         return lambda module, args, output: captured.take(name, output[0] if isinstance(output, tuple) else output)
@@ -223,7 +250,7 @@ def _capture(decoder: nn.Module, names: Sequence[int | str]) -> Iterator[_Captur
             if name == 0:
                 handles.append(blocks[0].register_forward_pre_hook(before, with_kwargs=True))
             else:
-                module = _final_norm(decoder) if name == FINAL else blocks[name - 1]
+                module = final_norm(decoder) if name == FINAL else blocks[name - 1]
                 handles.append(module.register_forward_hook(after(name)))
         if one_token:
             handles.append(blocks[-1].mlp.register_forward_pre_hook(last_token))
@@ -288,63 +315,6 @@ def _devices(decoder: nn.Module) -> list[torch.device]:
     return [device for device in dict.fromkeys(devices) if device.type != "meta"]
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The transformers model inside of torch.compile's, DistributedDataParallel's and PEFT's wrappers.
-
-    PEFT's layers sit inside of the model that it wraps, so that a pass through that one alone goes through the active
-    adapters; adapters of which this is not so are refused.
-    """
-    while True:
-        parts = {**getattr(model, "__dict__", {}), **getattr(model, "_modules", {})}
-        inside = parts.get("_orig_mod", parts.get("module"))
-        if isinstance(inside, nn.Module):
-            model = inside
-        elif hasattr(model, "get_base_model"):
-            _check_adapters(model)
-            model = model.get_base_model()
-        else:
-            return model
-
-
-def _check_adapters(model: nn.Module) -> None:
-    """TypeError where an adapter of a PEFT model does its work outside of the model's own layers."""
-    if getattr(model, "_adapters_disabled", False):
-        return
-    kinds = {name: str(getattr(config.peft_type, "value", config.peft_type))
-             for name, config in model.peft_config.items()}
-    for name, config in model.peft_config.items():
-        if name in model.active_adapters and config.is_prompt_learning:
-            raise TypeError(f"the model has an adapter of the kind {kinds[name]}, which puts learned tokens or states "
-                            "before every text: hidden states of the text alone would not be this model's. LoRA and "
-                            "other adapters inside of the layers can be measured.")
-        invoked = name in model.active_adapters and getattr(config, "alora_invocation_tokens", None)
-        if invoked or kinds[name] in ADAPTERS_OUTSIDE:
-            kind = "aLoRA" if invoked else kinds[name]
-            raise TypeError(f"the model has an adapter of the kind {kind}, which depends on more than the layer that "
-                            "it sits in: a pass through the decoder alone would leave some of it out. LoRA can be "
-                            "measured.")
-
-
-def text_decoder(model: nn.Module) -> nn.Module:
-    """The module that holds the blocks of the text decoder, whatever it is wrapped in (a head, a multimodal model)."""
-    model = _unwrapped(model)
-    if not hasattr(model, "config"):
-        raise TypeError(f"expected a transformers model, got {type(model).__name__}.")
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise TypeError(f"{type(model).__name__} has an encoder beside its decoder, which reads the text: there is no "
-                        "last token whose state could be measured. Decoders alone can be.")
-    kind, level = text_config(model.config).model_type, [model]
-    while level:
-        for module in level:
-            reads = hasattr(module, "config") and hasattr(module, "get_input_embeddings")
-            if reads and module.config.model_type == kind and _block_list(module) is not None:
-                return module
-        level = [_unwrapped(child) for module in level for child in module.children()
-                 if not isinstance(child, nn.ModuleList)]
-    raise TypeError(f"{type(model).__name__} has no list of as many blocks as its configuration says: not a decoder "
-                    "whose layers can be told apart.")
-
-
 def check_sequences(model: nn.Module, sequences, layers: Sequence[int | str] | str = (FINAL,)) -> None:
     """ValueError or TypeError where `last_token_states` would refuse sequences or layers for a model that it can take.
     """
@@ -353,31 +323,8 @@ def check_sequences(model: nn.Module, sequences, layers: Sequence[int | str] | s
     _checked(decoder, sequences)
 
 
-def _vocabulary(decoder: nn.Module) -> int:
-    embeddings = decoder.get_input_embeddings()
-    return getattr(embeddings, "num_embeddings", None) or len(embeddings.weight)  # an adapter's has the weight alone
-
-
-def _block_list(module: nn.Module) -> nn.ModuleList | None:
-    count = getattr(text_config(module.config), "num_hidden_layers", None)
-    lists = (child for child in module.children() if isinstance(child, nn.ModuleList) and len(child) == count)
-    return next(lists, None)
-
-
-def _layers(decoder: nn.Module) -> int:
-    return len(_block_list(decoder))
-
-
-def _final_norm(decoder: nn.Module) -> nn.Module:
-    for name in FINAL_NORM_NAMES:
-        if isinstance(getattr(decoder, name, None), nn.Module):
-            return getattr(decoder, name)
-    raise TypeError(f"{type(decoder).__name__} has no final norm under a known name ({', '.join(FINAL_NORM_NAMES)}): "
-                    f"ask for layer {_layers(decoder)} instead, the last block before any norm.")
-
-
 def _layer_names(decoder: nn.Module, layers) -> list[int | str]:
-    known = [*range(_layers(decoder) + 1), FINAL]
+    known = [*range(len(block_list(decoder)) + 1), FINAL]
     names = known if layers == "all" else list(layers) if isinstance(layers, Iterable) else []
     unknown = [name for name in names if name not in known]
     if unknown or not names or (isinstance(layers, str) and layers != "all"):
@@ -391,13 +338,13 @@ def _check_dtype(model: nn.Module) -> None:
 
 
 def _checked(decoder: nn.Module, sequences) -> list[np.ndarray]:
-    return checked_sequences(sequences, _vocabulary(decoder), context(decoder.config))
+    return checked_sequences(sequences, vocabulary(decoder), context(decoder.config))
 
 
 def _check_causal(decoder: nn.Module, token: int, captured: _Captured, devices: Sequence[torch.device]) -> None:
     """The state of a token must not change with what follows it: padding is left unmasked on that ground."""
     states, captured.keep = [], True
-    for following in (0, _vocabulary(decoder) - 1):
+    for following in (0, vocabulary(decoder) - 1):
         if not _fits(decoder, [np.array([token, following])], captured, devices, last=[0]):
             raise batches.too_little(decoder, devices, 2, 1, 0, 2)
         _check_final(decoder, captured)
@@ -417,7 +364,7 @@ def _check_final(decoder: nn.Module, captured: _Captured) -> None:
     if final is not None and given is not None and not torch.equal(
             torch.nan_to_num(final).cpu(), torch.nan_to_num(given[:, 0]).cpu()):
         raise TypeError(f"in {type(decoder).__name__} more follows after the final norm before the LM head: ask for "
-                        f"layer {_layers(decoder)} instead, the last block before any norm.")
+                        f"layer {len(block_list(decoder))} instead, the last block before any norm.")
 
 
 def _check_finite(states: torch.Tensor, rows: Sequence[int], name: int | str) -> None:

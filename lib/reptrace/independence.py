@@ -17,28 +17,31 @@ from torch import nn
 from tqdm import tqdm
 
 from reptrace.batches import by_length, padded
+from reptrace.decoders import text_decoder
 
 # Tokens that a short sequence of a pair has at least: the first of a sequence is not turned by rotary embeddings.
 LEAST = 8
-# Short sequences that are tried beside a long one.
-PAIRS = 3
+# Short sequences that are tried behind a long one.
+TRIED = 3
 
 States = Sequence[torch.Tensor]  # of one sequence, by layer; none where memory ran out
+# Of rows that share a batch, the states of so many of the last; none where they do not fit into memory.
+Pass = Callable[[list[int], int], Sequence[States]]
 
 
 class RemembersError(ValueError):
     """What a model makes of a sequence depends on what it read before: there is no one number to measure."""
 
 
-def must_be_alone(states: Callable[[list[int]], States], lengths: Sequence[int], kind: Callable[[int], object],
-                  dtype: torch.dtype, name: str) -> bool:
+def must_be_alone(states: Pass, lengths: Sequence[int], kind: Callable[[int], object], dtype: torch.dtype,
+                  name: str) -> bool:
     """Whether each sequence must pass through alone, because a longer one beside it changes what comes of it.
 
-    Said on standard error where it is so.
+    Said on standard error where it is so. Tried are the shortest sequences that have a longer one of their kind.
 
     Parameters
     ----------
-    states : function of rows that gives tensors of the first of them, of any shape
+    states : function of rows, see `Pass`; the tensors may be of any shape
     lengths : tokens of each sequence
     kind : of a length; sequences of different kinds never share a batch
     dtype : of the forward pass
@@ -49,19 +52,27 @@ def must_be_alone(states: Callable[[list[int]], States], lengths: Sequence[int],
     RemembersError
         A short sequence comes out otherwise after a long one has passed.
     """
-    pairs = _pairs(lengths, kind)
-    first = [states([short]) for short, _ in pairs]  # before any long one has passed
-    both = [states([short, long]) for short, long in pairs]
-    again = [states([short]) for short, _ in pairs]
-    if _differ(first, again, dtype):
+    short, long = _tried(lengths, kind)
+
+    def alone() -> list[States]:
+        return [next(iter(states([row], 1)), []) for row in short]
+
+    first = alone()  # before any long one has passed
+    both = states([long, *short], len(short)) or [next(iter(states([long, row], 1)), []) for row in short]
+    if _differ(first, alone(), dtype):
         raise RemembersError(f"in {name} a sequence's state depends on what was read before it, as with a rotary "
                              "embedding that keeps the longest length it has met: there is no one number to measure. "
                              "Cut the sequences within the model's original context (max_length, --max-length).")
-    alone = _differ(first, both, dtype)
-    if alone:
+    return depend_on_the_batch(both, first, dtype, name)
+
+
+def depend_on_the_batch(together: Sequence[States], alone: Sequence[States], dtype: torch.dtype, name: str) -> bool:
+    """Whether sequences came out otherwise beside others than alone, which is said on standard error."""
+    depend = _differ(together, alone, dtype)
+    if depend:
         tqdm.write(f"in {name} a sequence's state depends on what else is in its batch: each passes alone, which takes "
                    "longer", file=sys.stderr)
-    return alone
+    return depend
 
 
 def passes_alone(model: nn.Module, sequences: Sequence, rotary) -> bool:
@@ -69,31 +80,29 @@ def passes_alone(model: nn.Module, sequences: Sequence, rotary) -> bool:
 
     `rotary`: the model's `positions.Rotaries`.
     """
-    from reptrace.hidden_states import text_decoder
-
     decoder = model
     with suppress(TypeError):  # one whose blocks are not known has logits all the same
         decoder = text_decoder(model)
 
-    def states(rows: list[int]) -> list[torch.Tensor]:
+    def states(rows: list[int], count: int) -> list[list[torch.Tensor]]:
         rotary.reset()
         ids, _ = padded([np.asarray(sequences[row]) for row in rows])
         output = decoder(input_ids=ids.to(decoder.get_input_embeddings().weight.device), use_cache=False)
-        return [output[0][0, : len(sequences[rows[0]])].float().cpu()]
+        return [[output[0][k, : len(sequences[rows[k]])].float().cpu()] for k in range(-count, 0)]
 
     return must_be_alone(states, list(map(len, sequences)), rotary.kind, next(model.parameters()).dtype,
                          type(model).__name__)
 
 
-def _pairs(lengths: Sequence[int], kind: Callable[[int], object]) -> list[tuple[int, int]]:
-    """(short, long) rows of one kind: the shortest ones, for whose sake a longer one must not change the length."""
+def _tried(lengths: Sequence[int], kind: Callable[[int], object]) -> tuple[list[int], int]:
+    """Rows of the shortest sequences, of one kind, and the longest of that kind; none where all are alike or apart."""
     order = by_length(lengths)
     rising = [row for row in reversed(order) if lengths[row] >= min(LEAST, lengths[order[0]])]
-    found = []
-    for short in rising[:PAIRS]:
-        longest = next((row for row in order if row != short and kind(lengths[row]) == kind(lengths[short])), None)
-        found += [(short, longest)] if longest is not None else []
-    return found
+    for shortest in rising:
+        of_kind = [row for row in rising if kind(lengths[row]) == kind(lengths[shortest])]
+        if len(of_kind) > 1:
+            return of_kind[:-1][:TRIED], of_kind[-1]
+    return [], rising[-1]
 
 
 def _differ(ones: Sequence[States], others: Sequence[States], dtype: torch.dtype) -> bool:

@@ -165,9 +165,10 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
         raise ValueError(f"{len(kept)} of {len(different)} different texts have at least {min_length} tokens, a "
                          f"spectrum needs two or more: bring more text{lower}.")
     blank, short = sum(not text.strip() for text in texts), len(different) - len(kept)
-    if blank or short:  # said where the command line says it
-        tqdm.write(f"{blank} blank texts and {short} different ones of fewer than {min_length} tokens were passed "
-                   f"over, {len(kept)} were measured", file=sys.stderr)
+    twice = len(texts) - blank - len(different)
+    if blank or short or twice:  # said where the command line says it
+        tqdm.write(f"passed over: {blank} blank texts, {twice} that stand there before, {short} of fewer than "
+                   f"{min_length} tokens; {len(kept)} were measured", file=sys.stderr)
     found = _geometries(model, kept, (layer,), batch_size, ranks, progress)[1][layer]
     if found.dominated:
         warn(found.few, stacklevel=2)
@@ -226,7 +227,7 @@ def _measured(job: Job, model, probe: Probe, progress: bool) -> list[dict]:
 def _rows(model, probe: Probe, settings: Settings, progress: bool) -> list[dict]:
     import torch
 
-    from reptrace.hidden_states import text_decoder
+    from reptrace.decoders import text_decoder
 
     device = next(model.parameters()).device
     budget, found = _geometries(model, probe.sequences, settings.layers, settings.batch_size, settings.ranks, progress)
@@ -247,8 +248,13 @@ def _geometries(model, sequences, layers, batch_size, ranks, progress: bool) -> 
 
     found, device = extract(model, sequences, layers, batch_size, progress), next(model.parameters()).device
     on = device if device.type == "cuda" else "cpu"
-    return found.token_budget, {layer: geometry(matrix.to(on), ranks and tuple(ranks), shorten=True)
-                                for layer, matrix in found.features.items()}
+    geometries = {}
+    for layer, matrix in found.features.items():
+        try:
+            geometries[layer] = geometry(matrix.to(on), ranks and tuple(ranks), shorten=True)
+        except ValueError as error:
+            raise ValueError(f"layer {layer}: {error}") from error
+    return found.token_budget, geometries
 
 
 def _summary(found) -> dict:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from reptrace import batches
+from reptrace.decoders import vocabulary
 from reptrace.independence import passes_alone
 from reptrace.modes import evaluating
 from reptrace.positions import context, rotaries
@@ -43,7 +44,7 @@ def score(model, sequences: Sequence, starts: Sequence[int], batch_size: int, pr
     if not len(sequences):
         return Scores(np.zeros(0), np.zeros(0, bool))
     reach = context(model.config)  # of what is read, which the last token of a sequence is not
-    sequences = checked_sequences(sequences, len(model.get_input_embeddings().weight), reach and reach + 1, least=2)
+    sequences = checked_sequences(sequences, vocabulary(model), reach and reach + 1, least=2)
     joint, greedy = np.zeros(len(sequences)), np.zeros(len(sequences), bool)
     lengths = [len(sequence) - 1 for sequence in sequences]  # that pass through: the last token is not read
     with (torch.inference_mode(), evaluating(model), rotaries(model) as rotary,

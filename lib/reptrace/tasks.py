@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from reptrace import arguments, batches, harness
+from reptrace.decoders import vocabulary
 from reptrace.hidden_states import NonFiniteError
 from reptrace.independence import passes_alone
 from reptrace.modes import evaluating
@@ -99,7 +100,7 @@ def loss(model, sequences: Sequence[Sequence[int]], batch_size: int, progress: b
         float64. `stderr`: of that ratio, for sequences drawn independently. `items`: each sequence's own mean.
     """
     batches.check_batch_size(batch_size)
-    sequences = checked_sequences(sequences, len(model.get_input_embeddings().weight), context(model.config), least=2)
+    sequences = checked_sequences(sequences, vocabulary(model), context(model.config), least=2)
     sums, lengths = np.zeros(len(sequences)), list(map(len, sequences))
     with (torch.inference_mode(), evaluating(model), rotaries(model) as rotary,
           batches.progress_bar(lengths, "loss", progress) as advance):
