@@ -403,7 +403,7 @@ CASES = {
     "A file without any text": lambda w: opened(w, "a.txt", "\n\n"),
     "Fewer documents than sequences asked for": lambda w: probe(Corpus("mine", w.texts), w.tokenizer, 41, 16, 2),
     "A plain text without blank lines, one document in all": long_lines,
-    "Names of files where their texts are meant":
+    "Names of files that are there, where their texts are meant":
         lambda w: measured(w, [w.file("a.txt", "one"), w.file("b.txt", "two")]),
     "Pairs where texts are meant (`items()`, `enumerate`)": lambda w: measured(w, enumerate(["one", "two"])),
     "RTF or PostScript under the name of a text": lambda w: opened(w, "a.txt", "{\\rtf1 one}"),

@@ -1,6 +1,6 @@
 """Hidden state of the last real token of each sequence, at chosen layers: model + sequences -> features.
 
-The only module that touches the device. One forward pass of the decoder serves all layers; the LM head is not run, and
+One forward pass of the decoder serves all layers; the LM head is not run, and
 of every layer's output just one token a sequence is kept, by hooks, while the pass goes on.
 """
 

@@ -69,6 +69,10 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
         No such model or revision; says which revisions, or folders with names like it, there are.
     TooLittleMemoryError
         The weights alone are more than the device's free memory (of the CPU's, where Linux tells it).
+    ImportError
+        A package that the model needs is not installed.
+    TypeError
+        float16.
     WeightsError, ValueError
         Weights that are damaged, incomplete, of other shapes than the configuration says, or not bare tensors; tensors
         that the model does not take (scales of quantized weights, an adapter, more blocks than configured); a

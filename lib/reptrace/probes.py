@@ -153,9 +153,9 @@ def first_tokens(tokenizer, texts: Sequence[str], max_length: int | None = None)
         however it is set here; max_length below 1.
 
     A text of up to 32,768 characters, or 32 for every token wanted, is tokenized whole. Of a longer one so many are,
-    and four times as many again until all the tokens are there and eight cuts nearer to them change none. Where tokens
-    depend on whatever follows, that ends with the whole text: slow, and right. (A rule that looks ahead farther than
-    32,768 characters, past a text that it would read otherwise, goes unseen.)
+    and four times as many again, until all the tokens are there and eight shorter cuts give the same ones. Where tokens
+    depend on whatever follows, that ends with the whole text: slow, and right. (A rule of the normalizer that hangs on
+    what stands more than 16,384 characters later, and on nothing nearer, goes unseen.)
     """
     if not callable(tokenizer):
         raise TypeError(f"a transformers tokenizer is needed, got {arguments.shown(tokenizer)}. By name: "

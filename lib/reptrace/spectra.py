@@ -65,8 +65,8 @@ class Geometry:
     samples : int
         M.
     largest_influence : float
-        Share, 0 to 1, that one sequence has in the sum of squares which `rankme_stderr` is the root of; 1/M where all
-        weigh alike.
+        Share, 0 to 1, that one sequence has in the sum of squares which `rankme_stderr` is the root of; at
+        least 1/M.
     half_variance : int
         How many sequences, those farthest from the mean, make up half of the total variance; up to M/2.
     """
@@ -221,7 +221,8 @@ def geometry(features, ranks: tuple[int, int] = (12, 100), shorten: bool = False
     The standard errors are infinitesimal-jackknife ones (Efron 1982; delete-one resampling to first order): if row x
     has coordinates z_i on eigenvector i, its weight moves eigenvalue i by z_i^2 - s_i, hence a statistic T by
     phi(x) = sum_i dT/ds_i (z_i^2 - s_i), and SE(T) = sqrt(sum phi^2) / M. One eigendecomposition and one M x d x d
-    product: about the price of the spectrum itself, where a bootstrap would pay it hundreds of times.
+    product: two to three times the price of the spectrum itself on a CPU, where a bootstrap would pay it hundreds of
+    times.
 
     They say how far the numbers would move with other sequences from the same source. They do not cover the downward
     bias of few samples (keep M well above d), nor the scatter between training seeds.

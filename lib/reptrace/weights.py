@@ -1,7 +1,7 @@
 """The files that opening a model reads, what identifies them, and whether the model took all that is in them.
 
-A folder and a commit on the hub are looked at alike: as names, and a way to read the small ones of them. So what is
-hashed, what is downloaded and what transformers opens are the same files, whatever these are called.
+A folder and a commit on the hub are looked at alike: as names, and a way to read the small ones of them. So the
+weights that are hashed, downloaded and opened are the same files, whatever these are called.
 """
 
 from __future__ import annotations
