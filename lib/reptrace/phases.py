@@ -3,7 +3,8 @@
 A trajectory is cut into moves, up or down in turn. A turn is taken only where the value afterwards moves away from it
 by more than noise alone would: the largest fall, in units of its standard error, of a trajectory that never falls
 (constant or rising; the constant one is the hardest case) stays below `critical_value` in 95 of 100 trajectories of
-that length, and likewise for rises. So missing phases are not invented, and the number of moves is not chosen by the reader.
+that length, and likewise for rises. So missing phases are not invented, and the number of moves is not chosen by the
+reader.
 
 Noise decides which moves are real; size decides which of them are phases. Training makes moves of its own, and the
 better a trajectory is measured, the more of them are real. The phases are the fall, the rise and the fall that are
