@@ -141,24 +141,36 @@ def test_the_shortest_sequences_that_have_a_longer_one_of_their_kind_are_tried()
     assert independence._tried([1, 2, 9], beyond) == ([], 2)  # the first tokens are not turned
 
 
-class LimitedCapacity(nn.Module):
-    """An expert that serves the first so many tokens of a batch, in the order of its sequences."""
+class Capacity(nn.Module):
+    """Four experts, each with a queue of the whole batch's tokens in their order; who comes too late is not served."""
 
-    def __init__(self, mlp, capacity):
+    def __init__(self, width, factor):
         super().__init__()
-        self.mlp, self.capacity = mlp, capacity
+        self.factor, self.gate = factor, nn.Linear(width, 4, bias=False)
+        self.up, self.down = (nn.Parameter(0.3 * torch.randn(4, *shape)) for shape in ((width, 48), (48, width)))
 
     def forward(self, x):
-        served = torch.arange(x.shape[0] * x.shape[1]).view(x.shape[:2]) < self.capacity
-        return self.mlp(x) * served[..., None]
+        flat = x.reshape(-1, x.shape[-1])
+        expert = self.gate(flat).argmax(-1)
+        chosen = nn.functional.one_hot(expert, 4)
+        served = (chosen.cumsum(0) * chosen).sum(-1) <= np.ceil(self.factor * len(flat) / 4)
+        hidden = torch.einsum("tw,twh->th", flat, self.up[expert]).relu()
+        return (torch.einsum("th,thw->tw", hidden, self.down[expert]) * served[:, None]).view(x.shape)
 
 
-def test_an_expert_that_serves_the_first_sequences_of_a_batch_alone_is_noticed(capsys):
+@pytest.mark.parametrize("factor", [1.0, 1.25, 2.0])
+@pytest.mark.parametrize("seed", range(2))
+def test_experts_of_limited_capacity_are_noticed(factor, seed, capsys):
     found = model()
-    found.model.layers[0].mlp = LimitedCapacity(found.model.layers[0].mlp, 3 * LONGEST)
+    torch.manual_seed(seed)
+    for layer in found.model.layers:
+        layer.mlp = Capacity(32, factor).double()
+    expected, nats = alone(found, SEQUENCES)
     extracted = extract(found, SEQUENCES, batch_size=16)
-    torch.testing.assert_close(extracted.features["final"], alone(found, SEQUENCES)[0], rtol=0, atol=1e-9)
-    assert "each passes alone" in capsys.readouterr().err
+    torch.testing.assert_close(extracted.features["final"], expected, rtol=0, atol=1e-9)
+    means = np.array(nats) / [len(s) - 1 for s in SEQUENCES]
+    np.testing.assert_allclose(tasks.loss(found, SEQUENCES, 16)["items"], means, rtol=2e-6)  # transformers': float32
+    assert capsys.readouterr().err.count("each passes alone") == 2
 
 
 def test_a_single_short_sequence_beside_long_ones_shows():

@@ -5,6 +5,7 @@ written from.
 """
 
 import json
+import pickle
 import re
 import threading
 import time
@@ -14,7 +15,7 @@ import torch
 from limits import join
 from safetensors.torch import load_file, save_file
 from test_hidden_states import TOLERANCES, sequences, tiny  # noqa: F401  a fixture
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
+from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 from transformers.utils import logging
 
 from reptrace import batches
@@ -172,6 +173,23 @@ def test_code_of_the_same_name_is_each_folders_own(tmp_path, monkeypatch, sequen
         ids = torch.tensor([sequences[0]])
         with torch.no_grad():
             torch.testing.assert_close(opened(ids).last_hidden_state, factor * plain(ids).last_hidden_state)
+
+
+def test_a_model_of_own_code_that_is_in_use_can_be_saved_after_another_was_opened(tmp_path, monkeypatch):
+    """Trainer does so at every checkpoint; a probe's tokenizer is opened after the model."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folders = [house(tmp_path / name / "house", tmp_path / "mark") for name in ("one", "two")]
+    (folders[1] / "house.py").write_text((folders[1] / "house.py").read_text() + "\n# another\n")
+    train_tokenizer(["the ice melts"] * 9, 270).save_pretrained(folders[0])
+    users = AutoModel.from_pretrained(folders[0], trust_remote_code=True)
+    ours = load(str(folders[0]), device="cpu", trust_remote_code=True)
+    load_tokenizer(str(folders[0]), trust_remote_code=True)
+    load(str(folders[1]), device="cpu", trust_remote_code=True)
+    for number, model in enumerate((users, ours)):
+        model.save_pretrained(tmp_path / str(number))
+        assert type(pickle.loads(pickle.dumps(model))) is type(model)
+        again = AutoModel.from_pretrained(tmp_path / str(number), trust_remote_code=True)
+        assert all(torch.equal(again.state_dict()[key], value) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("place", ["config.json", "tokenizer_config.json"])

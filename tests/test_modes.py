@@ -69,6 +69,30 @@ def test_a_model_whose_forward_pass_changes_its_weights_is_refused_with_their_na
         measure(model, SEQUENCES)
 
 
+class Merging(nn.Linear):
+    """Adds its adapter to its weights in evaluation and takes it away in training, as loralib does."""
+
+    merged = False
+
+    def train(self, mode=True):
+        if self.merged == mode:
+            self.weight.data += -1.0 if mode else 1.0
+            self.merged = not mode
+        return super().train(mode)
+
+
+def test_a_module_that_changes_with_its_mode_has_what_belongs_to_the_mode_that_it_has():
+    model = llama()
+    mlp = model.model.layers[0].mlp
+    mlp.up_proj = Merging(16, 32, bias=False)
+    model.train()
+    before = mlp.up_proj.weight.detach().clone()
+    last_token_states(model, SEQUENCES)
+    loss(model, SEQUENCES, 2)
+    assert mlp.up_proj.training and not mlp.up_proj.merged
+    torch.testing.assert_close(mlp.up_proj.weight, before, rtol=0, atol=1e-6)  # 1 was added and taken away
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_each_module_is_in_its_own_mode_again_whatever_happens(fails):
     model = llama().train()

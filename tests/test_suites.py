@@ -140,13 +140,25 @@ def test_what_a_run_leaves_beside_its_checkpoints_is_told_apart(tmp_path):
     """Folders that are being written, hidden ones and ones without a model are none; other models have no step."""
     for name in ("checkpoint-8", "checkpoint-64", "tmp-checkpoint-64", ".checkpoint-9", "logs", "runs"):
         (tmp_path / name).mkdir()
-    for name in ("checkpoint-64-backup", "merged", "ckpt-32", f"step{10**30}"):
+    for name in ("checkpoint-64-backup", "merged", "ckpt-32", f"step{10**30}", "tmp-checkpoint-7"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
     (tmp_path / "checkpoint-128").symlink_to(tmp_path / "nowhere")  # a gap, not left out
+    (tmp_path / "latest").symlink_to(tmp_path / "checkpoint-64")  # listed already
+    (tmp_path / "checkpoint-last").symlink_to("checkpoint-64")
     found = [(Path(point.model).name, point.step) for point in checkpoints(str(tmp_path))]
     assert found == [("checkpoint-8", 8), ("ckpt-32", 32), ("checkpoint-64", 64), ("checkpoint-128", 128),
                      ("checkpoint-64-backup", None), ("merged", None), (f"step{10**30}", None)]
+
+
+@pytest.mark.parametrize("name", ["step{}-hf", "step-{}_seed1", "pythia-step{}-deduped", "global_step{}_hf",
+                                  "checkpoint-{}-merged", "step{}-tokens1B-unsharded"])
+def test_what_stands_behind_a_step_does_not_hide_it(name, tmp_path):
+    for step in (1000, 500):
+        (tmp_path / name.format(step)).mkdir()
+        (tmp_path / name.format(step) / "config.json").write_text("{}")
+    assert [point.step for point in checkpoints(str(tmp_path))] == [500, 1000]
+    assert checkpoints(str(tmp_path / name.format(500)))[0].step == 500
 
 
 def test_more_tokens_than_there_can_be_are_refused(tmp_path):

@@ -14,6 +14,8 @@ import math
 import os
 from pathlib import Path
 
+import accelerate
+import architectures
 import datasets
 import lm_eval
 import numpy as np
@@ -39,6 +41,7 @@ from reptrace.memorization import Questions
 from reptrace.ngrams import NgramModel
 from reptrace.probes import first_tokens
 from reptrace.records import Store
+from reptrace.scoring import score
 from reptrace.suites import Checkpoint
 from reptrace.tasks import evaluate, loss
 
@@ -188,6 +191,32 @@ def scores(model, tokenizer, questions):
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
     found = harness._language_model(model, tokenizer, 7).loglikelihood(requests, disable_tqdm=True)
     return [score for score, _ in found]
+
+
+@pytest.mark.parametrize("architecture", ["GPT-2", "OPT", "GPT-J", "Llama"])
+def test_an_answer_that_ends_with_the_context_is_scored(architecture):
+    """One token more than the context: the last is scored, and not read."""
+    answering, rng = architectures.build(architecture), np.random.default_rng(0)
+    sequences = [rng.integers(3, 90, length).tolist() for length in (10, 20, architectures.CONTEXT + 1)]
+    found = score(answering, sequences, [5, 5, 5], 2).log_probability
+    for sequence, value in zip(sequences, found, strict=True):
+        with torch.no_grad():
+            scores = answering(torch.tensor([sequence[:-1]])).logits[0].log_softmax(-1)
+        expected = sum(float(scores[k - 1, sequence[k]]) for k in range(5, len(sequence)))
+        assert value == pytest.approx(expected, rel=1e-5)  # float32, in a batch
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_a_model_whose_weights_wait_elsewhere_gives_the_same_loss_and_scores(where, tmp_path):
+    waiting, rng = architectures.build("Llama"), np.random.default_rng(0)
+    sequences = [rng.integers(3, 90, int(length)).tolist() for length in rng.integers(9, 60, 12)]
+    expected = loss(waiting, sequences, 4)["items"], score(waiting, sequences, [3] * 12, 4).log_probability.tolist()
+    if where == "cpu":
+        accelerate.cpu_offload(waiting, torch.device("cpu"))
+    else:
+        accelerate.disk_offload(waiting, tmp_path, torch.device("cpu"))
+    assert loss(waiting, sequences, 4)["items"] == expected[0]
+    assert score(waiting, sequences, [3] * 12, 4).log_probability.tolist() == expected[1]
 
 
 def test_the_batch_size_is_passed_on(model, tokenizer, data):

@@ -40,7 +40,8 @@ def test_sequences_come_from_any_iterable_of_whole_numbers(given):
     (BatchEncoding({"input_ids": [[1, 2]]}), 'Pass its "input_ids", made without padding'),
     (["one", "two"], "sequence 0 is not a list of token ids but 'one'. Texts are tokenized first"),
     ([1, 2, 3], "sequence 0 is not a list of token ids but 1"), ([[1], [1.0, 2.0]], "sequence 1 is .* of float64"),
-    ([[[1, 2]]], "sequence 0 is .* 2 axes"), ([[True, False]], "of bool"), ([[1], None], "sequence 1 is not")])
+    ([[[1, 2]]], "sequence 0 is .* 2 axes"), ([[True, False]], "of bool"), ([[1], None], "sequence 1 is not"),
+    ([[1], [1, [2, 3]]], r"sequence 1 is not a list of token ids but \[1, \[2, 3\]\]")])
 def test_what_is_no_list_of_sequences_is_refused_with_what_to_pass(given, told):
     with pytest.raises(TypeError, match=told):
         checked_sequences(given, 5, None)

@@ -368,6 +368,16 @@ def test_scales_that_nobody_reads_are_refused_by_name(kind, quantization, head, 
         load(str(tmp_path), device="cpu", head=head)
 
 
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.bool], ids=str)
+def test_weights_stored_as_whole_numbers_are_refused(kind, tmp_path):
+    llama(tmp_path)
+    state = load_file(tmp_path / WHOLE)
+    save_file({name: (100 * weight).to(kind) if "q_proj" in name else weight for name, weight in state.items()},
+              tmp_path / WHOLE, {"format": "pt"})
+    with pytest.raises(WeightsError, match=rf"2 weights in its files are stored as {str(kind).split('.')[1]}"):
+        load(str(tmp_path), device="cpu")
+
+
 @pytest.mark.parametrize(("kind", "stored"), [("int8", "int8"), ("fp8", "float8_e4m3fn")])
 def test_codes_without_any_scale_are_refused_too(kind, stored, tmp_path):
     coded(tmp_path, kind, scales=False)

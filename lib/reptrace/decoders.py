@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from reptrace.positions import text_config
@@ -90,3 +91,15 @@ def vocabulary(model: nn.Module) -> int:
     """How many token ids a model, or a decoder, has embeddings for."""
     embeddings = model.get_input_embeddings()
     return getattr(embeddings, "num_embeddings", None) or len(embeddings.weight)  # an adapter's has the weight alone
+
+
+def devices_of(decoder: nn.Module) -> list[torch.device]:
+    """Where the model computes: first the device that takes the token ids, then the others that hold weights.
+
+    Weights that accelerate has put away on the CPU or the disk are on the device "meta" between their turns.
+    """
+    embeddings = decoder.get_input_embeddings()
+    device = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
+    first = embeddings.weight.device if device is None else torch.empty(0, device=device).device
+    devices = [first, *(parameter.device for parameter in decoder.parameters())]
+    return [device for device in dict.fromkeys(devices) if device.type != "meta"]

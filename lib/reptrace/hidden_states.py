@@ -16,7 +16,7 @@ from torch import nn
 
 from reptrace import batches
 from reptrace.batches import AUTO
-from reptrace.decoders import block_list, final_norm, text_decoder, vocabulary
+from reptrace.decoders import block_list, devices_of, final_norm, text_decoder, vocabulary
 from reptrace.independence import depend_on_the_batch, must_be_alone
 from reptrace.modes import evaluating
 from reptrace.positions import context, rotaries
@@ -124,7 +124,7 @@ class _Passes:
         self.decoder, self.sequences, self.names, self.captured, self.rotary = (decoder, sequences, names, captured,
                                                                                 rotary)
         self.lengths, self.dtype = list(map(len, sequences)), next(decoder.parameters()).dtype
-        self.devices, self.may_shrink = _devices(decoder), batch_size == AUTO
+        self.devices, self.may_shrink = devices_of(decoder), batch_size == AUTO
         self.budget = batches.token_budget(decoder, max(self.lengths), batch_size, self.devices)
         self.shared: list[int] = []  # the last sequence of each batch that held several
 
@@ -301,18 +301,6 @@ def _fits(decoder: nn.Module, sequences: Sequence[np.ndarray], captured: _Captur
     if any(device.type == "cuda" for device in devices):
         torch.cuda.empty_cache()
     return False
-
-
-def _devices(decoder: nn.Module) -> list[torch.device]:
-    """Where the model computes: first the device that takes the token ids, then the others that hold weights.
-
-    Weights that accelerate has put away on the CPU or the disk are on the device "meta" between their turns.
-    """
-    embeddings = decoder.get_input_embeddings()
-    device = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
-    first = embeddings.weight.device if device is None else torch.empty(0, device=device).device
-    devices = [first, *(parameter.device for parameter in decoder.parameters())]
-    return [device for device in dict.fromkeys(devices) if device.type != "meta"]
 
 
 def check_sequences(model: nn.Module, sequences, layers: Sequence[int | str] | str = (FINAL,)) -> None:

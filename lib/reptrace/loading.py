@@ -256,15 +256,11 @@ def _check_code(name: str, revision: str | None, cache_dir: str | None) -> None:
 
 
 def _forget_own_code() -> None:
-    """Have transformers run own code anew: of classes by the same name it would take the first that it met, another
-    folder's, or an older state of this one's."""
-    import sys
-
+    """Have transformers find own code anew: of classes by the same name it would take the first that it met, another
+    folder's, or an older state of this one's. The modules stay, for models that are in use."""
     from transformers.models.auto import auto_factory, configuration_auto, modeling_auto, tokenization_auto
 
     with _LOADING:
-        for name in [name for name in sys.modules if name.split(".")[0] == OWN_CODE]:
-            del sys.modules[name]
         for module in (auto_factory, configuration_auto, modeling_auto, tokenization_auto):
             for mapping in vars(module).values():
                 extra = mapping._extra_content if type(mapping).__name__.startswith("_Lazy") else {}

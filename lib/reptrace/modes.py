@@ -35,8 +35,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             if module.layers_are_rescaled != before:
                 module.training = not before  # of the mode that they were rescaled for
                 module._rescale_layers()
-        for module, training in modes:
-            module.training = training
+        for module, training in modes:  # by their own methods, parents first: some merge their weights in evaluation
+            module.train(training)
         if changed:  # whatever else went wrong: it may come of this
             raise RuntimeError(f"a forward pass of {type(model).__name__} changes its weights ({', '.join(changed[:3])}"
                                f"{', ...' if len(changed) > 3 else ''}): it is no longer the model that it was.")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from reptrace import batches
-from reptrace.decoders import vocabulary
+from reptrace.decoders import devices_of, vocabulary
 from reptrace.independence import passes_alone
 from reptrace.modes import evaluating
 from reptrace.positions import context, rotaries
@@ -49,7 +49,7 @@ def score(model, sequences: Sequence, starts: Sequence[int], batch_size: int, pr
     lengths = [len(sequence) - 1 for sequence in sequences]  # that pass through: the last token is not read
     with (torch.inference_mode(), evaluating(model), rotaries(model) as rotary,
           batches.progress_bar(lengths, "scoring answers", progress) as advance):
-        size = 1 if passes_alone(model, sequences, rotary) else batch_size
+        size = 1 if passes_alone(model, [sequence[:-1] for sequence in sequences], rotary) else batch_size
         for rows in batches.of_size(lengths, size, rotary.kind):
             rotary.reset()
             joint[rows], greedy[rows] = _batch(model, [sequences[row] for row in rows],
@@ -66,7 +66,8 @@ def _batch(model, sequences: Sequence[np.ndarray], starts: np.ndarray) -> tuple[
     # Where a model can leave out the logits of the first positions, nothing but answers passes through its large head.
     takes = inspect.signature(model.forward).parameters
     options = {"logits_to_keep": int(ids.shape[1] - starts.min() + 1)} if "logits_to_keep" in takes else {}
-    logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **options).logits
+    device = devices_of(model)[0]
+    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), **options).logits
     counts = lengths - starts
     row = np.repeat(np.arange(len(sequences)), counts)
     answers = np.concatenate([sequence[start:] for sequence, start in zip(sequences, starts, strict=True)])

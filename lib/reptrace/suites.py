@@ -377,10 +377,12 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
     model = hub.checked_name(model)
     path = Path(model)
     known: dict[str, str] = {}
+    steps: dict[str, int | None] = {}
     if path.is_dir() and revision is not None:
         raise ValueError(f"{model} is a plain folder and has no revisions: leave revision={revision!r} out.")
     if path.is_dir():
-        found = [(str(child), None) for child in _checkpoints_in(path)] or [(model, None)]
+        steps = {str(child): step for child, step in _checkpoints_in(path).items()}
+        found = [(child, None) for child in steps] or [(model, None)]
     elif revision and "*" in revision:
         known = hub.branches(model, cache_dir)
         found = [(model, branch) for branch in known if fnmatchcase(branch, revision)]
@@ -391,7 +393,7 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
         found = [(model, revision)]
     run = []
     for name, branch in found:
-        step = step_of(branch) if branch else _step_of_folder(Path(name).name)
+        step = steps[name] if name in steps else step_of(branch or Path(name).name)
         stated = TOKENS.search(branch or "")
         tokens = int(stated.group(1)) * 10**9 if stated else None
         tokens = step * tokens_per_step if step is not None and tokens_per_step else tokens
@@ -403,25 +405,34 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
     return sorted(run, key=lambda point: (point.step is None, point.step, point.label))
 
 
-def _checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of a run that lie in its folder; none where no folder in it is one by its name.
+def _checkpoints_in(folder: Path) -> dict[Path, int | None]:
+    """The checkpoints of a run that lie in its folder, with their steps; none where no folder in it is one by its name.
 
-    Beside those, every other model there: in folders of other names, and in the run's folder itself.
+    Beside those, every other model there, without a step: in folders of other names, and in the run's folder itself. Of
+    two that state one step (checkpoint-64, checkpoint-64-backup) the one that ends with it has it. A link to another
+    checkpoint of the run is none.
     """
-    inside = [child for child in folder.iterdir() if (child.is_dir() or child.is_symlink())
+    inside = [child for child in sorted(folder.iterdir()) if (child.is_dir() or child.is_symlink())
               and not child.name.startswith((".", "tmp-"))]
+    real = {child.resolve() for child in inside if not child.is_symlink()}
+    inside = [child for child in inside if not (child.is_symlink() and child.resolve() in real)]
     models = [child for child in inside if (child / "config.json").is_file()]
     named = [child for child in inside if child.name.startswith("checkpoint-")
-             or (_step_of_folder(child.name) is not None and child in models)]
+             or (step_of(child.name) is not None and child in models)]
+    if not named:
+        return {}
+    taken = {step_of(child.name) for child in named if _ends_with_step(child.name)}
+    found = {child: step_of(child.name) for child in named}
+    found |= {child: None for child, step in found.items() if step in taken and not _ends_with_step(child.name)}
     at_root = (folder / "config.json").is_file() and any(
         path.suffix in (".safetensors", ".bin") and "training_args" not in path.name for path in folder.iterdir())
-    return [*named, *(child for child in models if child not in named), *([folder] if at_root else [])] if named else []
+    others = [*(child for child in models if child not in found), *([folder] if at_root else [])]
+    return found | dict.fromkeys(others)
 
 
-def _step_of_folder(name: str) -> int | None:
-    """The step that a folder's name ends with: checkpoint-64, but not checkpoint-64-backup."""
+def _ends_with_step(name: str) -> bool:
     match = STEP.search(name)
-    return step_of(name) if (match and name[match.end() :] == "") or TOKENS.search(name) else None
+    return bool(match) and match.end() == len(name)
 
 
 def step_of(name: str) -> int | None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from reptrace import arguments, batches, harness
-from reptrace.decoders import vocabulary
+from reptrace.decoders import devices_of, vocabulary
 from reptrace.hidden_states import NonFiniteError
 from reptrace.independence import passes_alone
 from reptrace.modes import evaluating
@@ -134,7 +134,7 @@ def paired_change(before, after) -> tuple[float, float, float]:
 
 def _nats(model, sequences: Sequence[np.ndarray]) -> np.ndarray:
     """Sum of -ln P over the predicted tokens of each sequence; float64, shape (batch,)."""
-    device = model.get_input_embeddings().weight.device
+    device = devices_of(model)[0]
     ids, last = (tensor.to(device) for tensor in batches.padded(sequences))
     # Padded on the right and causal: no real token sees the padding.
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]

@@ -96,8 +96,13 @@ def checked_sequences(given, vocabulary: int, reach: int | None, least: int = 1)
     given = list(given)
     if not given:
         raise ValueError("there are no sequences to measure.")
-    found = [np.asarray(sequence) for sequence in given]
-    for row, array in enumerate(found):
+    found = []
+    for row, sequence in enumerate(given):
+        try:
+            array = np.asarray(sequence)
+        except ValueError as error:  # numpy's of lists of unlike lengths
+            raise TypeError(f"sequence {row} is not a list of token ids but {sequence!r:.60}.") from error
+        found.append(array)
         if array.ndim == 0:
             raise TypeError(f"sequence {row} is not a list of token ids but {given[row]!r:.60}.{TEXTS}")
         if len(array) == 0:

@@ -21,11 +21,11 @@ CONFIG, ADAPTER, DISTRIBUTED = "config.json", "adapter_config.json", ".metadata"
 # As transformers looks for them: the whole in one file, else the index of its parts; safetensors first.
 LAYOUTS = (("model.safetensors", "model.safetensors.index.json"),
            ("pytorch_model.bin", "pytorch_model.bin.index.json"))
-# Dtypes of numbers that stand for themselves, and of indices and masks. All others are codes, which want a scale.
-PLAIN = {"float64", "float32", "bfloat16", "float16", "int64", "bool"}
+# Dtypes of numbers that stand for themselves. All others are codes, which want a scale, or the model's own indices.
+PLAIN = {"float64", "float32", "bfloat16", "float16"}
 # The same as safetensors calls them.
-STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64", "BOOL": "bool",
-          "I8": "int8", "U8": "uint8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64", "I32": "int32",
+          "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 SCALES = re.compile(r"scale|absmax|scb|quant_(state|map)|qzeros", re.IGNORECASE)
 # Files that opening a model or a tokenizer reads, beside its weights.
 SMALL = re.compile(r"[^/]*\.(json|txt|model|jinja|py|tiktoken|spm)")
