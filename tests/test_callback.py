@@ -596,6 +596,12 @@ def test_only_the_first_process_measures_and_speaks(tmp_path, monkeypatch, said)
 # The call itself
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Trainer makes the folder that it is told of."""
+    monkeypatch.chdir(tmp_path)
+
+
 def made(options, model=None, sequences=SEQUENCES):
     trainer = None if model is None else Trainer(model, TrainingArguments("unused", use_cpu=True, report_to="none"))
     return reptrace.GeometryCallback(trainer, sequences, **options)
