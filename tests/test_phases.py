@@ -301,6 +301,16 @@ def test_with_fewer_than_three_values_no_phase_is_seen():
 # Bad input
 
 
+@pytest.mark.parametrize("level", [95, 0, 1, -0.05, float("nan")])
+def test_a_level_that_is_no_share_is_refused(level):
+    says = f"level is a share between 0 and 1, like 0.95, got {level}"
+    for columns in (([1, 2, 3, 4], [9, 2, 5, 4], [1] * 4), ([], [], [])):
+        with pytest.raises(ValueError, match=says):
+            find_phases(*columns, level=level)
+    with pytest.raises(ValueError, match=says):
+        critical_value(4, level)
+
+
 @pytest.mark.parametrize(("columns", "says"), [
     pytest.param(([1, 2, 3], [1, 2], [1, 1, 1]), "one length", id="lengths differ"),
     pytest.param(([[1, 2, 3]], [[1, 2, 3]], [[1, 1, 1]]), "one length", id="two dimensions"),
@@ -823,3 +833,11 @@ def test_phases_are_carried_over_to_the_nearest_other_checkpoints():
     assert moved.spans == [("warmup", 0, 1), ("entropy-seeking", 1, 2), ("compression-seeking", 2, 3)]
     assert elsewhere(found, tokens, tokens).spans == found.spans and moved.turn == found.turn
     assert elsewhere(found, tokens, [0, 9, 40]).spans == [("entropy-seeking", 0, 1), ("compression-seeking", 1, 2)]
+
+
+@pytest.mark.parametrize(("tokens", "others"), [([], []), ([], [0, 1]), ([0, 1, 2, 4, 8, 16, 32], [])])
+def test_a_table_without_checkpoints_has_no_spans(tokens, others):
+    found = find_phases([0, 1, 2, 4, 8, 16, 32], [10, 6, 3, 12, 9, 13, 8], np.full(7, 0.01))
+    assert found.spans and found.wiggles
+    moved = elsewhere(found, tokens, others)
+    assert moved.spans == moved.wiggles == [] and moved.turn == found.turn

@@ -195,6 +195,7 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
         raise ValueError("tokens, values and stderr must be lists of one length, got shapes "
                          f"{tokens.shape}, {values.shape}, {stderr.shape}.")
     present = np.flatnonzero(~np.isnan(values))
+    _check_level(level)
     t, y, se = tokens[present], values[present], stderr[present]
     for expected, column, right in (
             ("tokens must increase and be finite", t, np.r_[-np.inf, t[:-1]] < t),
@@ -226,9 +227,12 @@ def elsewhere(phases: Phases, tokens, others) -> Phases:
     """The same phases for a table with other checkpoints of the run: spans by the nearest of them.
 
     `tokens` are those of the trajectory in which the phases were found, `others` those of the other table, increasing.
-    Wiggles likewise; their tokens and ratios stay those of the trajectory. What shrinks to one checkpoint is left out.
+    Wiggles likewise; their tokens and ratios stay those of the trajectory. What shrinks to one checkpoint is left out;
+    a table without checkpoints has no spans.
     """
     tokens, others = np.asarray(tokens, float), np.asarray(others, float)
+    if not len(tokens) or not len(others):
+        return replace(phases, spans=[], wiggles=[])
     nearest = [int(np.abs(others - at).argmin()) for at in tokens]
     spans = [(name, nearest[first], nearest[last]) for name, first, last in phases.spans]
     wiggles = [replace(wiggle, first=nearest[wiggle.first], last=nearest[wiggle.last]) for wiggle in phases.wiggles]
@@ -243,9 +247,15 @@ def critical_value(n: int, level: float = LEVEL, draws: int = 20_000) -> float:
     By simulation with a fixed seed. Testing for a fall, the constant trajectory is the least favourable among those
     that never fall, so the level holds for all of them; likewise for a rise.
     """
+    _check_level(level)
     noise = np.random.default_rng(0).standard_normal((draws, n))
     falls = (np.maximum.accumulate(noise, axis=1) - noise).max(axis=1) / np.sqrt(2)
     return float(np.quantile(falls, level))
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level is a share between 0 and 1, like 0.95, got {level!r}.")
 
 
 @dataclass(frozen=True, eq=False)
