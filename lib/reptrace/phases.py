@@ -9,7 +9,8 @@ reader.
 Noise decides which moves are real; size decides which of them are phases. Training makes moves of its own, and the
 better a trajectory is measured, the more of them are real. The phases are the fall, the rise and the fall that are
 together the largest, where the rise starts at the lowest value before its end and ends at the highest after its start.
-All other real reversals are wiggles, and are reported as such. So is a last fall no larger than a wiggle before it.
+All other real reversals are wiggles, and are reported as such. So is a last fall no larger than a wiggle before it that
+lasted at least as long; one that was over sooner, a loss spike, does not count against it.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class Change:
 class Wiggle:
     """A reversal that is larger than noise and no phase: indices and tokens of its first and its last checkpoint, and
     the value at the last over that at the first. A fall within the expansion is one, however large, where the value
-    comes back later, and a last fall is one if it is no larger than one before it; so is a reversal within another
-    wiggle."""
+    comes back later, and a last fall is one if it is no larger than one before it that lasted as long or longer; so is
+    a reversal within another wiggle."""
 
     first: int
     last: int
@@ -85,7 +86,8 @@ class Phases:
         Maximum between expansion and compression; None where one of the two is not seen.
     collapse, expansion, compression : Change or None
         Highest value before the minimum to the minimum; minimum to the highest value after it; maximum to the lowest
-        value after it. None: not seen.
+        value after it, or, where the curve was back at the maximum within noise after that, to the lowest value from
+        then on. None: not seen.
     spans : list of (phase, first index, last index)
         For shading and line styles; consecutive spans share their turn. A value that rises again after compression by
         more than noise starts a span called "later".
@@ -174,21 +176,26 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
     the largest fall from it, is the largest; what is no phase does not count. A rise is none, a wiggle of one long
     fall, if it is smaller than a quarter of the two falls added up and does not double the value. A first fall is none
     if it is smaller than a quarter of the rise and does not halve the value. The last fall has no later neighbour to be
-    judged by, so the run's own reversals judge it: it is a phase only if it is larger than every wiggle before the
-    turn. It must last, too: where it stays above the minimum and a later value is as high as the maximum within noise,
-    it is a wiggle of the rise. Where no two values are surely apart by a factor of `FLAT`, all moves are wiggles.
+    judged by, so the run's own reversals of at least its duration judge it: it is a phase only if it is larger than
+    every wiggle before the turn that lasted at least as many checkpoints as it has lasted. A wiggle lasts from its
+    extreme to the first checkpoint that has regained it, the last fall from the turn to the last checkpoint. It must
+    last, too: where it stays above the minimum and a later value is as high as the maximum within noise, it is undone:
+    a wiggle, after which a last fall is counted anew, from the last such value, and judged by this wiggle too. Where no
+    two values are surely apart by a factor of `FLAT`, all moves are wiggles.
 
     Checkpoints are treated as independent given the curve. They share the probe's sequences, so that differences
     between them are in truth better known than assumed: noise passes for a move less often than the level says, and
     small moves are missed that a comparison of the same sequences would find. Only noise is tested, not the curve: a
-    run that dips at its end by more than noise, and never did before, has a last fall, however small. Differences
-    between training seeds are not covered; run several.
+    run that dips at its end by more than noise, and never did before for so long, has a last fall, however small.
+    A spike to a new minimum or maximum of the run moves the turns there. Differences between training seeds are not
+    covered; run several.
     """
     tokens, values, stderr = (np.asarray(column, dtype=float) for column in (tokens, values, stderr))
     if not tokens.ndim == values.ndim == stderr.ndim == 1 or not len(tokens) == len(values) == len(stderr):
         raise ValueError("tokens, values and stderr must be lists of one length, got shapes "
                          f"{tokens.shape}, {values.shape}, {stderr.shape}.")
     present = np.flatnonzero(~np.isnan(values))
+    _check_level(level)
     t, y, se = tokens[present], values[present], stderr[present]
     for expected, column, right in (
             ("tokens must increase and be finite", t, np.r_[-np.inf, t[:-1]] < t),
@@ -220,9 +227,12 @@ def elsewhere(phases: Phases, tokens, others) -> Phases:
     """The same phases for a table with other checkpoints of the run: spans by the nearest of them.
 
     `tokens` are those of the trajectory in which the phases were found, `others` those of the other table, increasing.
-    Wiggles likewise; their tokens and ratios stay those of the trajectory. What shrinks to one checkpoint is left out.
+    Wiggles likewise; their tokens and ratios stay those of the trajectory. What shrinks to one checkpoint is left out;
+    a table without checkpoints has no spans.
     """
     tokens, others = np.asarray(tokens, float), np.asarray(others, float)
+    if not len(tokens) or not len(others):
+        return replace(phases, spans=[], wiggles=[])
     nearest = [int(np.abs(others - at).argmin()) for at in tokens]
     spans = [(name, nearest[first], nearest[last]) for name, first, last in phases.spans]
     wiggles = [replace(wiggle, first=nearest[wiggle.first], last=nearest[wiggle.last]) for wiggle in phases.wiggles]
@@ -237,9 +247,15 @@ def critical_value(n: int, level: float = LEVEL, draws: int = 20_000) -> float:
     By simulation with a fixed seed. Testing for a fall, the constant trajectory is the least favourable among those
     that never fall, so the level holds for all of them; likewise for a rise.
     """
+    _check_level(level)
     noise = np.random.default_rng(0).standard_normal((draws, n))
     falls = (np.maximum.accumulate(noise, axis=1) - noise).max(axis=1) / np.sqrt(2)
     return float(np.quantile(falls, level))
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level is a share between 0 and 1, like 0.95, got {level!r}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,23 +334,39 @@ def _moves_around(curve: _Curve, extremes: list[int], low: int) -> tuple[int, in
     def pick(choice, begin: int, end: int) -> int:
         return choice((k for k in extremes if begin <= k <= end), key=lambda k: x[k])
 
-    def reversal(begin: int, end: int, sign: int) -> float:
-        part = sign * x[[k for k in extremes if begin <= k <= end]]
-        return (np.maximum.accumulate(part) - part).max()
-
     start, high = pick(max, 0, low), pick(max, low, last)
-    end = pick(min, high, last)
     # What comes after the rise counts as it is, real or not: else what is found would hang on how well that is known.
     fall, rise, back = x[start] - x[low], x[high] - x[low], x[high] - x[high:].min()
     if low != pick(min, 0, high) or rise < min(WIGGLE * (fall + back), DOUBLE):
         return None
     if fall < min(WIGGLE * rise, DOUBLE):
         start = low
-    undone = x[end] > x[low] and not all(curve.apart(high, k) for k in range(end, len(x)))
-    foot = low if start < low else extremes[0]
-    if undone or x[high] - x[end] <= max(reversal(extremes[0], foot, -1), reversal(foot, high, 1)):
-        end = high
-    return start, low, high, end
+    return start, low, high, _last_fall(curve, extremes, low if start < low else extremes[0], low, high)
+
+
+def _last_fall(curve: _Curve, extremes: list[int], foot: int, low: int, high: int) -> int:
+    """End of the fall from `high`, or `high` where it is no phase, judged by the reversals down to `foot` and up from
+    there. A fall that is undone is one of these; the last fall is then what follows it."""
+    x, top = curve.x, high
+    end = min((k for k in extremes if k >= high), key=lambda k: x[k])
+    alike = max(k for k in range(high, len(x)) if not curve.apart(high, k))
+    if end < alike and x[end] > x[low]:
+        top, end = alike, min((k for k in extremes if k == high or k > alike), key=lambda k: x[k])
+    lasting = len(x) - 1 - top
+    before = max(_setback(-x, [k for k in extremes if k <= foot], lasting),
+                 _setback(x, [*(k for k in extremes if foot <= k < top), top], lasting))
+    return end if x[high] - x[end] > before else high
+
+
+def _setback(x: np.ndarray, part: list[int], lasting: int) -> float:
+    """Largest fall between these extremes of a rising curve that lasted so many checkpoints or more: from the extreme
+    before it to the first checkpoint that is as high again, or to the last of these extremes."""
+    largest = 0.0
+    for first, after in pairwise(part):
+        regained = next((k for k in range(after, part[-1]) if x[k] >= x[first]), part[-1])
+        if regained - first >= lasting:
+            largest = max(largest, x[first] - min(x[k] for k in part if first <= k <= regained))
+    return largest
 
 
 def _spans(moves: list[tuple[str, int, int]], present) -> list[tuple[str, int, int]]:
