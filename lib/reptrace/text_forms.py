@@ -61,17 +61,16 @@ def _markup(text: str, markdown: bool) -> str | None:
     first = _FIRST_TAG.match(text)
     name = first[1].lower() if first else ""
     found = _PAGE.match(text) or (_PAGE_TAG.match(text) and "</" in text)
-    found = found or (_WRAPPER.match(text) and not _is_one_before_prose(text, name))
+    found = found or (_WRAPPER.match(text) and not _is_but_one(text, name))
     if not (markdown and name in _OF_MARKDOWN):
         enclosed = name and text[-len(name) - 3 :].lower() == f"</{name}>"
         found = found or enclosed or _is_xml(text) or _is_html(text)
     return "markup: take the text out first" if found else None
 
 
-def _is_one_before_prose(text: str, name: str) -> bool:
-    """Whether one element without others stands before prose: <document>...</document> Summarize this document."""
-    _, closed, rest = text.lower().partition(f"</{name}>")
-    return bool(closed and rest.strip()) and len(_TAG.findall(text)) == 2
+def _is_but_one(text: str, name: str) -> bool:
+    """Whether there is but one element, which may stand before prose: <document>...</document> Summarize this."""
+    return f"</{name}>" in text.lower() and len(_TAG.findall(text)) == 2
 
 
 def _is_xml(text: str) -> bool:
