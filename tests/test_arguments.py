@@ -72,13 +72,18 @@ def test_names_of_files_in_place_of_their_texts_are_refused(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     for name in ("a.txt", "b.txt"):
         Path(name).write_text("text")
-    Path("LICENSE").write_text("text")
-    for given in (["a.txt"], ("a.txt", "b.txt"), [str(tmp_path / "a.txt"), "LICENSE"], pd.Series(["no.csv", "b.txt"])):
-        with pytest.raises(TypeError, match=r"all look like names of files, and .*(a|b)\.txt' is one: .*text_file"):
+    for name in ("test", "yes", "README.md", "a.py", "c.TXT.gz"):
+        Path(name).write_text("text")
+    for given in (["a.txt"], ("a.txt", "b.txt"), [str(tmp_path / "a.txt"), "./LICENSE"], pd.Series(["no.csv", "b.txt"]),
+                  ["no file.jsonl.zst", "a.txt"], ["README.md", "a.txt"], [str(tmp_path / "test"), "a.txt"],
+                  ["c.TXT.gz", "a.txt"], ["no.parquet", "a.txt"]):
+        with pytest.raises(TypeError, match=r"all look like names of files, and .*(txt|z|md|t)' is one: .*text_file"):
             texts(given)
     with pytest.raises(TypeError, match=r"texts\[0\] is PosixPath .* A path\? Pass .*text_file\(path\)"):
         texts([Path("a.txt"), Path("b.txt")])
-    for given in (["a.txt", "text"], ["text", "a.txt"], [str(tmp_path)], ["x" * 5000], ["a\0b"], ["none.txt"], [""]):
+    for given in (["a.txt", "text"], ["text", "a.txt"], [str(tmp_path)], ["x" * 5000], ["a\0b"], ["none.txt"], [""],
+                  ["yes", "yes"], ["test"], ["os.path", "README.md"], ["a.py"], ["a.txt", "one\ntwo.txt"],
+                  ["a.txt", f"{'x' * 255}.txt"], ["a.txt", "numpy.array"], []):
         assert texts(given) == given
 
 

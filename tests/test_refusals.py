@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from test_loading import house
 from transformers import AutoConfig, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments
@@ -117,6 +118,11 @@ def opened(world, name, content, **options):
 
 def long_lines(world):
     return probe(opened(world, "a.txt", "\n".join(world.texts)), world.tokenizer, 20, 16, 2)
+
+
+def other_split(world):
+    Dataset.from_dict({"text": ["one"]}).save_to_disk(world.folder / "saved")
+    return open_text(f"hub:{world.folder / 'saved'}::test")
 
 
 def folder_of(world, files, part=""):
@@ -412,7 +418,12 @@ CASES = {
         lambda w: opened(w, "a.tsv", 'text\n"one\ntwo\nthree"\nfour\n'),
     "A folder with files of different kinds, or of one that is not read":
         lambda w: folder_of(w, {"a.csv": "text\none\n", "b.jsonl": '{"text": "two"}'}),
-    "A folder with files of several splits": lambda w: folder_of(w, {"train.txt": "one", "test.txt": "two"}),
+    "A folder with files of several splits, or of one and of none":
+        lambda w: folder_of(w, {"train.txt": "one", "more.txt": "two"}),
+    "A folder whose README names options of reading":
+        lambda w: folder_of(w, {"a.csv": "text;n\none;1\n", "README.md": "---\nconfigs:\n- config_name: default\n"
+                                                                       "  data_files: a.csv\n  sep: ';'\n---\n"}),
+    "A config, or another split, of a dataset that save_to_disk made": other_split,
     "A folder whose README names several configs":
         lambda w: folder_of(w, {"a.txt": "one", "README.md": "---\nconfigs:\n- config_name: one\n  data_files: a.txt\n"
                                                              "- config_name: two\n  data_files: a.txt\n---\n"}),

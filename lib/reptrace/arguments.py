@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import re
 import reprlib
 from array import array
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ from numbers import Integral
 from pathlib import Path
 
 _SHORT = reprlib.Repr()  # of what came, in a message: a value may be as large as a corpus
-_FILE_NAME = re.compile(r"[^\s.]\.\w{1,9}\Z")
+_LONGEST_NAME = 255  # characters of a file's name
 _SHORT.maxstring = _SHORT.maxother = 60
 
 
@@ -83,7 +82,7 @@ def texts(given, what: str = "texts") -> list[str]:
             raise TypeError(f"{what} must be a list of strings, a text each; {what}[{number}] is {shown(text)}."
                             f"{_item_hint(text)}")
         check_characters(text, f"{what}[{number}]")
-    if all(_FILE_NAME.search(text) or os.path.isfile(text) for text in found):
+    if all(map(_looks_like_a_file, found)):
         file = next(filter(os.path.isfile, found), None)
         if file is not None:
             raise TypeError(f"{what} must be a list of strings, a text each; they all look like names of files, and "
@@ -105,6 +104,18 @@ def check_characters(text: str, where: str) -> None:
 def shown(value) -> str:
     """A value for a message: its type, and itself in short."""
     return f"{type(value).__name__} {' '.join(_SHORT.repr(value).split())}"
+
+
+def _looks_like_a_file(text: str) -> bool:
+    """Whether a text could be the name of a file of texts: one line, with a folder or a suffix that is read."""
+    from reptrace.text_files import kind_of
+
+    if len(text) > _LONGEST_NAME or len(text.splitlines()) != 1:
+        return False
+    try:
+        return os.sep in text or bool(kind_of(Path(text)))
+    except ValueError:
+        return False
 
 
 def _iterable(given) -> bool:

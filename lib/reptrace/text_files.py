@@ -183,9 +183,10 @@ def _decoded(name: str, content: bytes) -> str:
 
 def _plain(name: str, text: str, field: str) -> Documents:
     text = _line_ends(text)
-    other = other_form(text)
+    other = other_form(text, markdown=kind_of(Path(name))[0] == ".md")
     if other:
-        raise ValueError(f"{name} holds {other}: in a plain text the syntax would be measured with the words.")
+        raise ValueError(f"{name} holds {other} (in a plain text the syntax would be measured with the words); or, "
+                         "where it is meant as it stands, put it into .jsonl.")
     documents = re.split(r"\n\s*\n", text)
     return Documents([document.strip() for document in documents if document.strip()], 0)
 
