@@ -76,7 +76,7 @@ class Corpus:
 def open_text(source: str | Path, documents: int = 50_000, cache: Path | None = None,
               field: str = text_files.FIELD) -> Corpus:
     """A corpus by name: "docstrings"; a file, see `text_files.read`; "hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]]"; or
-    "hub:FOLDER[:::FIELD]".
+    "hub:FOLDER[:[CONFIG]:[SPLIT][:FIELD]]".
 
     `field` says which field of a row holds the text, of files and of a hub dataset that names none itself.
     """
