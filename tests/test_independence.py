@@ -135,10 +135,11 @@ def test_the_shortest_sequences_that_have_a_longer_one_of_their_kind_are_tried()
     def beyond(length):
         return length > ORIGINAL
 
-    assert independence._tried([5], beyond)[0] == [] and independence._tried([20, 9], beyond)[0] == []
-    assert independence._tried([20, 9, 12, 30], beyond) == ([1], 2)
-    assert independence._tried([20, 9, 40, 30, 50, 60], beyond) == ([0, 3, 2], 5)
-    assert independence._tried([1, 2, 9], beyond) == ([], 2)  # the first tokens are not turned
+    assert independence._tried([5], beyond, 3)[0] == [] and independence._tried([20, 9], beyond, 3)[0] == []
+    assert independence._tried([20, 9, 12, 30], beyond, 3) == ([1], 2)
+    assert independence._tried([20, 9, 40, 30, 50, 60], beyond, 3) == ([0, 3, 2], 5)
+    assert independence._tried([20, 9, 40, 30, 50, 60], beyond, 1) == ([0], 5)
+    assert independence._tried([1, 2, 9], beyond, 3) == ([], 2)  # the first tokens are not turned
 
 
 class Capacity(nn.Module):

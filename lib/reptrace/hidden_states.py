@@ -17,7 +17,7 @@ from torch import nn
 from reptrace import batches
 from reptrace.batches import AUTO
 from reptrace.decoders import block_list, devices_of, final_norm, text_decoder, vocabulary
-from reptrace.independence import depend_on_the_batch, must_be_alone
+from reptrace.independence import TRIED, depend_on_the_batch, must_be_alone
 from reptrace.modes import evaluating
 from reptrace.positions import context, rotaries
 from reptrace.token_ids import checked_sequences
@@ -108,7 +108,9 @@ def extract(
           rotaries(decoder) as rotary):
         passes = _Passes(decoder, sequences, names, captured, rotary, batch_size)
         _check_causal(decoder, int(sequences[0][0]), captured, passes.devices)
-        alone = must_be_alone(passes.states, passes.lengths, rotary.kind, passes.dtype, type(decoder).__name__)
+        # One short sequence is enough where one tells it, since a few of the batches are looked at afterwards.
+        alone = must_be_alone(passes.states, passes.lengths, rotary.kind, passes.dtype, type(decoder).__name__,
+                              TRIED if passes.dtype == torch.bfloat16 else 1)
         passes.all(alone, progress)
         if not alone and passes.some_come_out_otherwise_alone():
             alone = True

@@ -33,8 +33,8 @@ class RemembersError(ValueError):
     """What a model makes of a sequence depends on what it read before: there is no one number to measure."""
 
 
-def must_be_alone(states: Pass, lengths: Sequence[int], kind: Callable[[int], object], dtype: torch.dtype,
-                  name: str) -> bool:
+def must_be_alone(states: Pass, lengths: Sequence[int], kind: Callable[[int], object], dtype: torch.dtype, name: str,
+                  tried: int = TRIED) -> bool:
     """Whether each sequence must pass through alone, because a longer one beside it changes what comes of it.
 
     Said on standard error where it is so. Tried are the shortest sequences that have a longer one of their kind.
@@ -46,13 +46,14 @@ def must_be_alone(states: Pass, lengths: Sequence[int], kind: Callable[[int], ob
     kind : of a length; sequences of different kinds never share a batch
     dtype : of the forward pass
     name : of the model, for the message
+    tried : how many short sequences
 
     Raises
     ------
     RemembersError
         A short sequence comes out otherwise after a long one has passed.
     """
-    short, long = _tried(lengths, kind)
+    short, long = _tried(lengths, kind, tried)
 
     def alone() -> list[States]:
         return [next(iter(states([row], 1)), []) for row in short]
@@ -94,14 +95,14 @@ def passes_alone(model: nn.Module, sequences: Sequence, rotary) -> bool:
                          type(model).__name__)
 
 
-def _tried(lengths: Sequence[int], kind: Callable[[int], object]) -> tuple[list[int], int]:
+def _tried(lengths: Sequence[int], kind: Callable[[int], object], count: int) -> tuple[list[int], int]:
     """Rows of the shortest sequences, of one kind, and the longest of that kind; none where all are alike or apart."""
     order = by_length(lengths)
     rising = [row for row in reversed(order) if lengths[row] >= min(LEAST, lengths[order[0]])]
     for shortest in rising:
         of_kind = [row for row in rising if kind(lengths[row]) == kind(lengths[shortest])]
         if len(of_kind) > 1:
-            return of_kind[:-1][:TRIED], of_kind[-1]
+            return of_kind[:-1][:count], of_kind[-1]
     return [], rising[-1]
 
 
