@@ -203,6 +203,13 @@ def test_what_is_no_text_is_refused_whatever_its_name(file, name, content, form)
         read(file(name, gzip.compress(content) if name.endswith(".gz") else content))
 
 
+def test_a_file_far_below_is_read_however_long_its_path_is(tmp_path):
+    folder = tmp_path.joinpath(*["a folder of a long name " * 3] * 4)
+    folder.mkdir(parents=True)
+    (folder / "a.txt").write_text("one\n\ntwo")
+    assert len(str(folder)) > 250 and read(folder / "a.txt").documents == ["one", "two"]
+
+
 @pytest.mark.parametrize("content", [b"", b"PAR1", parquet(DOCUMENTS)[:-9], b"text\n\ntext", gzip.compress(b"text")],
                          ids=["empty", "its beginning", "cut off", "text", "gzip"])
 def test_what_is_no_whole_parquet_file_is_refused(file, content):

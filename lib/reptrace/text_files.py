@@ -130,7 +130,7 @@ def _check_there(path: Path) -> None:
             hint = near_folders(path)
         raise FileNotFoundError(f"there is no text file {name!r}{what}. {READABLE}; a text may also be \"docstrings\" "
                                 f"or \"hub:REPOSITORY:CONFIG\".{hint}")
-    if name != str(path):
+    if not _is_utf8(str(path)):
         raise ValueError(f"the name of the file {name!r} is not UTF-8, so no table can hold it: rename the file.")
 
 
@@ -138,6 +138,11 @@ def shown_name(path: str | Path) -> str:
     """A path for a message: in short, and with what stands for no character in it written out."""
     name = str(path).encode(errors="backslashreplace").decode()
     return name if len(name) <= 200 else f"{name[:200]}..."
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name holds no bytes that Python could not take for characters."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def kind_of(path: Path) -> tuple[str, str]:
