@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from reptrace import text_files
-from reptrace.fingerprints import files_in
+from reptrace.fingerprints import files_in, is_hidden
 from reptrace.text_files import Documents, Rows, shown_name
 
 # Files that speak of the data; dataset_infos.json lay beside them in older repositories
@@ -76,7 +76,8 @@ def read(folder: Path, field: str, most: int, config: str | None = None, split: 
 def _files(folder: Path, config: str | None, split: str | None) -> list[Path]:
     """The data files of a folder, each of them of one kind."""
     name = shown_name(folder)
-    files = _of_card(folder, config, split) if _configs(folder) else _of_names(folder, config, split)
+    configs = _configs(folder)
+    files = _of_card(folder, configs, config, split) if configs else _of_names(folder, config, split)
     try:
         kinds = [text_files.kind_of(path)[0] for path in files]
     except ValueError as error:
@@ -104,7 +105,7 @@ def _configs(folder: Path) -> list:
     return said.get("configs") or []
 
 
-def _of_card(folder: Path, config: str | None, split: str | None) -> list[Path]:
+def _of_card(folder: Path, configs: list, config: str | None, split: str | None) -> list[Path]:
     """The files that a folder's card names for a config and a split, by default the one that there is, or train."""
     from datasets import load_dataset_builder
     from datasets.exceptions import DatasetsError
@@ -116,7 +117,7 @@ def _of_card(folder: Path, config: str | None, split: str | None) -> list[Path]:
     except (ValueError, TypeError, AttributeError, OSError, DatasetsError) as error:
         raise ValueError(f"the README of {name} names the data files of its configs, and they cannot be told (name a "
                          f"config, as hub:{name}:CONFIG): {' '.join(str(error).split())}") from error
-    said = [each for each in _configs(folder) if each["config_name"] == chosen.name]
+    said = [each for each in configs if each["config_name"] == chosen.name]
     options = ", ".join(sorted(set(map(str, chain.from_iterable(said))) - DESCRIBED))
     if options:
         raise ValueError(f"the config {chosen.name!r} of {name} is to be read with the options {options}, which are "
@@ -137,8 +138,8 @@ def _of_names(folder: Path, config: str | None, split: str | None) -> list[Path]
     if config:
         raise ValueError(f"{config!r} of a folder: its README names no configs. Name one file, or a folder that holds "
                          f"the wanted ones alone; a split: hub:{name}::SPLIT; a field: hub:{name}:::FIELD.")
-    linked = next((path for path in sorted(folder.rglob("*")) if path.is_symlink() and path.is_dir() and not any(
-        part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)), None)
+    linked = next((path for path in sorted(folder.rglob("*"))
+                   if path.is_symlink() and path.is_dir() and not is_hidden(path, folder)), None)
     if linked:
         raise ValueError(f"{shown_name(linked)} is a link to a folder, which is not followed: name that folder itself, "
                          f"or take the link out of {name}.")

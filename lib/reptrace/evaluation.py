@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 
@@ -125,11 +125,15 @@ class _Plan:
     beside: Mapping[Checkpoint, str]  # which tokenizer and the like, in a folder; a commit stands for all its files
     progress: bool  # within a checkpoint
 
+    @cached_property
+    def reading(self) -> str:
+        return reading_fingerprint(self.tokenizer)
+
     def parts(self, point: Checkpoint, at) -> Iterator[tuple[dict, object, Projection | None]]:
         """(identity, what is asked, projection) of each record of a checkpoint."""
         device, dtype = self.placement
         reads = {"beside": self.beside[point]} if point in self.beside else {}
-        reads |= {"tokenizer": reading_fingerprint(self.tokenizer)} if self.tokenizer is not None else {}
+        reads |= {"tokenizer": self.reading} if self.tokenizer is not None else {}
         for projection in self.projections:
             for spec, definition in zip(self.specs, self.definitions, strict=True):
                 needs_probe = bool(projection) or _is_loss(spec)

@@ -30,9 +30,12 @@ def order_key(purpose: str, document: str) -> bytes:
 
 def files_in(folder: Path) -> list[Path]:
     """All files of a folder and those below, sorted by path; hidden ones and Python's caches are left out."""
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    return sorted(path for path in found if not any(
-        part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts))
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not is_hidden(path, folder))
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether what lies below a folder is hidden, or one of Python's caches."""
+    return any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)
 
 
 def files_fingerprint(named: Iterable[tuple[str, Path]]) -> str:

@@ -76,7 +76,7 @@ def depend_on_the_batch(together: Sequence[States], alone: Sequence[States], dty
     return depend
 
 
-def passes_alone(model: nn.Module, sequences: Sequence, rotary) -> bool:
+def passes_alone(model: nn.Module, sequences: Sequence[np.ndarray], rotary) -> bool:
     """`must_be_alone` of a causal LM, by the states of its decoder, without logits.
 
     `rotary`: the model's `positions.Rotaries`.
@@ -87,7 +87,7 @@ def passes_alone(model: nn.Module, sequences: Sequence, rotary) -> bool:
 
     def states(rows: list[int], count: int) -> list[list[torch.Tensor]]:
         rotary.reset()
-        ids, _ = padded([np.asarray(sequences[row]) for row in rows])
+        ids, _ = padded([sequences[row] for row in rows])
         output = decoder(input_ids=ids.to(devices_of(decoder)[0]), use_cache=False)
         return [[output[0][k, : len(sequences[rows[k]])].float().cpu()] for k in range(-count, 0)]
 

@@ -325,8 +325,8 @@ def _opener_with_head(name: str, config):
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
     own = getattr(config, "auto_map", None) or {}
+    encoder = getattr(config, "is_encoder_decoder", False)
     for opener in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
-        encoder = getattr(config, "is_encoder_decoder", False)
         if opener.__name__ in own or (type(config) in opener._model_mapping and not encoder):
             return opener
     raise ValueError(f"{name!r} has no LM head: {type(config).__name__} describes no causal language model, so it "

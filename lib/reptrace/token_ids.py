@@ -35,12 +35,20 @@ def tokenizer_fingerprint(tokenizer) -> str:
     """
     if isinstance(tokenizer, str):
         return tokenizer
+    return _fingerprint(tokenizer, _backend(tokenizer))
+
+
+def _backend(tokenizer) -> dict | None:
+    """All that a fast tokenizer is made of, which takes a second to write where the vocabulary is large; else None."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None else json.loads(backend.to_str())
+
+
+def _fingerprint(tokenizer, backend: dict | None) -> str:
     if backend is None:
         deciding = _of_a_slow_one(tokenizer)
     else:
-        whole = json.loads(backend.to_str())
-        deciding = {key: whole[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        deciding = {key: backend[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
     if getattr(tokenizer, "split_special_tokens", False):  # those written in a text are read as any other words
         deciding["special"] = "split"
     return hashlib.sha256(json.dumps(deciding, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -65,9 +73,9 @@ def _of_a_slow_one(tokenizer) -> dict:
 def reading_fingerprint(tokenizer) -> str:
     """16 hex digits of what decides how a task's prompts are read: `tokenizer_fingerprint`, and the special tokens,
     chat template and tokens put around a text that it does not count."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    around = json.loads(backend.to_str()).get("post_processor") if backend else None
-    facts = [tokenizer_fingerprint(tokenizer), around, getattr(tokenizer, "chat_template", None),
+    backend = _backend(tokenizer)
+    around = backend.get("post_processor") if backend else None
+    facts = [_fingerprint(tokenizer, backend), around, getattr(tokenizer, "chat_template", None),
              sorted((name, str(token)) for name, token in getattr(tokenizer, "special_tokens_map", {}).items()),
              [getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id",
                                                            "add_bos_token", "add_eos_token")]]
@@ -104,7 +112,7 @@ def checked_sequences(given, vocabulary: int, reach: int | None, least: int = 1)
             raise TypeError(f"sequence {row} is not a list of token ids but {sequence!r:.60}.") from error
         found.append(array)
         if array.ndim == 0:
-            raise TypeError(f"sequence {row} is not a list of token ids but {given[row]!r:.60}.{TEXTS}")
+            raise TypeError(f"sequence {row} is not a list of token ids but {sequence!r:.60}.{TEXTS}")
         if len(array) == 0:
             raise ValueError(f"sequence {row} is empty: it has no last token.")
         if array.ndim != 1 or array.dtype.kind not in "iu":

@@ -155,20 +155,24 @@ def check_taken(files: Iterable[Path], unexpected: Collection[str], model: nn.Mo
     # integers of the model's own: indices, masks (a weight that is one is a code that was taken for the number itself)
     whole = tuple(name for name, tensor in model.named_buffers() if not tensor.is_floating_point())
     dtypes = {name: dtype for file in files for name, dtype in _dtypes(file).items()}
+    scaled = _scaled(dtypes) if decoded else set()
     coded = {name: dtype for name, dtype in dtypes.items()
              if dtype not in PLAIN and not name.endswith(whole) and not _harmless(name, head)
-             and not SCALES.search(name.rsplit(".", 1)[-1]) and not (decoded and _has_scale(name, dtypes))}
+             and not SCALES.search(name.rsplit(".", 1)[-1]) and name.rsplit(".", 1)[0] not in scaled}
     if coded:
         name, dtype = next(iter(coded.items()))
         raise WeightsError(f"{len(coded)} weights in its files are stored as {dtype} ({name}, ...), and nothing says "
                            "how transformers is to turn them back into what they stand for: dequantize them first.")
 
 
-def _has_scale(name: str, names: Iterable[str]) -> bool:
-    """Whether a coded tensor's scale stands beside it, under the name of the same module."""
-    module = name.rsplit(".", 1)[0]
-    return any(other != name and other.startswith(f"{module}.") and SCALES.search(other[len(module) :])
-               for other in names)
+def _scaled(names: Iterable[str]) -> set[str]:
+    """The modules that have a scale among their tensors, or among those of modules within them."""
+    found = set()
+    for name in filter(SCALES.search, names):
+        parts = name.split(".")
+        found |= {module for module in map(".".join, (parts[:k] for k in range(1, len(parts))))
+                  if SCALES.search(name[len(module) :])}
+    return found
 
 
 def _harmless(name: str, head: bool) -> bool:
