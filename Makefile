@@ -42,8 +42,9 @@ toy: setup ## the toy model's phases over hundreds of settings; writes data/resu
 causes: setup ## train with one cause of the phases changed at a time; writes data/results/causes*.csv (14 minutes)
 	$(RUN) studies/causes.py
 
-lint: setup ## ruff
+lint: setup ## ruff, and the direction of imports between the wings
 	$(RUN) -m ruff check .
+	$(VENV)/bin/lint-imports
 
 clean: ## remove what was built, models and records too; keep .venv
 	rm -rf build

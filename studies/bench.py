@@ -26,10 +26,10 @@ from bench_infgram import default_tokens
 from bench_infgram import rows as infinity_gram
 from torch import nn
 
-from reptrace import toy
-from reptrace.hidden_states import extract
-from reptrace.records import provenance, write_atomically
-from reptrace.spectra import eigenspectrum, geometry
+from reptrace.measures.spectra import eigenspectrum, geometry
+from reptrace.models.hidden_states import extract
+from reptrace.records.store import provenance, write_atomically
+from reptrace.theory import toy
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 COLUMNS = ("what", "against", "seconds", "against_seconds", "ratio", "required", "required_seconds",

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from reptrace.infgram import build_infgram, open_infgram
+from reptrace.memorization.infgram import build_infgram, open_infgram
 
 ROOT = Path(__file__).parents[1]
 TOKENS, CONTEXT, SEPARATOR, VOCABULARY = 10_000_000, 30, 0, 2048
@@ -110,7 +110,7 @@ def default_tokens() -> Path:
     """File of the default suite's training tokens; made where it is not there."""
     import yaml
 
-    from reptrace.profiles import Profile
+    from reptrace.report.profiles import Profile
 
     profile = Profile.of(yaml.safe_load((ROOT / "notebooks" / "params" / "tiny.yaml").read_text()))
     return profile.suite.tokens(VOCABULARY)

@@ -24,14 +24,14 @@ import yaml
 from settings import row
 from transformers import GPTNeoXForCausalLM
 
-from reptrace import spectra
-from reptrace.frequencies import describe
-from reptrace.hidden_states import last_token_states
-from reptrace.loading import from_pretrained
-from reptrace.phases import critical_value
-from reptrace.pretrain import Run
-from reptrace.profiles import ROOT, Profile
-from reptrace.records import provenance, write_atomically
+from reptrace.measures import spectra
+from reptrace.measures.phases import critical_value
+from reptrace.models.hidden_states import last_token_states
+from reptrace.models.loading import from_pretrained
+from reptrace.records.store import provenance, write_atomically
+from reptrace.report.profiles import ROOT, Profile
+from reptrace.texts.frequencies import describe
+from reptrace.training.pretrain import Run
 
 PLAN = Path(__file__).with_suffix(".yaml")
 RESULTS = ROOT / "data" / "results"

@@ -13,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from reptrace.phases import claims, find_phases
-from reptrace.profiles import ROOT, TRAINING_KEYS, Profile
-from reptrace.records import provenance, write_atomically
+from reptrace.measures.phases import claims, find_phases
+from reptrace.records.store import provenance, write_atomically
+from reptrace.report.profiles import ROOT, TRAINING_KEYS, Profile
 
 PLAN = Path(__file__).with_suffix(".yaml")
 OUT = ROOT / "data" / "results" / "settings_tried.csv"

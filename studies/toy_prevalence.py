@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from reptrace import toy
-from reptrace.profiles import ROOT
-from reptrace.records import provenance, write_atomically
+from reptrace.records.store import provenance, write_atomically
+from reptrace.report.profiles import ROOT
+from reptrace.theory import toy
 
 OUT = ROOT / "data" / "results" / "toy_prevalence.csv"
 SEEDS = 64

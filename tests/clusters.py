@@ -23,7 +23,8 @@ from limits import SOON, line
 NURSERY = """
 import json, os, signal, sys, traceback
 import datasets, pyarrow.parquet, scipy.linalg, tenacity, torch
-import reptrace.dispatch, reptrace.figures, reptrace.hidden_states, reptrace.spectra, reptrace.sweep
+import reptrace.report.figures, reptrace.models.hidden_states, reptrace.measures.spectra
+import reptrace.sweeps.dispatch, reptrace.sweeps.sweep
 from distributed.cli.dask_scheduler import main as scheduler
 from distributed.cli.dask_worker import main as worker
 from reptrace.__main__ import main as reptrace

@@ -415,7 +415,7 @@ def tiny_model(family: str = "gpt_neox", seed: int = 0, weights: str = "safetens
 @cache
 def tiny_tokenizer(pad: bool = True) -> dict:
     """Files of a byte-level BPE tokenizer; without `pad` it has no pad token, as Pythia's has none."""
-    from reptrace.corpora import train_tokenizer
+    from reptrace.texts.corpora import train_tokenizer
 
     tokenizer = train_tokenizer(["the quick brown fox jumps over the lazy dog " * 8], VOCABULARY)
     if not pad:

@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 
-from reptrace.phases import claims, find_phases
-from reptrace.pretrain import Run
-from reptrace.profiles import ROOT
+from reptrace.measures.phases import claims, find_phases
+from reptrace.report.profiles import ROOT
+from reptrace.training.pretrain import Run
 
 sys.path.insert(0, str(ROOT / "studies"))
 import causes

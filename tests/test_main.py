@@ -17,12 +17,13 @@ from test_loading import house
 from tqdm import tqdm
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from reptrace import batches, measure
+from reptrace import measure
 from reptrace.__main__ import _in_words, main
-from reptrace.corpora import train_tokenizer
-from reptrace.loading import load, load_tokenizer
-from reptrace.phases import find_phases
-from reptrace.pretrain import publish
+from reptrace.measures.phases import find_phases
+from reptrace.models import batches
+from reptrace.models.loading import load, load_tokenizer
+from reptrace.texts.corpora import train_tokenizer
+from reptrace.training.pretrain import publish
 
 
 @pytest.fixture(scope="module")

@@ -22,14 +22,14 @@ from test_loading import house
 from transformers import AutoConfig, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments
 
 import reptrace
-from reptrace.corpora import Corpus, docstrings, open_text, probe, train_tokenizer
-from reptrace.evaluation import evaluate_checkpoints
-from reptrace.hidden_states import last_token_states
-from reptrace.loading import load, load_tokenizer
-from reptrace.records import Store
-from reptrace.suites import checkpoints
-from reptrace.sweep import tokenizer_of, trace
-from reptrace.tasks import evaluate, loss
+from reptrace.checkpoints.suites import checkpoints
+from reptrace.models.hidden_states import last_token_states
+from reptrace.models.loading import load, load_tokenizer
+from reptrace.records.store import Store
+from reptrace.sweeps.evaluation import evaluate_checkpoints
+from reptrace.sweeps.sweep import tokenizer_of, trace
+from reptrace.tasks.evaluation import evaluate, loss
+from reptrace.texts.corpora import Corpus, docstrings, open_text, probe, train_tokenizer
 
 TABLES = Path(__file__).parents[1] / "book" / "refused"
 COLUMNS = ["What comes", "What happens", "What is said", "What to do, and why"]
@@ -133,7 +133,7 @@ def folder_of(world, files, part=""):
 
 
 def damaged_cache(world, monkeypatch):
-    monkeypatch.setattr("reptrace.corpora._standard_library", list)  # thousands of files
+    monkeypatch.setattr("reptrace.texts.corpora._standard_library", list)  # thousands of files
     read = {"packages": ["tqdm"], "cache": world.folder / "corpora", "workers": 1}
     docstrings(**read)
     next((world.folder / "corpora").iterdir()).write_text('{"name": "docs')
@@ -258,7 +258,7 @@ def others_code(world):
 
 
 def rewritten_meanwhile(world, monkeypatch):
-    from reptrace import hidden_states
+    from reptrace.models import hidden_states
 
     original = hidden_states.extract
 
@@ -342,7 +342,7 @@ def learns(world):
 
 
 def too_little_memory(world, monkeypatch):
-    monkeypatch.setattr("reptrace.batches.free_bytes", lambda device: 1)
+    monkeypatch.setattr("reptrace.models.batches.free_bytes", lambda device: 1)
     return load(str(world.one), device="cpu")
 
 
@@ -352,7 +352,7 @@ def two_kinds(world):
 
 
 def few(world, monkeypatch):
-    from reptrace import hidden_states
+    from reptrace.models import hidden_states
 
     original = hidden_states.extract
 

@@ -8,9 +8,9 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_HOMES = {"measure": "measurement", "trace": "sweep", "GeometryCallback": "callback", "eigenspectrum": "spectra",
-          "geometry": "spectra", "rankme": "spectra", "alpha_req": "spectra", "find_phases": "phases",
-          "load": "loading"}
+_HOMES = {"measure": "sweeps.measurement", "trace": "sweeps.sweep", "GeometryCallback": "training.callback",
+          "eigenspectrum": "measures.spectra", "geometry": "measures.spectra", "rankme": "measures.spectra",
+          "alpha_req": "measures.spectra", "find_phases": "measures.phases", "load": "models.loading"}
 
 __all__ = sorted(_HOMES)
 

@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(options) -> int:
-    from reptrace.report import make_report
+    from reptrace.report.making import make_report
 
     if not options.params.is_file():
         raise FileNotFoundError(f"there is no parameters file {str(options.params)!r}: run in the project's folder, or "
@@ -140,7 +140,7 @@ def _report(options) -> int:
 
 
 def _suites(options) -> int:
-    from reptrace import suites
+    from reptrace.checkpoints import suites
 
     known = suites.registered(*options.suites)
     wide = max(map(len, known))
@@ -154,8 +154,8 @@ def _suites(options) -> int:
 
 
 def _sweep(options) -> int:
-    from reptrace import suites
-    from reptrace.sweep import sweep
+    from reptrace.checkpoints import suites
+    from reptrace.sweeps.sweep import sweep
 
     if options.dry_run:
         return _dry_run([suites.suite(name, *options.suites) for name in options.names], options)
@@ -185,8 +185,8 @@ def _client(scheduler: str):
 
 
 def _dry_run(chosen, options) -> int:
-    from reptrace.plan import estimate
-    from reptrace.records import Store
+    from reptrace.records.store import Store
+    from reptrace.sweeps.plan import estimate
 
     table = estimate(chosen, options.checkpoints, options.sequences, options.max_length, len(options.text), options.gpu,
                      options.workers, store=Store(options.out / "records") if options.out else None)
@@ -197,8 +197,10 @@ def _dry_run(chosen, options) -> int:
 
 
 def _trace(options) -> int:
-    from reptrace import corpora, suites, sweep
-    from reptrace.records import Store
+    from reptrace.checkpoints import suites
+    from reptrace.records.store import Store
+    from reptrace.sweeps import sweep
+    from reptrace.texts import corpora
 
     out = _out(options)
     checkpoints = suites.checkpoints(options.model, options.revision, options.cache_dir, options.tokens_per_step)
@@ -215,9 +217,9 @@ def _trace(options) -> int:
 
 
 def _tasks(options) -> int:
-    from reptrace import suites
-    from reptrace.evaluation import evaluate_checkpoints
-    from reptrace.records import Store, write_atomically
+    from reptrace.checkpoints import suites
+    from reptrace.records.store import Store, write_atomically
+    from reptrace.sweeps.evaluation import evaluate_checkpoints
 
     out = _out(options)
     checkpoints = suites.checkpoints(options.model, options.revision, options.cache_dir, options.tokens_per_step)
@@ -234,8 +236,8 @@ def _tasks(options) -> int:
 
 def _tokenizer(options):
     """The tokenizer that was named, or None."""
-    from reptrace.arguments import is_trusted
-    from reptrace.loading import load_tokenizer
+    from reptrace.models.loading import load_tokenizer
+    from reptrace.support.arguments import is_trusted
 
     name = options.tokenizer
     return load_tokenizer(name, trust_remote_code=is_trusted(name, options.trust)) if name else None
@@ -270,7 +272,7 @@ def _summary(row) -> str:
 
 def _few(row) -> str:
     """A warning where a few sequences decide the number."""
-    from reptrace.spectra import dominated, few_in_words
+    from reptrace.measures.spectra import dominated, few_in_words
 
     numbers = row.half_variance, row.largest_influence, row.sequences
     return f"; beware: {few_in_words(*numbers)}" if dominated(*numbers, row.rankme_stderr / row.rankme) else ""
@@ -278,7 +280,7 @@ def _few(row) -> str:
 
 def _write_out(table, folder: Path) -> int:
     """The table beside the records; 1 where it has failures."""
-    from reptrace.records import write_atomically
+    from reptrace.records.store import write_atomically
 
     plain = table.drop(columns="eigenvalues", errors="ignore")
     write_atomically(folder / "table.csv", plain.to_csv(index=False).encode())
@@ -295,8 +297,8 @@ def _draw(table, path: Path) -> list[str]:
         print(f"without a step, so not in the picture: {names}", file=sys.stderr)
     if "rankme" not in table or rows[axis].nunique() < 3:
         return []
-    from reptrace import figures
-    from reptrace.phases import find_phases
+    from reptrace.measures.phases import find_phases
+    from reptrace.report import figures
 
     phases = {}
     for layer, found in rows[rows.status == "measured"].groupby("layer", sort=False):

@@ -1,0 +1,454 @@
+"""Suites by name, and the checkpoints that they stand for: which model, which revision, how many tokens seen.
+
+The published suites are listed in suites.yaml beside this module; a file of the same form adds others. Their step lists
+come from the hub's own branches where it can be asked, each with its commit, and from the listed steps otherwise.
+
+A suite trained here is a repository in a hub cache of its own, one revision a step, exactly as a Pythia branch lies in
+the cache after its download: the same `from_pretrained(repository, revision=...)` reads both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import cache, cached_property
+from itertools import product
+from pathlib import Path
+
+import yaml
+
+from reptrace.checkpoints import hub, published
+from reptrace.support.arguments import near, shown
+
+SUITES = Path(__file__).with_name("suites.yaml")
+# step1000, stage1-step1000-tokens3B, step_40, checkpoint-500, ckpt-500, iter_0000500, global_step500, epoch=1-step=500
+TOKENS = re.compile(r"-tokens(\d+)B(?=$|[-_])")
+STEP = re.compile(r"(?:^|[-_/])(?:step|checkpoint|ckpt|iter(?:ation)?)[-_=]?(\d+)(?=$|[-_])", re.IGNORECASE)
+LARGEST = 2**62  # numbers beyond are no steps, and would not fit into a table
+STAGE_KEYS = {"stage", "repository", "branch", "steps", "tokens_per_step", "tokens_before", "gated", "cache_dir"}
+SUITE_KEYS = {"for", "about", "stages", "shape"} | STAGE_KEYS
+SHAPE_NEEDS = {"parameters", "layers", "width", "vocabulary"}
+SHAPE_KEYS = SHAPE_NEEDS | {"context", "bytes_per_weight"}
+BRACES = re.compile(r"\{\w*\}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One model on the way: a repository with a revision (in `cache_dir` if given), or a folder.
+
+    `step` counts optimizer steps of its stage, `tokens` the pretraining tokens seen; None where they are not known.
+    `stage` is the part of the training it belongs to, `commit` the hash its revision stood for when it was listed,
+    `fault` what is known to be wrong with what is published under that name.
+    """
+
+    model: str
+    revision: str | None = None
+    step: int | None = None
+    tokens: int | None = None
+    cache_dir: str | None = None
+    stage: str | None = None
+    commit: str | None = None
+    fault: str | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.model}@{self.revision}" if self.revision else self.model
+
+
+def as_checkpoints(given) -> list[Checkpoint]:
+    """Checkpoints as a list; a single one counts as a list of one. TypeError for anything else, names too."""
+    found = [given] if isinstance(given, Checkpoint) else list(given) if isinstance(given, Iterable) else [given]
+    if isinstance(given, str) or not all(isinstance(point, Checkpoint) for point in found):
+        raise TypeError(f"expected checkpoints, got {shown(given)}. Those of a folder or repository: "
+                        "suites.checkpoints(name); of a registered suite: suites.suite(name).checkpoints().")
+    return found
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training whose checkpoints are branches of one repository (or its main revision, or a folder).
+
+    Parameters
+    ----------
+    repository : str
+    stage : str, default "pretraining"
+    branch : str, optional
+        How its branches are named, with {step} and, where it is in the name, {tokens} for the tokens in units of 1e9
+        rounded up; {any} stands for anything else. Without it, the stage is the main revision.
+    steps : str
+        Published steps, "0 1 2 4 1000-143000/1000" or "TABLE.csv:MODEL" for a table of data/published; used where the
+        hub cannot be asked. Empty: only the hub knows them.
+    tokens_per_step, tokens_before : int
+        Training tokens an optimizer step takes; those seen before the stage.
+    gated : bool
+        Whether a token with access is needed.
+    cache_dir : str, optional
+        Hub cache that holds the repository; default transformers' own.
+    """
+
+    repository: str
+    stage: str = "pretraining"
+    branch: str | None = None
+    steps: str = ""
+    tokens_per_step: int | None = None
+    tokens_before: int = 0
+    gated: bool = False
+    cache_dir: str | None = None
+
+    def __post_init__(self):
+        for name, optional in (("repository", False), ("stage", False), ("branch", True), ("cache_dir", True)):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (optional and value is None):
+                raise ValueError(f"{name} must be text, got {value!r}.")
+            known = {"{step}", "{tokens}", "{any}"} if name == "branch" else set()
+            if left := set(BRACES.findall(value or "")) - known:
+                raise ValueError(f"{name} {value!r} has {', '.join(sorted(left))}, which has no values under `for`.")
+        for name, least in (("tokens_per_step", 1), ("tokens_before", 0)):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= least) and not (least and value is None):
+                raise ValueError(f"{name} must be a whole number{' above 0' if least else ', 0 or above'}, "
+                                 f"got {value!r}.")
+        if not isinstance(self.gated, bool):
+            raise ValueError(f"gated must be true or false, got {self.gated!r}.")
+        if not isinstance(self.steps, (str, int)):
+            raise ValueError(f"steps must be text, got {self.steps!r}.")
+        self._check_branch(bool(read_steps(self.steps)))
+
+    def _check_branch(self, listed: bool) -> None:
+        """Whether branches can be told, and built from the listed steps."""
+        parts = BRACES.findall(self.branch or "")
+        if self.branch is not None and parts.count("{step}") != 1:
+            raise ValueError(f"branch {self.branch!r} must have {{step}} in it, once.")
+        if listed and self.branch is None:
+            raise ValueError("steps are of branches: say how these are named (branch: step{step}).")
+        if listed and "{any}" in parts:
+            raise ValueError(f"branch {self.branch!r} has {{any}}, which the hub alone knows: it can have no steps.")
+        if listed and "{tokens}" in parts and self.tokens_per_step is None:
+            raise ValueError(f"branch {self.branch!r} has {{tokens}}: its steps need tokens_per_step.")
+
+    @cached_property
+    def pattern(self) -> re.Pattern:
+        """What a branch of this stage looks like, with a group `step`."""
+        parts = {"{step}": r"(?P<step>\d+)", "{tokens}": r"\d+", "{any}": ".+"}
+        pieces = re.split(r"(\{\w+\})", self.branch)
+        return re.compile("".join(parts.get(piece, re.escape(piece)) for piece in pieces))
+
+    def checkpoints(self, known: Mapping[str, str] | None) -> list[Checkpoint]:
+        """In order of their steps; `known` maps the repository's branches to commits, None where it was not asked."""
+        if Path(self.repository).is_dir():
+            return [replace(point, stage=self.stage, tokens=None if point.step is None else self._tokens(point.step))
+                    for point in checkpoints(self.repository)]
+        if self.branch is None:
+            tokens = self.tokens_before or None
+            return [Checkpoint(self.repository, None, None, tokens, self.cache_dir, self.stage,
+                               (known or {}).get("main"))]
+        if known is None:
+            steps = {self._name(step): step for step in read_steps(self.steps)}
+        else:
+            steps = {name: int(match["step"]) for name in known if (match := self.pattern.fullmatch(name))}
+        return [Checkpoint(self.repository, name, step, self._tokens(step), self.cache_dir, self.stage,
+                           (known or {}).get(name)) for name, step in sorted(steps.items(), key=lambda pair: pair[1])]
+
+    def _tokens(self, step: int) -> int | None:
+        return None if self.tokens_per_step is None else self.tokens_before + step * self.tokens_per_step
+
+    def _name(self, step: int) -> str:
+        return self.branch.format(step=step, tokens=-(-step * (self.tokens_per_step or 0) // 10**9))
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A training by name: its stages in order, and the shape of its models (see SHAPE_KEYS; {} if not known)."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    shape: Mapping[str, int] = field(default_factory=dict)
+    about: str = ""
+
+    def checkpoints(self, ask: bool = True) -> list[Checkpoint]:
+        """Every checkpoint, stage by stage, in order of steps; known faults in `fault`.
+
+        Parameters
+        ----------
+        ask : bool, default True
+            Ask the hub (or the stage's cache) which branches there are and freeze their commits. Where it does not
+            answer, or with False, the listed steps are taken, without commits.
+        """
+        places = dict.fromkeys((stage.repository, stage.cache_dir) for stage in self.stages)
+        branches = {place: self._branches(*place, ask) for place in places}
+        found = []
+        for stage in self.stages:
+            known = branches[stage.repository, stage.cache_dir]
+            if isinstance(known, hub.HubError):  # opening says what is wrong with the hub
+                if stage.branch is not None and not stage.steps:
+                    raise known
+                known = None
+            found += stage.checkpoints(known)
+        if not found:
+            raise hub.HubError(f"no checkpoints of {self.name!r} are known: {self._why(branches)}.")
+        return [replace(point, fault=fault_of(point)) for point in found]
+
+    @staticmethod
+    def _branches(repository: str, cache_dir: str | None, ask: bool) -> dict[str, str] | hub.HubError | None:
+        if cache_dir is None and not (ask and hub.reachable() and not Path(repository).is_dir()):
+            return None
+        try:
+            return hub.branches(repository, cache_dir)
+        except hub.HubError as error:
+            return error
+
+    def _why(self, branches: Mapping) -> str:
+        stage = self.stages[0]
+        known = branches[stage.repository, stage.cache_dir]
+        if known is None:
+            return f"the hub was not asked, and there are no steps of {stage.repository!r} to go by"
+        return (f"{stage.repository!r} has no branch like {stage.branch}; it has "
+                f"{', '.join(by_step(known)[:8]) or 'none'}")
+
+
+def registered(*extra: str | Path) -> dict[str, Suite]:
+    """Every suite by name: those of suites.yaml, then those of further files of the same form."""
+    suites = dict(_shipped())
+    for path in map(Path, extra):
+        suites |= read_suites(path)
+    return suites
+
+
+@cache
+def _shipped() -> dict[str, Suite]:
+    return read_suites(SUITES)
+
+
+def suite(name: str, *extra: str | Path) -> Suite:
+    """A suite by its name; KeyError with names like it where there is none."""
+    known = registered(*extra)
+    if name not in known:
+        raise KeyError(f"there is no suite {name!r}.{near(name, known)} `python -m reptrace suites` lists all; "
+                       "--suites FILE adds your own.")
+    return known[name]
+
+
+def read_suites(path: Path) -> dict[str, Suite]:
+    """Suites of one YAML file: name -> stages, or the keys of its one stage; `for` repeats an entry over values."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of suites {str(path)!r}.")
+    content = _content(path)
+    shapes, found = content.pop("shapes", {}), {}
+    if not isinstance(shapes, dict):
+        raise ValueError(f"{path}: `shapes` must be a mapping of shapes by name, got {shapes!r}.")
+    for template, entry in content.items():
+        try:
+            for built in _built(str(template), entry, shapes):
+                if built.name in found:
+                    raise ValueError(f"{built.name!r} stands there twice: `for` needs its values in the name.")
+                found[built.name] = built
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path}: suite {template!r}: {error}") from error
+    return found
+
+
+def _content(path: Path) -> dict:
+    try:
+        text = path.read_text()
+        content, twice = yaml.safe_load(text), _twice(yaml.compose(text))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML (text with braces wants quotes): {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected suites by name (name: {{repository: ..., branch: step{{step}}}}), got "
+                         f"{type(content).__name__}.")
+    if twice:
+        raise ValueError(f"{path}: {twice!r} stands there twice.")
+    return content
+
+
+def _twice(node: yaml.Node | None) -> str | None:
+    """A key that a mapping has twice, of which YAML would take the last."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    keys = [key.value for key, _ in pairs]
+    repeated = [key for k, key in enumerate(keys) if key in keys[:k] and key != "<<"]
+    parts = [value for _, value in pairs] + (node.value if isinstance(node, yaml.SequenceNode) else [])
+    return next(iter(repeated), None) or next(filter(None, map(_twice, parts)), None)
+
+
+def _built(template: str, entry, shapes: dict) -> Iterator[Suite]:
+    """The suites that an entry stands for."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"it must be a mapping with a repository or stages, got {entry!r}.")
+    values, stages = entry.get("for", {}), entry.get("stages")
+    if not isinstance(values, dict) or not all(isinstance(each, list) for each in values.values()):
+        raise ValueError(f"`for` must be a mapping like {{size: [1b, 7b]}}, got {values!r}.")
+    own = STAGE_KEYS & set(entry)
+    if stages is None:
+        stages = [{key: entry[key] for key in own}]
+    elif own:
+        raise ValueError(f"{', '.join(sorted(own))} must stand in its stages.")
+    if not (isinstance(stages, list) and stages and all(isinstance(stage, dict) for stage in stages)):
+        raise ValueError(f"stages must be a list of mappings, got {stages!r}.")
+    if unknown := (set(entry) - SUITE_KEYS).union(*(set(stage) - STAGE_KEYS for stage in stages)):
+        raise ValueError(f"it has unknown keys {', '.join(sorted(map(str, unknown)))}; it may have "
+                         f"{', '.join(sorted(SUITE_KEYS))}.")
+    if any("repository" not in stage for stage in stages):
+        raise ValueError("it has a stage without a repository.")
+    for chosen in product(*values.values()):
+        yield _filled(template, entry, stages, dict(zip(values, map(str, chosen), strict=True)), shapes)
+
+
+def _filled(template: str, entry: dict, stages: list[dict], chosen: dict[str, str], shapes: dict) -> Suite:
+    def filled(value):
+        """With {size} and the like put in; {step} and {tokens} stay."""
+        for key, word in chosen.items():
+            value = value.replace(f"{{{key}}}", word) if isinstance(value, str) else value
+        return value
+
+    built = tuple(Stage(**{key: filled(value) for key, value in stage.items()}) for stage in stages)
+    for k, stage in enumerate(built):
+        if any((stage.repository, stage.stage) == (other.repository, other.stage) for other in built[:k]):
+            raise ValueError(f"two stages are {stage.stage!r} of {stage.repository!r}: tell them apart by `stage`.")
+    name = filled(template)
+    if left := BRACES.findall(name):
+        raise ValueError(f"its name has {', '.join(left)}, which has no values under `for`.")
+    return Suite(name, built, _shape(filled(entry.get("shape")), shapes), filled(entry.get("about", "")))
+
+
+def _shape(shape, shapes: dict) -> dict[str, int]:
+    if shape is None:
+        return {}
+    if isinstance(shape, str):
+        if shape not in shapes:
+            raise ValueError(f"it names shape {shape!r}, which stands under no `shapes`.")
+        shape = shapes[shape]
+    if not (isinstance(shape, dict) and SHAPE_NEEDS <= set(shape) <= SHAPE_KEYS
+            and all(isinstance(value, (int, float)) and value > 0 for value in shape.values())):
+        raise ValueError(f"a shape has {', '.join(sorted(SHAPE_NEEDS))} and may have "
+                         f"{', '.join(sorted(SHAPE_KEYS - SHAPE_NEEDS))}, numbers above 0; got {shape!r}.")
+    return shape
+
+
+def read_steps(text: str) -> list[int]:
+    """Steps written as "0 1 512 1000-143000/1000", or "TABLE.csv:MODEL" of data/published."""
+    text = str(text)
+    if ".csv:" in text:
+        return published.steps(*text.split(":", 1))
+    steps: list[int] = []
+    for part in text.split():
+        match = re.fullmatch(r"(\d+)(?:-(\d+)/(\d+))?", part)
+        if not match:
+            raise ValueError(f'steps are numbers and ranges FIRST-LAST/EVERY ("0 1 1000-143000/1000"), got {part!r}.')
+        first, last, every = (int(group) if group else None for group in match.groups())
+        if last is not None and not (every and first <= last):
+            raise ValueError(f"a range FIRST-LAST/EVERY goes up by 1 or more, got {part!r}.")
+        steps += [first] if last is None else range(first, last + 1, every)
+    return steps
+
+
+def fault_of(checkpoint: Checkpoint) -> str | None:
+    """What is known to be wrong with a published checkpoint, with its source, or None."""
+    return _faults().get((checkpoint.model, checkpoint.step))
+
+
+@cache
+def _faults() -> dict[tuple[str, int], str]:
+    return {(row.repository, step): f"{row.fault} ({row.source})"
+            for row in published.faults().itertuples() for step in read_steps(row.steps)}
+
+
+def checkpoints(model: str, revision: str | None = None, cache_dir: str | None = None,
+                tokens_per_step: int | None = None) -> list[Checkpoint]:
+    """The checkpoints that a model's own name stands for, in order of their steps.
+
+    Parameters
+    ----------
+    model : str
+        A folder with a model in it; a folder of a Trainer's `checkpoint-N` folders, or of others whose names state a
+        step (all of them and, without a step, the other models there: checkpoint-best, or the one that the Trainer
+        saved beside them at the end); or a repository.
+    revision : str, optional
+        Of a repository: a revision, or a pattern with * over its branches ("step*" for the whole of a Pythia).
+    tokens_per_step : int, optional
+        Training tokens an optimizer step took; fills in `tokens`. Without it, OLMo's `-tokens3B` in a name is taken.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        A path that is not there; no revision that fits the pattern; a folder with a revision.
+    """
+    model = hub.checked_name(model)
+    path = Path(model)
+    known: dict[str, str] = {}
+    steps: dict[str, int | None] = {}
+    if path.is_dir() and revision is not None:
+        raise ValueError(f"{model} is a plain folder and has no revisions: leave revision={revision!r} out.")
+    if path.is_dir():
+        steps = {str(child): step for child, step in _checkpoints_in(path).items()}
+        found = [(child, None) for child in steps] or [(model, None)]
+    elif revision and "*" in revision:
+        known = hub.branches(model, cache_dir)
+        found = [(model, branch) for branch in known if fnmatchcase(branch, revision)]
+        if not found:
+            raise FileNotFoundError(f"{model!r} has no revision that fits {revision!r}; it has "
+                                    f"{', '.join(by_step(known)[:8]) or 'none'}.")
+    else:
+        found = [(model, revision)]
+    run = []
+    for name, branch in found:
+        step = steps[name] if name in steps else step_of(branch or Path(name).name)
+        stated = TOKENS.search(branch or "")
+        tokens = int(stated.group(1)) * 10**9 if stated else None
+        tokens = step * tokens_per_step if step is not None and tokens_per_step else tokens
+        if tokens is not None and tokens > LARGEST:
+            raise ValueError(f"{name} would have seen {tokens:.2g} tokens, by {tokens_per_step:,} a step: check "
+                             "tokens_per_step (--tokens-per-step).")
+        run.append(Checkpoint(name, branch, step, tokens, cache_dir, commit=known.get(branch)))
+    run = [replace(point, fault=fault_of(point)) for point in run]
+    return sorted(run, key=lambda point: (point.step is None, point.step, point.label))
+
+
+def _checkpoints_in(folder: Path) -> dict[Path, int | None]:
+    """The checkpoints of a run that lie in its folder, with their steps; none where no folder in it is one by its name.
+
+    Beside those, every other model there, without a step: in folders of other names, and in the run's folder itself. Of
+    two that state one step (checkpoint-64, checkpoint-64-backup) the one that ends with it has it. A link to another
+    checkpoint of the run is none.
+    """
+    inside = [child for child in sorted(folder.iterdir()) if (child.is_dir() or child.is_symlink())
+              and not child.name.startswith((".", "tmp-"))]
+    real = {child.resolve() for child in inside if not child.is_symlink()}
+    inside = [child for child in inside if not (child.is_symlink() and child.resolve() in real)]
+    models = [child for child in inside if (child / "config.json").is_file()]
+    named = [child for child in inside if child.name.startswith("checkpoint-")
+             or (step_of(child.name) is not None and child in models)]
+    if not named:
+        return {}
+    taken = {step_of(child.name) for child in named if _ends_with_step(child.name)}
+    found = {child: step_of(child.name) for child in named}
+    found |= {child: None for child, step in found.items() if step in taken and not _ends_with_step(child.name)}
+    at_root = (folder / "config.json").is_file() and any(
+        path.suffix in (".safetensors", ".bin") and "training_args" not in path.name for path in folder.iterdir())
+    others = [*(child for child in models if child not in found), *([folder] if at_root else [])]
+    return found | dict.fromkeys(others)
+
+
+def _ends_with_step(name: str) -> bool:
+    match = STEP.search(name)
+    return bool(match) and match.end() == len(name)
+
+
+def step_of(name: str) -> int | None:
+    """The step that a revision or folder name states, or None."""
+    match = STEP.search(name)
+    return int(match.group(1)) if match and int(match.group(1)) <= LARGEST else None
+
+
+def by_step(names) -> list[str]:
+    """Names of branches in order of the steps they state; those without a step last."""
+    return sorted(names, key=lambda name: (step_of(name) is None, step_of(name) or 0, name))
+
+
+def revisions(repository: str, cache_dir: str | None = None) -> list[str]:
+    """Branches in order of their steps, of a cache or of the hub; [] where it does not answer."""
+    try:
+        return by_step(hub.branches(repository, cache_dir))
+    except hub.HubError:
+        return []

@@ -1,0 +1,1 @@
+"""Features -> covariance -> numbers with standard errors; a trajectory of them -> phases."""

@@ -1,0 +1,1 @@
+"""A model and token sequences -> features and scores; alone touches the device."""

@@ -1,0 +1,1 @@
+"""Tables of results with provenance: atomic, resumable, each measured once."""

@@ -1,0 +1,188 @@
+"""One style, one palette, and panels of trajectories. Draws what it is given and computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from reptrace.measures.phases import PHASES, Phases
+from reptrace.measures.spectra import dominated
+
+PHASE_COLOURS = {"warmup": "#9e9e9e", "entropy-seeking": "#4c9f70", "compression-seeking": "#c9684f",
+                  "later": "#8a7fb5"}
+PHASE_LINES = {"warmup": ":", "entropy-seeking": "-", "compression-seeking": "--", "later": "-."}
+QUANTITIES = {"rankme": "RankMe (eigenvalues, centred)", "alpha": r"$\alpha$-ReQ",
+              "loss": "training loss (nats a token)",
+              "gradient_norm": "gradient norm", "learning_rate": "learning rate", "tokens": "training tokens"}
+GAPS = {"failed": ("x", "crimson"), "quarantined": ("|", "grey")}  # marks of checkpoints without a number
+FEW = "darkorange"  # ring of a value that a few sequences decide
+COLUMN = 2.5  # inches, width of one panel: three of them fill a page of the book
+
+
+@contextmanager
+def style():
+    """The report's look, for the figures drawn inside; nothing outside changes."""
+    look = {"figure.dpi": 140, "savefig.dpi": 160, "font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8,
+            "legend.fontsize": 7, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
+            "figure.constrained_layout.use": True, "svg.fonttype": "none"}
+    with sns.axes_style("ticks"), plt.rc_context(look):
+        yield
+
+
+def palette(models: Sequence[str]) -> dict[str, tuple]:
+    """One colour a model, from light (small) to dark (large), in the order given; readable without colour vision."""
+    return dict(zip(models, sns.color_palette("crest", len(models)), strict=True))
+
+
+def grid(rows: int, columns: int, height: float = 2.2, width: float = COLUMN, **options):
+    """Figure and array of axes, (rows, columns), each `width` by `height` inches.
+
+    The figure is not left open in pyplot: a notebook shows it by naming it on a cell's last line, once.
+    """
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, **options)
+    plt.close(figure)
+    return figure, axes
+
+
+def trajectory(ax, table: pd.DataFrame, quantity: str, phases: Phases | None = None, colour="black",
+               label: str | None = None, shade: bool = True) -> None:
+    """A quantity by tokens: line style by phase, 95 % interval as a band; gaps and known faults marked at the bottom.
+
+    Parameters
+    ----------
+    table : columns `tokens`, the quantity, `<quantity>_stderr` and `status`, in order of tokens
+    phases : of RankMe, whatever the quantity drawn; None draws one solid line
+    shade : bool, default True; colour the background by phase
+    """
+    table = table.reset_index(drop=True)
+    x, y, half = table["tokens"], table[quantity], 1.96 * table[f"{quantity}_stderr"]
+    token_axis(ax, x)
+    ax.fill_between(x, y - half, y + half, color=colour, alpha=0.25, linewidth=0)
+    spans = phases.spans if phases and phases.spans else [(None, 0, len(table) - 1)]
+    for name, first, last in spans:
+        part = slice(first, last + 1)
+        ax.plot(x[part], y[part], color=colour, linestyle=PHASE_LINES.get(name, "-"), marker=".", markersize=3.5)
+        if shade and name:
+            ax.axvspan(x[first], x[last], color=PHASE_COLOURS[name], alpha=0.13, linewidth=0)
+    if label:
+        ax.plot([], [], color=colour, label=label)
+    for status, (marker, shade_of) in GAPS.items():
+        gaps = table.loc[table["status"] == status, "tokens"]
+        if len(gaps):
+            ax.plot(gaps, np.full(len(gaps), 0.03), marker, color=shade_of, transform=ax.get_xaxis_transform())
+    doubted = table.reindex(columns=["same_weights_as", "same_geometry_as"]).notna().any(axis=1)
+    if doubted.any():
+        ax.plot(x[doubted], y[doubted], "o", color="crimson", markerfacecolor="none", markersize=6)
+    few = _few(table)
+    if quantity == "rankme" and few.any():
+        ax.plot(x[few], y[few], "D", color=FEW, markerfacecolor="none", markersize=5,
+                label="that of a few sequences")
+        ax.legend(fontsize=6)
+    ax.set_ylabel(QUANTITIES.get(quantity, quantity))
+
+
+def _few(table: pd.DataFrame) -> pd.Series:
+    """Rows whose RankMe is that of a few sequences."""
+    if "half_variance" not in table:
+        return pd.Series(False, table.index)
+    return pd.Series(dominated(table.half_variance, table.largest_influence, table.sequences,
+                               (table.rankme_stderr / table.rankme).astype(float)), table.index)
+
+
+def phase_line(ax, x, y, spans, colour="black", label: str | None = None, shade: bool = False) -> None:
+    """A curve, or a path in the plane, its line style by phase; `spans` is a list of (phase, first, last index)."""
+    for name, first, last in spans or [(None, 0, len(x) - 1)]:
+        part = slice(first, last + 1)
+        ax.plot(x[part], y[part], color=colour, linestyle=PHASE_LINES.get(name, "-"), linewidth=1.2)
+        if shade and name:
+            ax.axvspan(x[first], x[last], color=PHASE_COLOURS[name], alpha=0.13, linewidth=0)
+    if label:
+        ax.plot([], [], color=colour, label=label)
+
+
+def step_axis(ax, steps, name: str = "step") -> None:
+    """Logarithmic axis of optimizer steps, with room for step 0 at its left end."""
+    token_axis(ax, steps)
+    ax.set_xlabel(name)
+
+
+def token_axis(ax, tokens) -> None:
+    """Logarithmic axis of training tokens, with room for step 0 at its left end."""
+    later = np.asarray(tokens, dtype=float)
+    ax.set_xscale("symlog", linthresh=later[later > 0].min(), linscale=0.4)
+    ax.xaxis.set_minor_locator(plt.NullLocator())
+    if later.min() == 0:
+        decades = np.arange(np.ceil(np.log10(later[later > 0].min())), np.log10(later.max()) + 1e-9)
+        ax.set_xticks([0, *10**decades])
+    ax.set_xlabel(QUANTITIES["tokens"])
+
+
+def phase_legend(figure) -> None:
+    """What shading and line styles mean, below the panels."""
+    handles = [(Patch(color=PHASE_COLOURS[name], alpha=0.3), Line2D([], [], color="black", linestyle=PHASE_LINES[name]))
+               for name in PHASES]
+    figure.legend(handles, PHASES, handlelength=3, ncols=len(PHASES), loc="outside lower center")
+
+
+def intervals(ax, rows: Sequence[Mapping], scale: str = "log") -> None:
+    """Points with intervals, a row each: keys `label`, `colour`, `x`, `low`, `high`; hollow if `published` is true."""
+    for height, row in enumerate(rows):
+        low, high = row.get("low"), row.get("high")
+        if low is not None and high is not None:
+            ax.plot([low, high], [height, height], color=row["colour"], linewidth=2, alpha=0.6, solid_capstyle="butt")
+        ax.plot(row["x"], height, "o", color=row["colour"], markersize=4,
+                markerfacecolor="white" if row.get("published") else row["colour"])
+    ax.set_yticks(range(len(rows)), [row["label"] for row in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xscale(scale)
+    low, high = ax.get_xlim()
+    if scale == "log" and high / low < 1000:  # one labelled tick would be too few
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def spectrum(ax, eigenvalues, fit=None, colour="black", label: str | None = None) -> None:
+    """Share of the variance by rank (1-based), both logarithmic, with the fitted power law over its window."""
+    s = np.asarray(eigenvalues)
+    s = s[s > 0]
+    ax.loglog(np.arange(1, len(s) + 1), s / s.sum(), ".", markersize=3, color=colour, label=label)
+    if fit is not None:
+        i = np.array(fit.ranks)
+        ax.loglog(i, np.exp(fit.intercept) * i**-fit.alpha / s.sum(), "-", color=colour, linewidth=1.5)
+    ax.set_xlabel("rank $i$")
+    ax.set_ylabel("share of variance $p_i$")
+
+
+def run_picture(table: pd.DataFrame, phases: Mapping[str, Phases | None], axis: str = "tokens"):
+    """RankMe and alpha of one run, a line a layer; with one layer, phases are shaded."""
+    with style():
+        figure, axes = grid(1, 2)
+        colours = palette(list(phases))
+        for layer, found in phases.items():
+            rows = table[(table["layer"] == layer) | (table["status"] == "failed")].assign(tokens=lambda t: t[axis])
+            for ax, quantity in zip(axes[0], ("rankme", "alpha"), strict=True):
+                trajectory(ax, rows, quantity, found, colours[layer], layer, shade=len(phases) == 1)
+                ax.set_xlabel(QUANTITIES.get(axis, axis))
+        if len(phases) > 1:
+            axes[0, 1].legend(title="layer")
+        else:
+            phase_legend(figure)
+    return figure
+
+
+def save(figure, path: str | Path) -> Path:
+    """Write a figure, SVG or PNG by its name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path

@@ -1,0 +1,291 @@
+"""From the parameters of a notebook to its suite, probes and records: the one place where a profile is opened.
+
+The parameters are those of notebooks/params/*.yaml, and each notebook's parameters cell holds the tiny profile's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from reptrace.checkpoints import suites
+from reptrace.records.store import Store, provenance
+from reptrace.support import arguments
+from reptrace.support.processes import cores
+from reptrace.sweeps.measurement import Settings
+from reptrace.sweeps.sweep import sweep, tokenizer_of, trace_groups
+from reptrace.texts import corpora
+from reptrace.training.pretrain import Run, Suite
+
+ROOT = Path(__file__).parents[3]
+CORPORA = ROOT / "build" / "corpora"  # read once for all profiles
+DEVICE, DTYPE = "cpu", "float32"  # small models gain nothing on a GPU, and the same numbers come out everywhere
+BATCH_SIZE = 128  # of the forward pass, in sequences of full length
+TRAINING_KEYS = ("vocabulary", "context", "batch", "learning_rate", "warmup_steps", "schedule", "weight_decay")
+OPTIONAL_KEYS = ("loss", "frequencies")  # of a size, see `pretrain.Run`
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A suite of small models, the probe they are measured on, and where it all is kept.
+
+    Parameters
+    ----------
+    sizes : list of dict
+        `width`, `layers`, `tokens` (training tokens) and `seeds` (list); a key of TRAINING_KEYS overrides the suite's,
+        one of OPTIONAL_KEYS the default of `pretrain.Run`.
+    training : dict
+        TRAINING_KEYS, see `pretrain.Run`.
+    corpus : str
+        See `corpora.open_text`.
+    sequences, min_length : int
+        Of the probe; its sequences are cut at the training context.
+    alpha_ranks : (int, int)
+        alpha's window of 1-based ranks.
+    build : str
+        Folder for models and records; a relative one lies in the project.
+    """
+
+    sizes: list[dict]
+    training: dict
+    corpus: str
+    sequences: int
+    min_length: int
+    alpha_ranks: tuple[int, int]
+    build: str
+
+    @classmethod
+    def of(cls, parameters: Mapping) -> Profile | HubProfile:
+        """From a notebook's variables or a parameters file; keys that are not a profile's are left alone.
+
+        With `suites`, those of the hub instead of a suite trained here: see `HubProfile`.
+        """
+        if parameters.get("suites"):
+            return HubProfile.of(parameters)
+        needed = [*TRAINING_KEYS, "sizes", "corpus", "sequences", "min_length", "alpha_ranks", "build"]
+        missing = [key for key in needed if key not in parameters]
+        if missing:
+            raise KeyError(f"the parameters lack {', '.join(missing)}; notebooks/params/tiny.yaml has all of them.")
+        sizes = parameters["sizes"]
+        sizes = [dict(size) for size in ([sizes] if isinstance(sizes, Mapping) else sizes)]
+        sizes = [size | {"seeds": [size["seeds"]]} if isinstance(size.get("seeds"), int) else size for size in sizes]
+        return cls(sizes, {key: parameters[key] for key in TRAINING_KEYS},
+                   parameters["corpus"], int(parameters["sequences"]), int(parameters["min_length"]),
+                   tuple(parameters["alpha_ranks"]), parameters["build"])
+
+    @cached_property
+    def folder(self) -> Path:
+        return ROOT / self.build
+
+    @cached_property
+    def texts(self) -> tuple[corpora.Corpus, corpora.Corpus]:
+        """Training part and held-out part of the corpus. A file is looked for in the project, wherever this runs."""
+        inside = ROOT / self.corpus
+        return corpora.open_text(str(inside) if inside.is_file() else self.corpus, cache=CORPORA).split()
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        return [self._run(size, seed) for size in self.sizes for seed in size["seeds"]]
+
+    @property
+    def sizes_of_runs(self) -> list[list[Run]]:
+        """The runs in groups that differ by their seed alone, in the order given."""
+        groups: dict[Run, list[Run]] = {}
+        for run in self.runs:
+            groups.setdefault(replace(run, seed=0), []).append(run)
+        return list(groups.values())
+
+    @property
+    def labels(self) -> dict[Run, str]:
+        """A short name for each run: its width, what else sets it apart from others of that width, a further seed."""
+        labels = {}
+        for group in self.sizes_of_runs:
+            first = asdict(group[0])
+            twins = [asdict(other[0]) for other in self.sizes_of_runs if other[0].width == first["width"]]
+            apart = [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+                     for key, value in first.items() if key != "seed" and any(twin[key] != value for twin in twins)]
+            for k, run in enumerate(group):
+                labels[run] = ", ".join([f"d = {run.width}", *apart, *([f"seed {run.seed}"] if k else [])])
+        return labels
+
+    @cached_property
+    def suite(self) -> Suite:
+        return Suite(self.runs, self.texts[0], self.folder)
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.folder / "records")
+
+    @property
+    def text(self) -> str:
+        """Which text it is, for what depends on it."""
+        return self.texts[0].fingerprint
+
+    def log(self, run: Run) -> pd.DataFrame:
+        """Training log of a run, see `pretrain`."""
+        return self.suite.log(run)
+
+    def probe(self, run: Run) -> corpora.Probe:
+        """The held-out sequences, as the run's training text is tokenized and remapped."""
+        found = corpora.probe(self.texts[1], self.suite.tokenizer(run.vocabulary), self.sequences, run.context,
+                              self.min_length)
+        remapping = self.suite.remapping(run)
+        return remapping.probe(found) if remapping else found
+
+    def train(self, progress: bool = True) -> None:
+        """Train what is missing of the suite."""
+        self.suite.train(progress=progress)
+
+    def trace(self, layers="final", progress: bool = True) -> dict[Run, pd.DataFrame]:
+        """Geometry of every checkpoint of every run, measured where it is not in the store: a table a run."""
+        alike: dict[tuple, list[Run]] = {}  # of one probe
+        for run in self.runs:
+            alike.setdefault((run.vocabulary, run.context, run.frequencies), []).append(run)
+        groups = [([point for run in runs for point in self.suite.checkpoints(run)], self.probe(runs[0]))
+                  for runs in alike.values()]
+        layers = layers if layers == "all" else (layers,)
+        settings = Settings(layers, tuple(self.alpha_ranks), BATCH_SIZE, DEVICE, DTYPE)
+        found = trace_groups(groups, self.store, settings, cores(), progress)
+        tables = {run: table[table.model == run.repository].reset_index(drop=True)
+                  for runs, table in zip(alike.values(), found, strict=True) for run in runs}
+        return {run: tables[run] for run in self.runs}
+
+    def describe(self) -> str:
+        """The parameters on one line of JSON, for a page's footer."""
+        return json.dumps({"sizes": self.sizes, **self.training, "corpus": self.corpus, "sequences": self.sequences,
+                           "min_length": self.min_length, "alpha_ranks": list(self.alpha_ranks)})
+
+    def _run(self, size: dict, seed: int) -> Run:
+        unknown = set(size) - {"width", "layers", "tokens", "seeds", *TRAINING_KEYS, *OPTIONAL_KEYS}
+        if unknown:
+            raise ValueError(f"a size has unknown keys {', '.join(sorted(unknown))}; it may have width, layers, "
+                             f"tokens, seeds, {', '.join(TRAINING_KEYS + OPTIONAL_KEYS)}.")
+        setting = {**self.training, **{key: size[key] for key in TRAINING_KEYS + OPTIONAL_KEYS if key in size}}
+        steps = round(float(size["tokens"]) / (setting["batch"] * setting["context"]))
+        return Run(width=size["width"], layers=size["layers"], seed=seed, steps=max(1, steps),
+                   corpus=self.texts[0].fingerprint, **setting)
+
+
+@dataclass(frozen=True)
+class HubRun:
+    """Pretraining of a registered suite, with the attributes of `pretrain.Run` that pages show; nan where not known."""
+
+    name: str
+    layers: float
+    width: float
+    vocabulary: float
+    parameters: float
+    steps: int
+    training_tokens: int
+
+
+@dataclass(frozen=True)
+class HubProfile:
+    """Registered suites of the hub, in place of a suite trained here: what a page asks of either is the same.
+
+    Parameters
+    ----------
+    suites : list of str
+        Names, see `suites.registered`; of each, the stage "pretraining".
+    checkpoints, refine : int
+        Of each suite, see `sweep.sweep`.
+    corpus, sequences, min_length, alpha_ranks, build : as of `Profile`
+    context : int
+        Tokens of a probe sequence at most.
+    """
+
+    suites: tuple[str, ...]
+    checkpoints: int
+    refine: int
+    corpus: str
+    sequences: int
+    context: int
+    min_length: int
+    alpha_ranks: tuple[int, int]
+    build: str
+
+    STAGE = "pretraining"
+
+    @classmethod
+    def of(cls, parameters: Mapping) -> HubProfile:
+        names = [field for field in cls.__dataclass_fields__ if field in parameters]
+        if missing := set(cls.__dataclass_fields__) - set(names):
+            raise KeyError(f"the parameters lack {', '.join(sorted(missing))}; notebooks/params/paper.yaml has all.")
+        values = {name: parameters[name] for name in names}
+        values["suites"] = arguments.names(values["suites"], "suites")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    @cached_property
+    def folder(self) -> Path:
+        return ROOT / self.build
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.folder / "records")
+
+    @cached_property
+    def runs(self) -> list[HubRun]:
+        return [self._run(suites.suite(name)) for name in self.suites]
+
+    @property
+    def sizes_of_runs(self) -> list[list[HubRun]]:
+        return [[run] for run in self.runs]
+
+    @property
+    def labels(self) -> dict[HubRun, str]:
+        return {run: run.name for run in self.runs}
+
+    @property
+    def text(self) -> str:
+        return self.corpus
+
+    def probe(self, run: HubRun) -> corpora.Probe:
+        """The probe that `trace` measures a suite on."""
+        text = corpora.open_text(self.corpus, 4 * self.sequences, self.folder / "corpora")
+        points = [point for point in suites.suite(run.name).checkpoints() if point.stage == self.STAGE]
+        return corpora.probe(text, tokenizer_of(points, self.context), self.sequences, self.context, self.min_length)
+
+    def train(self, progress: bool = True) -> None:
+        """Nothing: these were trained by others."""
+
+    def log(self, run: HubRun) -> pd.DataFrame:
+        """No rows: the hub keeps no training logs of these."""
+        return pd.DataFrame(columns=["tokens", "loss", "gradient_norm", "learning_rate", "wall_seconds"], dtype=float)
+
+    def trace(self, progress: bool = True) -> dict[HubRun, pd.DataFrame]:
+        """Geometry of the chosen checkpoints of every suite, measured where it is not in the store."""
+        table = sweep(self.suites, self.corpus, self.folder, self.checkpoints, self.refine, self.sequences,
+                      self.context, self.min_length, stages=[self.STAGE], ranks=self.alpha_ranks, progress=progress)
+        return {run: table[table.suite == run.name].reset_index(drop=True) for run in self.runs}
+
+    def describe(self) -> str:
+        return json.dumps({name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    def _run(self, suite: suites.Suite) -> HubRun:
+        points = [point for point in suite.checkpoints() if point.stage == self.STAGE]
+        shape = [suite.shape.get(key, float("nan")) for key in ("layers", "width", "vocabulary", "parameters")]
+        return HubRun(suite.name, *shape, points[-1].step, points[-1].tokens)
+
+
+def footer(profile: Profile | HubProfile, started: float, tables: Mapping[Run, pd.DataFrame] | None = None) -> str:
+    """Markdown: what made a page (versions, device, wall time, parameters); `started` is time.time() at its start."""
+    made = provenance()
+    packages = ", ".join(f"{name} {version}" for name, version in json.loads(made["packages"]).items())
+    records = ""
+    if tables:
+        seconds = pd.concat(tables.values())["wall_seconds"].sum()
+        trained = sum(profile.log(run)["wall_seconds"].max() for run in profile.runs)
+        training = f"{trained / 60:.1f} min of training and " if trained == trained else ""
+        records = f"; its records took {training}{seconds / 60:.1f} min of measuring, each checkpoint on its own"
+    measured = pd.concat(tables.values()).query("status == 'measured'") if tables else pd.DataFrame()
+    where = ", ".join(measured[["device", "dtype_forward"]].iloc[0]) if len(measured) else f"{DEVICE}, {DTYPE}"
+    return (f"**What made this page.** reptrace {made['code']}; Python {made['python']}; {packages}; "
+            f"{made['machine']}; {where}; {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; "
+            f"{time.time() - started:.0f} s for this notebook{records}.\n\nParameters: `{profile.describe()}`")

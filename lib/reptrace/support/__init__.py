@@ -1,0 +1,1 @@
+"""What every wing needs: checks of arguments, fingerprints, processes."""

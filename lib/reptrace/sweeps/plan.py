@@ -1,0 +1,128 @@
+"""What a sweep would take before it is begun: bytes, operations and hours, by suite, for a named GPU.
+
+Sizes are those of the hub's files where it can be asked, else parameters times the bytes a weight takes. Operations of
+one forward pass without LM head, for each token: 2 for every weight outside the embeddings, and 4 x layers x width for
+every token attended to, on average half of the length (Kaplan et al. 2020, table 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from reptrace.checkpoints import hub
+from reptrace.checkpoints.selection import spread
+from reptrace.checkpoints.suites import Suite
+from reptrace.records.store import Store
+from reptrace.support.arguments import near
+
+SHARE = 0.4  # of a GPU's peak that a forward pass is taken to reach; `make bench` measures yours
+OVERHEAD = 30  # seconds a checkpoint: opening the weights, the covariance and its eigenvalues
+EXTRA_MEMORY = 1.2  # weights and a batch's activations, against the weights alone
+
+
+@dataclass(frozen=True)
+class GPU:
+    """Peak of dense bfloat16 products in operations a second, and memory in bytes, as its maker states them."""
+
+    peak: float
+    memory: float
+
+
+GPUS = {"H200": GPU(989e12, 141e9), "H100": GPU(989e12, 80e9), "A100-80GB": GPU(312e12, 80e9),
+        "A100-40GB": GPU(312e12, 40e9), "L40S": GPU(362e12, 48e9), "RTX4090": GPU(165.2e12, 24e9),
+        "RTX3090": GPU(71.2e12, 24e9)}
+
+
+def estimate(suites: Sequence[Suite], count: int | None = None, sequences: int = 15_000, max_length: int = 512,
+             texts: int = 1, gpu: str = "H100", gpus: int = 1, megabytes_a_second: float = 200, ask: bool = True,
+             store: Store | None = None) -> pd.DataFrame:
+    """A row a suite: what there is, what would be measured, and what that takes.
+
+    Parameters
+    ----------
+    count, sequences, max_length : as in `sweep`; every sequence is counted as if it had the greatest length
+    texts : int, default 1
+        Probes that each checkpoint is measured on.
+    gpu : str, a key of GPUS
+    gpus : int, default 1
+        That measure side by side, one checkpoint each.
+    megabytes_a_second : float, default 200
+        Of downloading, all together.
+    ask : bool, default True
+        Ask the hub for branches and sizes.
+    store : Store, optional
+        What it holds already, on whatever text, is counted off.
+
+    Returns
+    -------
+    pandas.DataFrame: suite, published, faulty, chosen, done (checkpoints), gb_each, gb_download, gb_disk (with the
+    default budget of two checkpoints a GPU), gb_memory (of the GPU: weights in bfloat16 and a batch), petaflop,
+    gpu_hours, download_hours, hours (the two overlap: the longer one), fits (into one GPU), sizes ("files" or
+    "estimated"); nan where a suite's shape is not known. What lies in a folder, or in a cache that the suite names, is
+    not downloaded.
+    """
+    suites = [suites] if isinstance(suites, Suite) else list(suites)
+    if not all(isinstance(suite, Suite) for suite in suites):
+        raise TypeError("expected suites, as suites.suite(name) opens them, got "
+                        f"{', '.join(type(suite).__name__ for suite in suites[:3])}.")
+    if gpu not in GPUS:
+        raise ValueError(f"there is no GPU {gpu!r} in the table.{near(gpu, GPUS)} It has {', '.join(GPUS)}.")
+    machine = GPUS[gpu]
+    return pd.DataFrame([_row(suite, count, sequences * max_length * texts, max_length, machine, gpus,
+                              megabytes_a_second, ask, store) for suite in suites])
+
+
+def _row(suite: Suite, count, tokens: int, context: int, gpu: GPU, gpus: int, speed: float, ask: bool,
+         store: Store | None) -> dict:
+    points = suite.checkpoints(ask)
+    chosen = spread(points, count)
+    done = _done(store)
+    left = [point for point in chosen if (point.model, point.revision) not in done]
+    fetched = [point for point in left if point.cache_dir is None and not Path(point.model).is_dir()]
+    size, sizes = _bytes_each(suite, left or chosen, ask)
+    operations = _operations(suite.shape, tokens, context)
+    measuring = _times(len(left), operations / (gpu.peak * SHARE) + OVERHEAD) / gpus / 3600
+    downloading = _times(len(fetched), size) / (speed * 1e6) / 3600
+    memory = suite.shape.get("parameters", float("nan")) * 2 * EXTRA_MEMORY
+    return {"suite": suite.name, "published": len(points), "faulty": sum(bool(point.fault) for point in points),
+            "chosen": len(chosen), "done": len(chosen) - len(left), "gb_each": size / 1e9,
+            "gb_download": _times(len(fetched), size) / 1e9,
+            "gb_disk": _times(min(len(fetched), 2 * gpus), size) / 1e9, "gb_memory": memory / 1e9,
+            "petaflop": _times(len(left), operations) / 1e15, "gpu_hours": measuring * gpus,
+            "download_hours": downloading, "hours": max(measuring, downloading), "fits": "?" if memory != memory else
+            "yes" if memory <= gpu.memory else "no", "sizes": sizes}
+
+
+def _times(count: int, each: float) -> float:
+    """Nothing of what is not known is nothing."""
+    return count * each if count else 0.0
+
+
+def _done(store: Store | None) -> set[tuple]:
+    table = store.table() if store else pd.DataFrame()
+    good = table[table.status == "measured"] if len(table) else table
+    return set(zip(good.model, good.revision, strict=True)) if len(good) else set()
+
+
+def _bytes_each(suite: Suite, points, ask: bool) -> tuple[float, str]:
+    """Size of a checkpoint: of the last one's files on the hub, or estimated."""
+    known = [point for point in points if point.commit and point.cache_dir is None] if ask and hub.reachable() else []
+    if known:
+        try:
+            return hub.files(known[-1].model, known[-1].commit).bytes, "files"
+        except hub.HubError:
+            pass
+    shape = suite.shape
+    return shape.get("parameters", float("nan")) * shape.get("bytes_per_weight", 2), "estimated"
+
+
+def _operations(shape, tokens: int, context: int) -> float:
+    """Of one forward pass over so many tokens, without embeddings and LM head."""
+    if not {"parameters", "layers", "width", "vocabulary"} <= set(shape):
+        return float("nan")
+    weights = shape["parameters"] - 2 * shape["vocabulary"] * shape["width"]
+    return tokens * (2 * weights + 2 * shape["layers"] * shape["width"] * context)

@@ -1,0 +1,1 @@
+"""Text -> documents -> token sequences, with fingerprints; what is made from a text (items, n-grams)."""

@@ -1,0 +1,1 @@
+"""Small suites trained from scratch, and geometry during anybody's training."""

@@ -1,0 +1,214 @@
+"""The whole way from a parameters file to the pages, on a small text, killed once on the way.
+
+Trusted: the files left on disk, their times and contents, and an uninterrupted training of the same runs.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pyarrow.parquet
+import pytest
+import yaml
+from limits import kill_when, run
+
+from reptrace.report import making
+from reptrace.report.profiles import ROOT, Profile
+from reptrace.training.pretrain import Suite
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+HUB = {"suites", "checkpoints", "refine"}  # parameters of notebooks that can show suites of the hub instead
+TINY = yaml.safe_load((ROOT / "notebooks/params/tiny.yaml").read_text())
+
+
+# Within the first test the report is made: over a minute on a quiet machine, and a busy one is five times slower.
+pytestmark = pytest.mark.timeout(900)
+# Some pages of the book, which link to no others: all of them are made by `make smoke`, in CI.
+CONTENTS = ["method", "notebooks/start_here", "notebooks/fig02_pretraining_phases", "notebooks/settings_tried",
+            "notebooks/trace_real_suite", "own_model", "refused", "references"]
+COMMAND = """
+import sys
+from pathlib import Path
+from reptrace.report import making
+if __name__ == "__main__":
+    making.BOOK = Path(sys.argv[1])
+    print("report:", making.make_report(Path(sys.argv[2])))
+"""
+
+
+def command(parameters):
+    folder = parameters.parent
+    return [sys.executable, str(folder / "make.py"), str(folder / "book"), str(parameters)]
+
+
+def make(parameters):
+    return run(command(parameters), 600, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+
+
+def geometry(project):
+    """Files of the records that hold a spectrum."""
+    return {path for path in project.glob("build/records/*.parquet")
+            if "eigenvalues" in pyarrow.parquet.read_schema(path).names}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A small text and the parameters of a small suite on it."""
+    folder = tmp_path_factory.mktemp("report")
+    rng = np.random.default_rng(0)
+    letters = np.array(list("abcdefghij"))
+    words = np.array(["w" + "".join(letters[[int(digit) for digit in str(k)]]) for k in range(300)])
+    texts = [" ".join(words[rng.zipf(1.3, 40) % 300]) for _ in range(1500)]
+    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    small = TINY | {"sizes": [{"width": 16, "layers": 1, "tokens": 1e5, "seeds": [0, 1]},
+                              {"width": 32, "layers": 1, "tokens": 1e5, "seeds": [0]}],
+                    "vocabulary": 512, "context": 32, "batch": 16, "corpus": str(folder / "text.jsonl"),
+                    "sequences": 100, "min_length": 8, "items": 40, "build": str(folder / "build")}
+    shutil.copytree(ROOT / "book", folder / "book")
+    contents = {"format": "jb-book", "root": "index", "chapters": [{"file": name} for name in CONTENTS]}
+    (folder / "book/_toc.yml").write_text(yaml.safe_dump(contents))
+    (folder / "book/index.md").write_text("# reptrace\n")
+    (folder / "make.py").write_text(COMMAND)
+    (folder / "small.yaml").write_text(yaml.safe_dump(small))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(project):
+    """The report, made in two goes: killed at the first checkpoints of its training, then called again."""
+    first = subprocess.Popen(command(project / "small.yaml"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kill_when(first, lambda: list(project.glob("build/hub/*/refs/step16")))
+    time.sleep(1)  # its children end when they next report
+    assert not list(project.glob("build/records/*.parquet"))
+    second = make(project / "small.yaml")
+    assert second.returncode == 0, second.stderr[-2000:]
+    return second
+
+
+def test_the_report_ends_with_the_path_of_a_first_page_that_is_there(made):
+    page = Path(made.stdout.splitlines()[-1].removeprefix("report: "))
+    assert page.name == "index.html" and "reptrace" in page.read_text()
+    assert {path.stem for path in (page.parent / "notebooks").glob("*.html")} == {
+        Path(name).name for name in CONTENTS if name.startswith("notebooks/")}
+
+
+def test_the_pages_fetch_nothing_and_bring_mathjax_along(made):
+    html = Path(made.stdout.splitlines()[-1].removeprefix("report: ")).parent
+    assert (html / "_static/mathjax/tex-chtml.js").exists()
+    for page in [*html.glob("*.html"), *html.glob("notebooks/*.html")]:
+        for tag in ("<script src=\"http", "<script async=\"async\" src=\"http", "<link rel=\"stylesheet\" href=\"http"):
+            assert tag not in page.read_text(), page.name
+
+
+def test_pages_end_with_what_made_them_and_show_the_parameters_used(made, project):
+    page = nbformat.read(project / "build/book/source/notebooks/fig02_pretraining_phases.ipynb", 4)
+    last = page.cells[-1].outputs[0].data["text/markdown"]
+    assert "What made this page" in last and "torch 2.13.0" in last and '"vocabulary": 512' in last
+    settings = [cell for cell in page.cells if "parameters" in " ".join(cell.metadata.get("tags", []))]
+    assert len(settings) == 1 and "vocabulary = 512" in settings[0].source
+    figures = [o for cell in page.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(figures) == 3
+
+
+def test_a_killed_report_ends_with_the_weights_of_one_never_stopped(made, project, tmp_path):
+    from transformers import GPTNeoXForCausalLM
+
+    from reptrace.models.loading import from_pretrained
+
+    profile = Profile.of(yaml.safe_load((project / "small.yaml").read_text()))
+    run = profile.runs[-1]
+    straight = Suite([run], profile.texts[0], tmp_path)
+    straight.train(progress=False)
+    one, other = (from_pretrained(GPTNeoXForCausalLM, run.repository, "main", suite.hub).state_dict()
+                  for suite in (profile.suite, straight))
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_a_second_call_redoes_nothing(made, project):
+    before = {path: path.stat().st_mtime_ns for path in project.glob("build/**/*") if path.is_file()}
+    again = make(project / "small.yaml")
+    assert again.returncode == 0 and again.stdout.count("done already") == 4
+    assert "nothing changed" in again.stdout
+    after = {path: path.stat().st_mtime_ns for path in project.glob("build/**/*") if path.is_file()}
+    assert after == before
+
+
+def test_a_changed_parameter_redoes_only_what_depends_on_it(made, project):
+    changed = yaml.safe_load((project / "small.yaml").read_text()) | {"alpha_ranks": [3, 12]}
+    (project / "changed.yaml").write_text(yaml.safe_dump(changed))
+    refs = {path: path.stat().st_mtime_ns for path in project.glob("build/hub/*/refs/*")}
+    records = geometry(project)
+    done = make(project / "changed.yaml")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {path: path.stat().st_mtime_ns for path in project.glob("build/hub/*/refs/*")} == refs
+    assert len(geometry(project) - records) == len(records)
+    assert "settings_tried.ipynb: done already" in done.stdout and "fig02_pretraining_phases.ipynb: exec" in done.stdout
+
+
+@pytest.fixture
+def small_book(tmp_path, monkeypatch):
+    """A book of one page and one notebook, in place of the project's."""
+    (tmp_path / "book").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "book/_toc.yml").write_text("format: jb-book\nroot: index\nchapters:\n- file: notebooks/one\n")
+    (tmp_path / "book/_config.yml").write_text(
+        'title: t\nonly_build_toc_files: true\nexecute:\n  execute_notebooks: "off"\n')
+    (tmp_path / "book/index.md").write_text("# A page\n")
+    cells = [nbformat.v4.new_markdown_cell("# One"), nbformat.v4.new_code_cell("n / (n - 7)")]
+    cells.insert(1, nbformat.v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]}))
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "notebooks/one.ipynb")
+    monkeypatch.setattr(making, "BOOK", tmp_path / "book")
+    (tmp_path / "requirements.lock").write_text("")
+    monkeypatch.setattr(making, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_a_missing_or_unexecuted_notebook_fails_the_build(small_book):
+    with pytest.raises(FileNotFoundError, match=r"one\.ipynb"):
+        making.build_book(small_book / "out")
+    target = small_book / "out/source/notebooks/one.ipynb"
+    target.parent.mkdir(parents=True)
+    target.write_text((small_book / "notebooks/one.ipynb").read_text())
+    with pytest.raises(ValueError, match="holds no outputs"):
+        making.build_book(small_book / "out")
+
+
+def test_a_sphinx_warning_fails_the_build(small_book):
+    making.execute(small_book / "notebooks/one.ipynb", {"n": 8}, small_book / "out/source/notebooks/one.ipynb")
+    assert making.build_book(small_book / "out").exists()
+    (small_book / "book/index.md").write_text("# A page\n\n[nowhere](nowhere.md)\n")
+    with pytest.raises(RuntimeError, match="did not build"):
+        making.build_book(small_book / "out")
+
+
+def test_a_failing_notebook_stops_the_report_and_leaves_no_page(small_book):
+    target = small_book / "pages/one.ipynb"
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        making.execute(small_book / "notebooks/one.ipynb", {"n": 7}, target)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_parameters_cell_holds_the_tiny_profile(notebook):
+    (cell,) = [c for c in nbformat.read(notebook, 4).cells if "parameters" in c.metadata.get("tags", [])]
+    values: dict = {}
+    exec(cell.source, values)
+    shared = {key: value for key, value in values.items() if key in TINY}
+    assert shared == {key: TINY[key] for key in shared}
+    if "sizes" in values:
+        assert set(TINY) - set(values) - {"items"} in (set(), HUB)
+    assert len([c for c in nbformat.read(notebook, 4).cells if c.cell_type == "code"]) <= 15
+
+
+def test_smoke_parameters_are_those_of_tiny_and_parameters_that_lack_one_are_refused():
+    smoke = yaml.safe_load((ROOT / "notebooks/params/smoke.yaml").read_text())
+    assert set(smoke) == set(TINY) - HUB
+    with pytest.raises(KeyError, match="context"):
+        Profile.of({key: value for key, value in TINY.items() if key != "context"})

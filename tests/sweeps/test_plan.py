@@ -1,0 +1,234 @@
+"""What a sweep would take: bytes, operations and hours.
+
+Trusted: arithmetic done here by hand from published numbers of weights (the table in Pythia's README has them with and
+without embeddings), torch's own counter of operations on a real forward pass, and the stand-in hub for sizes of files.
+Sums of a few products in double precision agree to 1e-12; looser tolerances say why.
+"""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from reptrace.checkpoints.suites import Stage, Suite, read_suites, registered
+from reptrace.records.store import Store
+from reptrace.sweeps.plan import GPUS, estimate
+
+PYTHIA_1B = 1_011_781_632, 805_736_448  # weights, and those outside the embeddings
+
+
+def plan(name, **options):
+    """The row of one registered suite or of one given, out of reach of the hub."""
+    suite = registered()[name] if isinstance(name, str) else name
+    table = estimate([suite], **{"ask": False, **options})
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def one(shape, name="me/model"):
+    return Suite(name, (Stage(name),), shape)
+
+
+def test_bytes_operations_and_hours_of_pythia_1b_are_those_worked_out_by_hand():
+    row = plan("pythia-1b", sequences=15_000, max_length=512, gpu="H100", megabytes_a_second=200)
+    tokens = 15_000 * 512
+    # a token: a product and a sum for each weight; and in 16 layers, for the 256 before it on average, the same for
+    # the scores and for the values, 2048 wide
+    operations = tokens * (2 * PYTHIA_1B[1] + 16 * 256 * 2 * 2 * 2048)
+    measuring = 154 * (operations / (0.4 * 989e12) + 30) / 3600
+    downloading = 154 * 2 * PYTHIA_1B[0] / 200e6 / 3600
+    expected = {"published": 154, "faulty": 0, "chosen": 154, "done": 0, "gb_each": 2 * PYTHIA_1B[0] / 1e9,
+                "gb_download": 154 * 2 * PYTHIA_1B[0] / 1e9, "gb_disk": 4 * PYTHIA_1B[0] / 1e9,
+                "petaflop": 154 * operations / 1e15, "gpu_hours": measuring, "download_hours": downloading,
+                "hours": max(measuring, downloading)}
+    assert row[list(expected)].astype(float).to_dict() == pytest.approx(expected, rel=1e-12)
+    assert (row.suite, row.fits, row.sizes) == ("pythia-1b", "yes", "estimated")
+    assert 1900 < row.petaflop < 2000 and 2.6 < row.gpu_hours < 2.7  # what one reads off, so that units are right
+
+
+def test_operations_are_those_that_torch_counts_in_a_forward_pass_without_head():
+    width, layers, vocabulary, sequences, length = 64, 3, 100, 2, 32
+    config = AutoConfig.for_model("gpt_neox", vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers,
+                                  num_attention_heads=4, intermediate_size=4 * width, max_position_embeddings=length,
+                                  tie_word_embeddings=False, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.base_model(torch.zeros(sequences, length, dtype=torch.long))
+    counted = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
+    assert set(counted) == {"aten.addmm", "aten.bmm"}
+    shape = {"parameters": sum(weight.numel() for weight in model.parameters()), "layers": layers, "width": width,
+             "vocabulary": vocabulary}
+    row = plan(one(shape), sequences=sequences, max_length=length)
+    # torch counts the products alone: of biases and norms, 2 operations a weight are added here; and all pairs of
+    # tokens, of which causal attention needs half
+    vectors = sum(weight.numel() for weight in model.parameters() if weight.ndim == 1)
+    expected = counted["aten.addmm"] + counted["aten.bmm"] / 2 + 2 * vectors * sequences * length
+    assert row.petaflop * 1e15 == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("name", "total", "inside"), [
+    ("pythia-70m", 70_426_624, 18_915_328), ("pythia-160m", 162_322_944, 85_056_000),
+    ("pythia-410m", 405_334_016, 302_311_424), ("pythia-1b", *PYTHIA_1B),
+    ("pythia-1.4b", 1_414_647_808, 1_208_602_624), ("pythia-2.8b", 2_775_208_960, 2_517_652_480),
+    ("pythia-6.9b", 6_857_302_016, 6_444_163_072), ("pythia-12b", 11_846_072_320, 11_327_027_200)])
+def test_weights_of_the_pythias_are_the_published_ones(name, total, inside):
+    shape = registered()[name].shape
+    assert shape["parameters"] == total
+    assert total - 2 * shape["vocabulary"] * shape["width"] == inside
+
+
+@pytest.mark.parametrize(("name", "family", "options"), [
+    ("pythia-14m", "gpt_neox", {"num_attention_heads": 4, "intermediate_size": 512}),
+    ("pythia-31m", "gpt_neox", {"num_attention_heads": 8, "intermediate_size": 1024}),
+    ("olmo2-1b", "olmo2", {"num_attention_heads": 16, "intermediate_size": 8192}),
+    ("olmo2-1b-early", "olmo2", {"num_attention_heads": 16, "intermediate_size": 8192}),
+    ("olmo2-7b", "olmo2", {"num_attention_heads": 32, "intermediate_size": 11008}),
+    ("tulu3.1-8b", "llama", {"num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336}),
+])
+def test_weights_of_the_others_are_those_that_transformers_builds(name, family, options):
+    """On the meta device: shapes without numbers."""
+    shape = registered()[name].shape
+    config = AutoConfig.for_model(family, vocab_size=shape["vocabulary"], hidden_size=shape["width"],
+                                  num_hidden_layers=1, **options)
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    parts = {part: sum(weight.numel() for name, weight in model.named_parameters() if (part in name))
+             for part in ("layers.0", "")}
+    layer, all_of_one = parts["layers.0"], parts[""]
+    unembedding = shape["vocabulary"] * shape["width"]
+    assert all_of_one + (shape["layers"] - 1) * layer + unembedding == shape["parameters"]
+
+
+@pytest.mark.parametrize(("name", "faulty"), [("pythia-2.8b", 85), ("pythia-12b", 2), ("pythia-410m-seed2", 1)])
+def test_faulty_ones_are_counted_and_not_planned(name, faulty):
+    row = plan(name)
+    assert (row.published, row.faulty, row.chosen) == (154, faulty, 154 - faulty)
+    assert row.gb_download == pytest.approx((154 - faulty) * row.gb_each, rel=1e-12)
+
+
+def test_a_count_several_texts_and_several_gpus():
+    whole, row = plan("pythia-1b", count=40), plan("pythia-1b", count=40, texts=2, gpus=4)
+    assert (whole.chosen, row.chosen) == (40, 40) and whole.gb_download == row.gb_download
+    assert row.petaflop == pytest.approx(2 * whole.petaflop, rel=1e-12)
+    # each checkpoint is opened once: thirty seconds, whatever the number of texts
+    assert row.gpu_hours - 40 * 30 / 3600 == pytest.approx(2 * (whole.gpu_hours - 40 * 30 / 3600), rel=1e-12)
+    assert row.hours == pytest.approx(max(row.gpu_hours / 4, row.download_hours), rel=1e-12)
+    assert row.gb_disk == pytest.approx(8 * row.gb_each, rel=1e-12)
+
+
+def test_hours_are_those_of_the_slower_of_downloading_and_measuring():
+    slow, fast = (plan("pythia-1b", megabytes_a_second=speed) for speed in (10, 1000))
+    assert slow.hours == slow.download_hours > slow.gpu_hours
+    assert fast.hours == fast.gpu_hours > fast.download_hours == pytest.approx(slow.download_hours / 100, rel=1e-12)
+
+
+@pytest.mark.parametrize(("name", "gpu", "fits"), [
+    ("pythia-12b", "H100", "yes"), ("pythia-12b", "RTX4090", "no"), ("pythia-6.9b", "RTX4090", "yes"),
+    ("tulu3.1-8b", "RTX3090", "yes")])
+def test_whether_a_model_fits_into_one_gpu(name, gpu, fits):
+    """In bfloat16 with a fifth for a batch: 28.4 GB of Pythia 12b, 16.5 of 6.9b, 19.3 of Llama 8B."""
+    assert plan(name, gpu=gpu).fits == fits
+
+
+def test_peaks_are_the_makers_for_dense_products():
+    """989 and 312 TFLOPS: the larger numbers on the data sheets are with sparsity."""
+    assert {name: gpu.peak / 1e12 for name, gpu in GPUS.items() if name[0] in "HA"} == {
+        "H200": 989, "H100": 989, "A100-80GB": 312, "A100-40GB": 312}
+
+
+@pytest.mark.parametrize(("gpu", "message"), [
+    ("H1000", r"there is no GPU 'H1000' in the table\. Did you mean H100.*It has H200, H100,"),
+    ("abacus", r"in the table\. It has H200")])
+def test_an_unknown_gpu_is_an_error_that_names_the_known(gpu, message):
+    with pytest.raises(ValueError, match=message):
+        plan("pythia-1b", gpu=gpu)
+
+
+# What is done, and where
+
+
+def record(store, model, revision, status="measured"):
+    store.write({"of": [model, revision]}, [{"model": model, "revision": revision, "status": status}])
+
+
+def test_what_the_store_holds_is_counted_off(tmp_path):
+    store = Store(tmp_path)
+    assert plan("pythia-14m", store=store).done == 0
+    for revision in ("step0", "step1", "step143000"):
+        record(store, "EleutherAI/pythia-14m", revision)
+    record(store, "EleutherAI/pythia-14m", "step2", status="failed")
+    record(store, "EleutherAI/pythia-31m", "step4")
+    row, whole = plan("pythia-14m", store=store), plan("pythia-14m")
+    assert (row.chosen, row.done) == (154, 3)
+    assert row.gb_download == pytest.approx(151 * row.gb_each, rel=1e-12)
+    assert row.gpu_hours == pytest.approx(whole.gpu_hours * 151 / 154, rel=1e-12)
+
+
+def test_main_revisions_are_counted_off_too(tmp_path):
+    store = Store(tmp_path)
+    for model in ("meta-llama/Llama-3.1-8B", "allenai/Llama-3.1-Tulu-3-8B-SFT"):
+        record(store, model, None)
+    record(store, "allenai/Llama-3.1-Tulu-3.1-8B", "step_40")
+    row = plan("tulu3.1-8b", store=store)
+    assert (row.published, row.done) == (64, 3)
+
+
+def test_where_all_is_done_nothing_is_left_to_do(tmp_path):
+    store = Store(tmp_path)
+    record(store, "me/model", None)
+    row = plan(one({}), store=store)
+    assert (row.done, row.gb_download, row.gb_disk, row.petaflop, row.hours) == (1, 0, 0, 0, 0)
+
+
+def test_a_suite_of_unknown_shape_is_planned_without_numbers(tmp_path):
+    row = plan(one({}))
+    assert (row.published, row.chosen, row.fits) == (1, 1, "?")
+    assert all(math.isnan(row[name]) for name in ("gb_each", "gb_download", "petaflop", "gpu_hours", "hours"))
+    assert plan(one({"parameters": 10**9})).gb_each == 2 and math.isnan(plan(one({"parameters": 10**9})).petaflop)
+
+
+def test_what_lies_here_is_not_downloaded(tmp_path, hub_cache):
+    cache = hub_cache("me/run", {f"step{step}": {"config.json": b"{}"} for step in (1, 2, 3)})
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"""
+cached: {{repository: me/run, branch: "step{{step}}", cache_dir: "{cache}", shape: small}}
+folder: {{repository: "{tmp_path / 'folder'}", shape: small}}
+shapes: {{small: {{parameters: 1000000000, layers: 2, width: 8, vocabulary: 16}}}}
+""")
+    table = estimate(list(read_suites(path).values()), ask=False)
+    assert table.chosen.tolist() == [3, 1]
+    assert table.gb_download.tolist() == table.gb_disk.tolist() == table.download_hours.tolist() == [0, 0]
+    assert (table.gpu_hours > 0).all() and (table.hours == table.gpu_hours).all()
+
+
+def test_sizes_are_those_of_the_files_where_the_hub_answers_and_an_estimate_where_not(hub):
+    content = {"config.json": b"{}", "model.safetensors": b"0" * 12_345, "optimizer.pt": b"0" * 10**5}
+    for step in (0, 1, 2):
+        hub.put("EleutherAI/pythia-14m", f"step{step}", content)
+    row = plan("pythia-14m", ask=True)
+    assert (row.published, row.sizes) == (3, "files")
+    assert row.gb_each == pytest.approx(12_347e-9, rel=1e-12)
+    assert row.gb_download == pytest.approx(3 * 12_347e-9, rel=1e-12)
+    assert not any(request.method == "GET" and "/resolve/" in request.path for request in hub.requests)
+    with hub.down():
+        row = plan("pythia-14m", ask=True)
+    assert (row.published, row.sizes) == (154, "estimated") and row.gb_each == 2 * 14_067_712 / 1e9
+
+
+def test_several_suites_are_a_table_in_the_order_given():
+    names = ["tulu3-8b", "pythia-70m", "olmo2-7b"]
+    table = estimate([registered()[name] for name in names], ask=False)
+    assert table.suite.tolist() == names and isinstance(table, pd.DataFrame)
+    assert table.gb_each.tolist() == pytest.approx([2 * 8.030261248, 2 * 0.070426624, 4 * 7.298617344], rel=1e-12)
+
+
+def test_one_suite_counts_as_a_list_of_one_and_names_are_refused():
+    known = registered()["pythia-1b"]
+    assert estimate(known, ask=False).equals(estimate([known], ask=False))
+    for names in ("pythia-1b", ["pythia-1b"]):
+        with pytest.raises(TypeError, match=r"expected suites, as suites.suite\(name\) opens them, got str"):
+            estimate(names)

@@ -1,0 +1,233 @@
+"""Trusted: huggingface_hub's own reading of a cache, transformers' own parameter count, an uninterrupted training, and
+torch's own `mse_loss`.
+
+A resumed run must end with exactly the weights of one that was never stopped: same process layout, one thread, float32.
+"""
+
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from huggingface_hub import scan_cache_dir
+from limits import SOON, kill_when
+from transformers import GPTNeoXForCausalLM
+
+from reptrace.checkpoints.hub import repository_folder
+from reptrace.checkpoints.suites import revisions
+from reptrace.models.loading import from_pretrained, load_tokenizer
+from reptrace.texts.corpora import Corpus
+from reptrace.training.pretrain import Run, Suite, log_spaced, publish, squared_error
+
+WORDS = np.random.default_rng(0).choice(["sun", "rain", "wind", "snow", "fog", "hail", "and", "then", "."], 6000)
+CORPUS = Corpus("weather", [" ".join(WORDS[k : k + 60]) for k in range(0, 6000, 60)])
+
+
+def a_run(**changes) -> Run:
+    setting = {"width": 16, "layers": 1, "steps": 24, "seed": 0, "vocabulary": 300, "context": 16, "batch": 4,
+               "learning_rate": 4e-3, "warmup_steps": 4, "schedule": "cosine", "weight_decay": 0.01,
+               "corpus": CORPUS.fingerprint}
+    return Run(**setting | changes)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    suite = Suite([a_run()], CORPUS, tmp_path_factory.mktemp("suite"))
+    suite.train(progress=False)
+    return suite
+
+
+def weights(suite, run, revision="main"):
+    return from_pretrained(GPTNeoXForCausalLM, run.repository, revision, suite.hub).state_dict()
+
+
+@pytest.mark.parametrize("steps", [1, 5, 64, 100, 1953])
+def test_checkpoint_steps_start_at_zero_end_at_the_last_step_and_never_more_than_double(steps):
+    found = log_spaced(steps)
+    assert found[0] == 0 and found[-1] == steps and found == sorted(set(found))
+    assert all(later <= 2 * earlier for earlier, later in pairwise(found[1:]))
+
+
+@pytest.mark.parametrize("width, layers, vocabulary", [(16, 1, 300), (24, 2, 300), (48, 3, 1000)])
+def test_parameter_count_is_the_model_s_own(width, layers, vocabulary):
+    run = a_run(width=width, layers=layers, vocabulary=vocabulary)
+    assert run.parameters == GPTNeoXForCausalLM(run.config).num_parameters()
+
+
+def test_every_checkpoint_step_is_a_revision_that_from_pretrained_opens(trained):
+    run = trained.runs[0]
+    checkpoints = trained.checkpoints(run)
+    assert [c.step for c in checkpoints] == run.checkpoint_steps
+    assert [c.tokens for c in checkpoints] == [64 * c.step for c in checkpoints]
+    names = (checkpoints[0].revision, checkpoints[-1].revision, "main")
+    first, last, main = (weights(trained, run, name)["gpt_neox.embed_in.weight"] for name in names)
+    assert not torch.equal(first, last)
+    assert torch.equal(last, main)
+
+
+def test_step_zero_holds_the_initial_weights_of_the_seed(trained):
+    from transformers import set_seed
+
+    run = trained.runs[0]
+    set_seed(run.seed)
+    fresh = GPTNeoXForCausalLM(run.config).state_dict()
+    stored = weights(trained, run, "step0")
+    assert all(torch.equal(fresh[name], stored[name]) for name in fresh)
+
+
+def test_huggingface_hub_reads_the_cache_and_finds_safetensors_and_no_optimizer_state(trained):
+    found = scan_cache_dir(trained.hub)
+    assert not found.warnings
+    (repository,) = found.repos
+    assert repository.repo_id == trained.runs[0].repository
+    names = {file.file_name for revision in repository.revisions for file in revision.files}
+    assert "model.safetensors" in names
+    assert not any("optimizer" in name or name.endswith((".pt", ".bin")) for name in names)
+
+
+def test_the_tokenizer_comes_with_every_revision_and_tokens_are_the_documents(trained):
+    run = trained.runs[0]
+    tokenizer = load_tokenizer(run.repository, "step0", trained.hub)
+    ids = np.fromfile(trained.tokens(run.vocabulary), dtype=np.uint16)
+    documents = tokenizer.decode(ids).split(tokenizer.eos_token)
+    assert documents[:-1] == CORPUS.documents and documents[-1] == ""
+
+
+def test_the_log_holds_finite_loss_gradient_norm_and_the_schedule(trained):
+    log = trained.log(trained.runs[0])
+    assert log.step.iloc[-1] == 24 and np.isfinite(log[["loss", "gradient_norm", "learning_rate"]]).all(axis=None)
+    assert log.loss.iloc[0] == pytest.approx(np.log(300), rel=0.02)  # an untrained model guesses uniformly
+    assert log.loss.iloc[-1] < 0.9 * log.loss.iloc[0]
+    assert log.learning_rate.max() <= 4e-3 and log.learning_rate.iloc[-1] == pytest.approx(0, abs=1e-4)
+
+
+def test_a_second_call_trains_nothing(trained, monkeypatch):
+    monkeypatch.setattr("reptrace.training.pretrain.subprocess.Popen",
+                        lambda *a, **k: pytest.fail("a process was started"))
+    trained.train(progress=False)
+
+
+def test_runs_that_share_a_process_end_with_the_weights_of_one_trained_alone(tmp_path, monkeypatch):
+    from reptrace.training import pretrain
+
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(pretrain.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    runs = [a_run(steps=8, seed=seed) for seed in (0, 1)]
+    Suite(runs, CORPUS, tmp_path / "both").train(workers=1, progress=False)
+    assert len(started) == 1 and started[0].returncode == 0
+    Suite(runs[1:], CORPUS, tmp_path / "alone").train(workers=1, progress=False)
+    both, alone = (from_pretrained(GPTNeoXForCausalLM, runs[1].repository, "main", str(tmp_path / name / "hub"))
+                   for name in ("both", "alone"))
+    for name, weight in alone.state_dict().items():
+        assert torch.equal(weight, both.state_dict()[name]), name
+
+
+def test_another_seed_or_parameter_is_another_repository():
+    names = {a_run(**change).repository for change in ({}, {"seed": 1}, {"learning_rate": 1e-3}, {"steps": 25})}
+    assert len(names) == 4
+
+
+def test_runs_of_the_default_suite_keep_the_names_they_were_trained_under():
+    run = Run(width=16, layers=2, steps=1953, seed=0, vocabulary=2048, context=64, batch=64, learning_rate=0.01,
+              warmup_steps=20, schedule="cosine", weight_decay=0.01, corpus="b8298810550a394e")
+    assert run.repository == "reptrace/neox-d16-seed0-350eb9bc"  # named before `loss` and `frequencies` existed
+    others = {replace(run, loss="squared error").repository, replace(run, frequencies="flattened").repository}
+    assert len(others - {run.repository}) == 2
+
+
+def test_squared_error_is_torch_s_own_against_the_one_hot_next_token():
+    logits = torch.randn(3, 5, 7, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(7, (3, 5))
+    one_hot = torch.nn.functional.one_hot(labels[:, 1:], 7).double()
+    expected = 7 * torch.nn.functional.mse_loss(logits[:, :-1], one_hot)  # summed over the vocabulary, not its mean
+    found = squared_error(SimpleNamespace(logits=logits), labels)
+    torch.testing.assert_close(found, expected)  # double precision: torch's default of 1e-7 is ample
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (found, expected)))
+
+
+def test_a_run_with_squared_error_on_flattened_tokens_starts_at_its_loss_there(tmp_path):
+    run = a_run(loss="squared error", frequencies="flattened", steps=4)
+    suite = Suite([run], CORPUS, tmp_path)
+    suite.train(progress=False)
+    plain, ids = (np.fromfile(path, dtype=np.uint16) for path in (suite.tokens(300), suite.token_file(run)))
+    counts, before = (np.bincount(text, minlength=300) for text in (ids, plain))
+    assert len(ids) == len(plain) and counts.max() < 0.5 * before.max()
+    assert (suite.remapping(run).units(ids) == suite.remapping(run).first[plain]).all()
+    model = from_pretrained(GPTNeoXForCausalLM, run.repository, "step0", suite.hub)
+    first = np.random.default_rng(run.seed).permutation(len(ids) // 16)[:4]
+    batch = torch.from_numpy(ids[: len(ids) // 16 * 16].reshape(-1, 16)[first].astype(np.int64))
+    one_hot = torch.nn.functional.one_hot(batch[:, 1:], 300).float()
+    with torch.inference_mode():
+        expected = 300 * torch.nn.functional.mse_loss(model(batch).logits[:, :-1], one_hot)
+    assert suite.log(run).loss.iloc[0] == pytest.approx(float(expected), rel=1e-4)  # logged in single precision
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_weights_of_one_never_stopped(tmp_path):
+    run = a_run(steps=600)
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "import sys; sys.path[:0] = sys.argv[2:]\nfrom test_pretrain import CORPUS, Suite, a_run\n"
+        "Suite([a_run(steps=600)], CORPUS, sys.argv[1]).train(workers=1, progress=False)\n")
+    folder = tmp_path / "killed"
+    here = Path(__file__).parent
+    driver = subprocess.Popen([sys.executable, str(script), str(folder), str(here), str(here.parent)])
+    kill_when(driver, lambda: list(folder.glob("training/*/state/checkpoint-*/whole")))
+    work = next(folder.glob("training/neox*"))
+    with FileLock(work / "lock", timeout=SOON):  # the orphan ends by itself when it next reports its step
+        assert "main" not in revisions(run.repository, str(folder / "hub")), "killed too late to show anything"
+    broken = next(work.glob("state/checkpoint-*"))
+    broken.with_name("checkpoint-599").mkdir()  # as left by a kill while saving: not marked whole, so not resumed from
+
+    resumed, straight = (Suite([run], CORPUS, tmp_path / name) for name in ("killed", "straight"))
+    resumed.train(progress=False)
+    straight.train(progress=False)
+    for revision in ("step64", "main"):
+        one, other = weights(resumed, run, revision), weights(straight, run, revision)
+        assert all(torch.equal(one[name], other[name]) for name in other)
+    assert not list((folder / "training").glob("neox*"))
+    assert resumed.log(run).loss.tolist() == straight.log(run).loss.tolist()
+
+
+def test_a_snapshot_cut_short_is_not_a_revision(tmp_path, monkeypatch):
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "config.json").write_text("{}")
+
+    def full_disk(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("reptrace.training.pretrain.write_atomically", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        publish(files, "a/b", "step1", tmp_path / "hub")
+    assert revisions("a/b", str(tmp_path / "hub")) == []
+    monkeypatch.undo()
+    publish(files, "a/b", "step1", tmp_path / "hub")
+    assert revisions("a/b", str(tmp_path / "hub")) == ["step1"]
+    assert len(list((repository_folder(tmp_path / "hub", "a/b") / "snapshots").iterdir())) == 1
+
+
+@pytest.mark.parametrize("change, message", [({"width": 20}, "multiple of 16"), ({"steps": 0}, "positive"),
+                                             ({"vocabulary": 70_000}, "at most 65536"),
+                                             ({"loss": "hinge"}, "cross-entropy, squared error, got 'hinge'"),
+                                             ({"frequencies": "flat"}, "natural, flattened, swapped, got 'flat'")])
+def test_impossible_runs_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        a_run(**change)
+
+
+def test_a_suite_refuses_another_text(tmp_path):
+    with pytest.raises(ValueError, match="is to be trained on text"):
+        Suite([a_run(corpus="another")], CORPUS, tmp_path)
+
+
+def test_a_failing_run_says_why_and_where(tmp_path):
+    short = Corpus("short", ["sun rain"])
+    suite = Suite([a_run(corpus=short.fingerprint, context=64)], short, tmp_path)
+    with pytest.raises(RuntimeError, match="less than one context of 64"):
+        suite.train(progress=False)
