@@ -29,7 +29,8 @@ from torch import nn
 from reptrace.measures.spectra import eigenspectrum, geometry
 from reptrace.models.hidden_states import extract
 from reptrace.records.store import provenance, write_atomically
-from reptrace.theory import toy
+from reptrace.theory.descent import descend
+from reptrace.theory.starts import start
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 COLUMNS = ("what", "against", "seconds", "against_seconds", "ratio", "required", "required_seconds",
@@ -177,7 +178,7 @@ def gpu_spectrum() -> list[dict]:
 
 def descent(seeds, steps: int, device: str = "cpu"):
     """Of b = 15, d = 2, V = 4."""
-    return toy.descend(toy.start((7, 4, 2, 2), 2, seeds=seeds), rate=0.02, steps=steps, record=2, device=device)
+    return descend(start((7, 4, 2, 2), 2, seeds=seeds), rate=0.02, steps=steps, record=2, device=device)
 
 
 def toy_model() -> list[dict]:
@@ -253,8 +254,8 @@ def loops(model: nn.Module, sequences: list[list[int]]) -> dict[str, Callable[[]
     @torch.inference_mode()
     def padded():
         rows = []
-        for start in range(0, len(sequences), 16):
-            batch = sequences[start : start + 16]
+        for first in range(0, len(sequences), 16):
+            batch = sequences[first : first + 16]
             ids = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.long)
             mask = torch.zeros_like(ids)
             for number, s in enumerate(batch):

@@ -19,7 +19,11 @@ import torch
 
 from reptrace.records.store import provenance, write_atomically
 from reptrace.report.profiles import ROOT
-from reptrace.theory import toy
+from reptrace.theory.descent import descend
+from reptrace.theory.losses import LOSSES
+from reptrace.theory.phases import phases, prevalence, turns_late
+from reptrace.theory.starts import alike_inputs, start, zipf_counts
+from reptrace.theory.trajectories import Trajectories
 
 OUT = ROOT / "data" / "results" / "toy_prevalence.csv"
 SEEDS = 64
@@ -28,7 +32,7 @@ SIZE, LARGE = 0.02, 0.10  # relative changes of RankMe that count, and that coun
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table; the options are those of `toy.start` and `toy.descend`."""
+    """One row of the table; the options are those of `start` and `descend`."""
 
     group: str
     cause: str
@@ -50,13 +54,13 @@ class Setting:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        return toy.zipf_counts(self.classes, self.skew, self.samples)
+        return zipf_counts(self.classes, self.skew, self.samples)
 
-    def run(self) -> toy.Trajectories:
-        start = toy.start(self.counts, self.width, scale=self.scale, balanced=self.balanced, seeds=SEEDS,
-                          gram=toy.alike_inputs(self.counts, self.cosine, self.alike) if self.cosine else None)
-        return toy.descend(start, rate=self.rate, steps=self.steps, loss=self.loss, momentum=self.momentum,
-                           adam=self.adam, weight_decay=self.weight_decay, batch=self.batch, device="cpu")
+    def run(self) -> Trajectories:
+        begun = start(self.counts, self.width, scale=self.scale, balanced=self.balanced, seeds=SEEDS,
+                          gram=alike_inputs(self.counts, self.cosine, self.alike) if self.cosine else None)
+        return descend(begun, rate=self.rate, steps=self.steps, loss=self.loss, momentum=self.momentum,
+                       adam=self.adam, weight_decay=self.weight_decay, batch=self.batch, device="cpu")
 
 
 def main() -> None:
@@ -120,19 +124,19 @@ def controls() -> list[Setting]:
     """The paper's: eight samples of four classes, and the skewed classes of the map; squared error, d >= V - 1."""
     return [Setting("control", "uniform" if skew == 0 else "skewed", 4, 8 if skew == 0 else 15, skew, width, 0.1,
                     balanced, loss=loss, rate=0.05, steps=10_000)
-            for loss, skew, width, balanced in product(toy.LOSSES, (0.0, 1.0), (2, 3, 4), (False, True))]
+            for loss, skew, width, balanced in product(LOSSES, (0.0, 1.0), (2, 3, 4), (False, True))]
 
 
 def row(setting: Setting) -> dict:
     started = time.perf_counter()
     runs = setting.run()
-    found, other = (toy.phases(runs.steps, r, SIZE) for r in (runs.rankme_centred, runs.rankme_uncentred))
-    late = found.all_three & toy.turns_late(found, runs.loss)
+    found, other = (phases(runs.steps, r, SIZE) for r in (runs.rankme_centred, runs.rankme_uncentred))
+    late = found.all_three & turns_late(found, runs.loss)
     shares = {}
     for name, shown in {"collapse": found.shows_collapse, "expansion": found.shows_expansion, "fall": found.shows_fall,
                         "all_three": found.all_three, "late": late, "large_fall": late & (found.fall > LARGE),
-                        "late_uncentred": other.all_three & toy.turns_late(other, runs.loss)}.items():
-        shares |= dict(zip((name, f"{name}_low", f"{name}_high"), toy.prevalence(shown), strict=True))
+                        "late_uncentred": other.all_three & turns_late(other, runs.loss)}.items():
+        shares |= dict(zip((name, f"{name}_low", f"{name}_high"), prevalence(shown), strict=True))
     whole = runs.diverged < 0
     return {**asdict(setting), "counts": " ".join(map(str, setting.counts)), "seeds": SEEDS, **shares,
             "largest_fall": np.max(found.fall[late], initial=0.0), "diverged": 1 - whole.mean(),

@@ -1,7 +1,7 @@
-"""The lab: its mathematics against toy.py, its page in a real Chromium, and what the exercises' solutions say.
+"""The lab: its mathematics against the theory wing, its page in a real Chromium, and what the exercises' solutions say.
 
-Trusted: `toy.py` (tested against autograd in test_toy.py), numpy's singular values, figures.py for colours, and what
-Chromium reports of the page as jupyter-book builds it.
+Trusted: `reptrace.theory` (tested against autograd in tests/theory), numpy's singular values, figures.py for colours,
+and what Chromium reports of the page as jupyter-book builds it.
 """
 
 import functools
@@ -22,7 +22,11 @@ from matplotlib.colors import to_hex
 from reptrace.measures.phases import find_phases
 from reptrace.report import figures, making
 from reptrace.report.profiles import ROOT
-from reptrace.theory import toy
+from reptrace.theory.descent import descend
+from reptrace.theory.phases import Phases
+from reptrace.theory.phases import phases as phases_of
+from reptrace.theory.starts import Start, start
+from reptrace.theory.trajectories import Trajectories
 
 LAB = ROOT / "book/extra/lab"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -166,7 +170,7 @@ def element(driver, selector: str):
 # The mathematics
 
 
-def in_javascript(driver, begun: toy.Start, counts, width: int, steps: list[int], rate: float, loss: str) -> dict:
+def in_javascript(driver, begun: Start, counts, width: int, steps: list[int], rate: float, loss: str) -> dict:
     script = """
         const [F, W, rest] = arguments, run = Toy.descent({ F, W, ...rest });
         Toy.advance(run);
@@ -181,9 +185,9 @@ def in_javascript(driver, begun: toy.Start, counts, width: int, steps: list[int]
 def test_javascript_and_python_go_the_same_way_from_the_same_start(lab, name):
     counts, width, options = SETTINGS[name]
     loss, rate = options.get("loss", "cross-entropy"), options["rate"]
-    begun = toy.start(counts, width, scale=options.get("scale", 0.2), balanced="balanced" in options, seeds=[5])
+    begun = start(counts, width, scale=options.get("scale", 0.2), balanced="balanced" in options, seeds=[5])
     steps = [0, 1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 140, 200, 300, 450, 700, 1000, 1500, 2000]
-    there = toy.descend(begun, rate=rate, steps=2000, loss=loss, record=steps, keep_weights=True, device="cpu")
+    there = descend(begun, rate=rate, steps=2000, loss=loss, record=steps, keep_weights=True, device="cpu")
     here = in_javascript(lab(), begun, counts, width, steps, rate, loss)
     assert (here["diverged"] or -1) == there.diverged[0] and (name == "diverges") == (there.diverged[0] >= 0)
     kept = len(here["records"])
@@ -199,15 +203,15 @@ def test_javascript_and_python_go_the_same_way_from_the_same_start(lab, name):
     np.testing.assert_array_equal(right[whole], (there.accuracy[0, :kept] @ counts).round()[whole])
 
 
-def test_phases_are_those_of_toy(lab, rng):
+def test_phases_are_those_of_the_theory(lab, rng):
     walks = [np.exp(np.cumsum(rng.standard_normal(rng.integers(2, 40))) * rng.choice([0.005, 0.02, 0.1]))
              for _ in range(400)]
     found = lab().execute_script("return arguments[0].map((walk) => Toy.phases(walk))",
                                  [walk.tolist() for walk in walks])
     seen = set()
     for walk, got in zip(walks, found, strict=True):
-        phases = toy.phases(np.arange(len(walk)), walk)
-        spans = toy.phases(np.arange(len(walk)), walk[None]).spans(0, len(walk) - 1)
+        phases = phases_of(np.arange(len(walk)), walk)
+        spans = phases_of(np.arange(len(walk)), walk[None]).spans(0, len(walk) - 1)
         assert [(span["phase"], span["first"], span["last"]) for span in got["spans"]] == spans
         assert (got["collapseEnd"], got["turn"]) == (phases.collapse_end, phases.turn)
         sizes = [phases.collapse, phases.expansion, phases.fall]
@@ -357,8 +361,8 @@ def test_divergence_is_reported_with_its_step(lab):
         const counts = Toy.zipfCounts(b, V, skew), start = Toy.start({ counts, width: d, scale, balanced: true, seed });
         return { counts, F: [...start.F], W: [...start.W] };""")
     labels = np.repeat(np.arange(4), begun["counts"])
-    here = toy.Start(np.reshape(begun["F"], (1, 20, 2)), np.reshape(begun["W"], (1, 2, 4)), labels, (0,))
-    step = toy.descend(here, rate=0.5, steps=2000, loss="squared", record=2, device="cpu").diverged[0]
+    here = Start(np.reshape(begun["F"], (1, 20, 2)), np.reshape(begun["W"], (1, 2, 4)), labels, (0,))
+    step = descend(here, rate=0.5, steps=2000, loss="squared", record=2, device="cpu").diverged[0]
     assert step > 0 and f"Diverged at step {step}:" in text(driver, ".lab-message:not([hidden])")
     assert "not seen" in text(driver, "[data-phase=warmup]")
     drawn = driver.execute_script("return Lab.state.view.records.map((record) => record.loss)")
@@ -439,17 +443,17 @@ def counts_of(b: int, classes: int, skew: float) -> tuple[int, ...]:
     return tuple(int(count) for count in counts)
 
 
-def seeds_of(exercise: int, link: int = 0) -> tuple[toy.Trajectories, toy.Phases]:
-    """64 seeds of toy.py in the setting of an exercise's link."""
+def seeds_of(exercise: int, link: int = 0) -> tuple[Trajectories, Phases]:
+    """64 seeds of `reptrace.theory` in the setting of an exercise's link."""
     setting = exercises()[exercise][0][link]
     return descended(*(setting[name] for name in ("b", "V", "skew", "d", "scale", "start", "rate", "steps", "loss")))
 
 
 @functools.cache
-def descended(b, classes, skew, width, scale, begin, rate, steps, loss) -> tuple[toy.Trajectories, toy.Phases]:
-    begun = toy.start(counts_of(b, classes, skew), width, scale=scale, balanced=begin == "balanced", seeds=64)
-    runs = toy.descend(begun, rate=rate, steps=steps, loss=loss, record=120, keep_weights=True, device="cpu")
-    return runs, toy.phases(runs.steps, runs.rankme_centred)
+def descended(b, classes, skew, width, scale, begin, rate, steps, loss) -> tuple[Trajectories, Phases]:
+    begun = start(counts_of(b, classes, skew), width, scale=scale, balanced=begin == "balanced", seeds=64)
+    runs = descend(begun, rate=rate, steps=steps, loss=loss, record=120, keep_weights=True, device="cpu")
+    return runs, phases_of(runs.steps, runs.rankme_centred)
 
 
 def says(exercise: int, *parts: str) -> None:

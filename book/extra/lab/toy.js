@@ -1,5 +1,5 @@
-// The toy theory of lib/reptrace/toy.py in the browser: mathematics only, no page is touched. tests/test_lab.py runs
-// both from the same start and compares them. A classic script, since a page opened over file:// loads no modules.
+// The toy theory of lib/reptrace/theory in the browser: mathematics only, no page is touched. tests/report/test_lab.py
+// runs both from the same start and compares them. A classic script, since a page opened over file:// loads no modules.
 //
 // Matrices are Float64Arrays by rows: F (samples x width) holds a feature row for each sample, W (width x classes) a
 // class vector in each column. Samples are ordered by class: the first counts[0] are of class 0, and so on.
@@ -11,7 +11,7 @@
   }
 
   // Numbers of samples by class, in proportion to 1/rank^skew, each at least one. Largest remainders fill up the sum,
-  // so that it is the number asked for (zipf_counts of toy.py rounds, and its sum may differ).
+  // so that it is the number asked for (zipf_counts of starts.py rounds, and its sum may differ).
   function zipfCounts(samples, classes, skew) {
     const weights = Array.from({ length: classes }, (_, k) => Math.pow(k + 1, -skew));
     const total = sum(weights);
@@ -235,7 +235,7 @@
     };
   }
 
-  // Collapse, expansion and fall of RankMe, as `phases` of toy.py finds them, with the spans of indices to shade.
+  // Collapse, expansion and fall of RankMe, as phases.py finds them, with the spans of indices to shade.
   // Nothing is found among values of which one is no number.
   function phases(values, size = 0.02) {
     const found = { collapseEnd: -1, turn: -1, collapse: NaN, expansion: NaN, fall: NaN, spans: [] };
