@@ -309,20 +309,20 @@ def test_a_moved_slider_changes_curves_counts_and_address(lab):
 
 def test_every_control_changes_the_run(lab):
     driver = lab()
-    start = settings_of(driver)
+    begun = settings_of(driver)
     losses = "return [Lab.state.run.record.length, ...Lab.state.run.records.map((record) => record.loss)]"
     first = driver.execute_script(losses)
-    for key in start:
+    for key in begun:
         lab()
         assert driver.execute_script(losses) == first, key
         control = element(driver, f"#lab-{key}")
         if control.tag_name == "select":
             choices = [option.text for option in control.find_elements("css selector", "option")]
-            control.send_keys(next(name for name in choices if name != start[key]))
+            control.send_keys(next(name for name in choices if name != begun[key]))
         else:
             control.send_keys("\ue010")  # End: the largest
         done(driver)
-        assert settings_of(driver)[key] != start[key]
+        assert settings_of(driver)[key] != begun[key]
         assert driver.execute_script(losses) != first, key
 
 
