@@ -9,6 +9,8 @@ with P the softmax of the logits and Y the one-hot labels:
 
 How to use it, everything in float64:
 
+    from reptrace.theory import descent, linearized, phases, starts
+
     begun = starts.start((9, 3, 2, 1), 2, scale=0.1, seeds=64)   # features (S, b, d), classifier (S, d, V), labels (b,)
     runs = descent.descend(begun, rate=0.02, steps=10_000)       # steps (T,), loss (S, T), rankme_centred (S, T), ...
     found = phases.phases(runs.steps, runs.rankme_centred)       # arrays over the seeds
