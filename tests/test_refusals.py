@@ -27,7 +27,8 @@ from reptrace.models.hidden_states import last_token_states
 from reptrace.models.loading import load, load_tokenizer
 from reptrace.records.store import Store
 from reptrace.sweeps.evaluation import evaluate_checkpoints
-from reptrace.sweeps.sweep import tokenizer_of, trace
+from reptrace.sweeps.sweep import trace
+from reptrace.sweeps.tokenizers import tokenizer_of
 from reptrace.tasks.evaluation import evaluate, loss
 from reptrace.texts.corpora import Corpus, docstrings, open_text, probe, train_tokenizer
 

@@ -16,6 +16,7 @@ EPILOG = """examples:
   python -m reptrace trace --model EleutherAI/pythia-70m --revision 'step*' --tokens-per-step 2097152 \\
       --text hub:HuggingFaceFW/fineweb:sample-10BT --sequences 15000 --out traces
   python -m reptrace trace --model my_run --tokenizer my_tokenizer --text docstrings --out traces
+  python -m reptrace tasks pythia-1b --tasks sciq lambada_openai --checkpoints 20 --out traces
   python -m reptrace tasks --model EleutherAI/pythia-70m --revision 'step*' --tasks sciq lambada_openai --out traces
 """
 
@@ -35,41 +36,37 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("--suites", nargs="+", default=[], metavar="FILE", help="YAML files with suites of your own")
     sweep = commands.add_parser(
         "sweep", help="measure registered suites",
-        description="Measure checkpoints of registered suites on one text or several. Weights are fetched ahead, "
-                    "checked and deleted once measured. Records, a table (table.csv) and a picture a suite go to "
-                    "--out. What is done is not done again; several calls may share one --out.")
+        description="Measure checkpoints of registered suites on one text or several, and on tasks. Weights are "
+                    "fetched ahead, checked and deleted once measured. Records, a table (table.csv; with --tasks, "
+                    "tasks.csv too) and a picture a suite go to --out. What is done is not done again; several calls "
+                    "may share one --out.")
     add = sweep.add_argument
     add("names", nargs="+", metavar="SUITE", help="names, as `python -m reptrace suites` lists them")
-    add("--suites", nargs="+", default=[], metavar="FILE", help="YAML files with suites of your own")
     add("--text", required=True, nargs="+", help=TEXT)
-    add("--checkpoints", type=int, metavar="N", help="of each suite, spread on a log scale (default: all)")
     add("--refine", type=int, default=0, metavar="N", help="so many more of each suite, where its RankMe bends")
-    add("--stages", nargs="+", default=[], metavar="STAGE", help='only these ("pretraining", "RLVR"; default: all)')
-    add("--faulty", action="store_true", help="measure checkpoints with a known fault too")
-    add("--dry-run", action="store_true", help="print what would be done, with bytes, operations and hours; do nothing")
-    add("--gpu", default="H100", help="that the hours of a dry run are for (default H100)")
-    add("--workers", type=int, default=1, help="checkpoints side by side on this machine, one a GPU (default 1)")
-    add("--scheduler", metavar="ADDRESS",
-        help="of a Dask cluster whose workers are to measure (tcp://HOST:PORT, or the path of a scheduler file)")
-    add("--disk", type=float, metavar="GB", help="of fetched weights at once, a worker (default: two checkpoints)")
-    add("--keep", action="store_true", help="keep the weights once they were measured")
+    add("--tasks", nargs="+", default=[], metavar="TASK", help="names, as lm-eval knows them, or loss: asked too")
+    add("--limit", type=int, metavar="N", help="only the first so many items of each task (default: all)")
+    _suites_options(add)
     _measuring(add)
     trace = commands.add_parser(
         "trace", help="measure a checkpoint, or every checkpoint of a run",
         description="Measure spectrum, RankMe and alpha of a model's last-token states; records, a table (table.csv) "
                     "and, for a run, a picture (trajectory.svg) go to --out. What is done is not done again.")
     add = trace.add_argument
-    _model(add)
+    _model(add, required=True)
     add("--text", required=True, help=TEXT)
     _measuring(add)
     tasks = commands.add_parser(
-        "tasks", help="run lm-eval's tasks on a checkpoint, or on every checkpoint of a run",
-        description="Run lm-eval's tasks; records and a table (tasks.csv) go to --out. What is done is not done again.")
+        "tasks", help="run lm-eval's tasks on registered suites, on a checkpoint, or on every checkpoint of a run",
+        description="Run lm-eval's tasks; records and a table (tasks.csv) go to --out. What is done is not done again; "
+                    "several calls may share one --out.")
     add = tasks.add_argument
-    _model(add)
+    add("names", nargs="*", metavar="SUITE", help="names, as `python -m reptrace suites` lists them; or --model")
+    _model(add, required=False)
     add("--tasks", required=True, nargs="+", metavar="TASK", help="names, as lm-eval knows them")
     add("--limit", type=int, metavar="N", help="only the first so many items of each (default: all)")
     add("--batch-size", type=int, default=16, help="requests a batch (default 16)")
+    _suites_options(add)
     _placing(add)
     report = commands.add_parser("report", help="train the suite, run the notebooks, build the book (make report)",
                                  description="Make the report; what is done already is not done again.")
@@ -80,8 +77,24 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
-def _model(add) -> None:
-    add("--model", required=True, help="hub repository; folder with a model; or folder of checkpoint-N folders (all)")
+def _suites_options(add) -> None:
+    """Options of every command that sweeps registered suites."""
+    add("--suites", nargs="+", default=[], metavar="FILE", help="YAML files with suites of your own")
+    add("--checkpoints", type=int, metavar="N", help="of each suite, spread on a log scale (default: all)")
+    add("--stages", nargs="+", default=[], metavar="STAGE", help='only these ("pretraining", "RLVR"; default: all)')
+    add("--faulty", action="store_true", help="measure checkpoints with a known fault too")
+    add("--dry-run", action="store_true", help="print what would be done, with bytes, operations and hours; do nothing")
+    add("--gpu", default="H100", help="that the hours of a dry run are for (default H100)")
+    add("--workers", type=int, default=1, help="checkpoints side by side on this machine, one a GPU (default 1)")
+    add("--scheduler", metavar="ADDRESS",
+        help="of a Dask cluster whose workers are to measure (tcp://HOST:PORT, or the path of a scheduler file)")
+    add("--disk", type=float, metavar="GB", help="of fetched weights at once, a worker (default: two checkpoints)")
+    add("--keep", action="store_true", help="keep the weights once they were measured")
+
+
+def _model(add, required: bool) -> None:
+    add("--model", required=required,
+        help="hub repository; folder with a model; or folder of checkpoint-N folders (all)")
     add("--revision", help='branch, tag or commit of the repository, or a pattern over its branches ("step*")')
     add("--cache-dir", help="hub cache to read offline (default: transformers' own, filled from the hub as needed)")
     add("--tokenizer", help="repository or folder of the tokenizer (default: the model's)")
@@ -100,6 +113,8 @@ def _measuring(add) -> None:
         help='0 (embeddings) to the number of blocks, before any final norm; "final": after it (default); or "all"')
     add("--ranks", nargs=2, type=int, default=[12, 100], metavar=("FIRST", "LAST"),
         help="alpha's window of 1-based ranks (default 12 100), shortened where the spectrum is shorter")
+    add("--measures", nargs="+", default=["rankme", "alpha"], metavar="NAME",
+        help="what is read off the states besides the spectrum (default: rankme alpha)")
     add("--seed", type=int, default=0, help="which documents are drawn (default 0)")
     _placing(add)
 
@@ -147,30 +162,50 @@ def _suites(options) -> int:
     for name, suite in known.items():
         shape = suite.shape
         size = f"{shape['parameters'] / 1e6:,.0f} M weights, {shape['layers']} x {shape['width']}" if shape else ""
+        count = f"{len(suite.checkpoints(ask=False)):,} checkpoints"
         stages = ", ".join(dict.fromkeys(stage.repository + (" (gated)" if stage.gated else "")
                                          for stage in suite.stages))
-        print(f"{name:{wide}}  {size:32}  {stages}{': ' + suite.about if suite.about else ''}")
+        print(f"{name:{wide}}  {count:>17}  {size:32}  {stages}{': ' + suite.about if suite.about else ''}")
     return 0
 
 
 def _sweep(options) -> int:
-    from reptrace.checkpoints import suites
-    from reptrace.sweeps.sweep import sweep
+    from reptrace.sweeps.evaluation import Asked
 
+    probes = [_probe_spec(text, options) for text in options.text]
     if options.dry_run:
-        return _dry_run([suites.suite(name, *options.suites) for name in options.names], options)
-    out = _out(options)
-    with _client(options.scheduler) if options.scheduler else nullcontext() as client:
-        table = sweep(options.names, options.text, out, options.checkpoints, options.refine, options.sequences,
-                      options.max_length, min(options.min_length, options.max_length), options.seed, options.suites,
-                      options.stages, options.field, workers=options.workers, client=client,
-                      disk=options.disk and int(options.disk * 1e9), keep=options.keep, faulty=options.faulty,
-                      trust=options.trust, **_settings(options))
-    _print(table)
-    for suite, rows in table.groupby("suite", sort=False):
+        return _dry_run(probes, options)
+    asked = Asked(options.tasks, limit=options.limit) if options.tasks else None
+    geometry, tasks = _swept(probes, asked, options, options.refine, _settings(options))
+    _print(geometry)
+    for suite, rows in geometry.groupby("suite", sort=False):
         for number, (_, part) in enumerate(rows.groupby("probe_fingerprint", sort=False)):
-            _draw(part, out / f"{suite}{f'-{number + 1}' if number else ''}.svg")
-    return _write_out(table, out)
+            _draw(part, options.out / f"{suite}{f'-{number + 1}' if number else ''}.svg")
+    return max(_write_out(geometry, options.out), 0 if tasks is None else _show_tasks(tasks, options.out))
+
+
+def _swept(probes, asked, options, refine: int = 0, settings=None):
+    """What `measure_suites` finds for the suites that were named."""
+    from reptrace.sweeps.measurement import Settings
+    from reptrace.sweeps.sweep import measure_suites
+
+    with _client(options.scheduler) if options.scheduler else nullcontext() as client:
+        return measure_suites(options.names, probes, _out(options), asked, options.checkpoints, refine, options.suites,
+                              options.stages, settings or Settings(), _opening(options), _means(options, client),
+                              options.faulty)
+
+
+def _means(options, client):
+    from reptrace.sweeps.dispatch import Means
+
+    return Means(options.workers, client, options.disk and int(options.disk * 1e9), options.keep)
+
+
+def _probe_spec(text: str, options):
+    from reptrace.texts.corpora import ProbeSpec
+
+    return ProbeSpec(text, options.sequences, options.max_length, min(options.min_length, options.max_length),
+                     options.seed, options.field)
 
 
 def _client(scheduler: str):
@@ -184,15 +219,18 @@ def _client(scheduler: str):
     return Client(scheduler_file=scheduler)
 
 
-def _dry_run(chosen, options) -> int:
+def _dry_run(probes, options) -> int:
+    from reptrace.checkpoints import suites
     from reptrace.records.store import Store
     from reptrace.sweeps.plan import estimate
 
-    table = estimate(chosen, options.checkpoints, options.sequences, options.max_length, len(options.text), options.gpu,
-                     options.workers, store=Store(options.out / "records") if options.out else None)
+    chosen = [suites.suite(name, *options.suites) for name in options.names]
+    table = estimate(chosen, probes, options.checkpoints, options.tasks, options.gpu, options.workers,
+                     store=Store(options.out / "records") if options.out else None)
     print(table.to_string(index=False, float_format="{:,.1f}".format))
     print(f"On {options.workers} {options.gpu} at 40 % of its peak, downloading 200 MB/s; gb_disk: fetched weights at "
-          "once. Estimates: measure yours with make bench.")
+          "once. Estimates: measure yours with make bench."
+          + (" What the tasks compute is not counted: it depends on their items." if options.tasks else ""))
     return 0
 
 
@@ -200,16 +238,17 @@ def _trace(options) -> int:
     from reptrace.checkpoints import suites
     from reptrace.records.store import Store
     from reptrace.sweeps import sweep
+    from reptrace.sweeps.dispatch import Means
+    from reptrace.sweeps.tokenizers import tokenizer_of
     from reptrace.texts import corpora
 
-    out = _out(options)
+    out, spec = _out(options), _probe_spec(options.text, options)
     checkpoints = suites.checkpoints(options.model, options.revision, options.cache_dir, options.tokens_per_step)
-    tokenizer = _tokenizer(options) or sweep.tokenizer_of(checkpoints, options.max_length, options.trust)
-    corpus = corpora.open_text(options.text, 4 * options.sequences, out / "corpora", options.field)
+    tokenizer = _tokenizer(options) or tokenizer_of(checkpoints, options.max_length, options.trust)
+    corpus = spec.corpus(out / "corpora")
     corpora.report_passed_over(corpus)
-    probe = corpora.probe(corpus, tokenizer, options.sequences, options.max_length,
-                          min(options.min_length, options.max_length), options.seed)
-    table = sweep.trace(checkpoints, probe, Store(out / "records"), trust=options.trust, **_settings(options))
+    (table,) = sweep.trace_groups([(checkpoints, spec.probe(corpus, tokenizer))], Store(out / "records"),
+                                  _settings(options), _opening(options), Means())
     _print(table)
     for line in _draw(table, out / "trajectory.svg"):
         print(line)
@@ -218,14 +257,28 @@ def _trace(options) -> int:
 
 def _tasks(options) -> int:
     from reptrace.checkpoints import suites
-    from reptrace.records.store import Store, write_atomically
-    from reptrace.sweeps.evaluation import evaluate_checkpoints
+    from reptrace.records.store import Store
+    from reptrace.sweeps.evaluation import Asked, evaluate_checkpoints
 
+    if bool(options.names) == bool(options.model):
+        raise ValueError("tasks are asked of suites by name, or of one --model: name one or the other.")
+    if options.names and options.dry_run:
+        return _dry_run([], options)
+    if options.names:
+        asked = Asked(options.tasks, options.batch_size, options.limit, tokenizer=_tokenizer(options))
+        return _show_tasks(_swept((), asked, options).tasks, options.out)
     out = _out(options)
     checkpoints = suites.checkpoints(options.model, options.revision, options.cache_dir, options.tokens_per_step)
     table = evaluate_checkpoints(checkpoints, options.tasks, Store(out / "records"), options.batch_size, options.limit,
                                  tokenizer=_tokenizer(options), device=options.device, dtype=options.dtype,
                                  trust=options.trust)
+    return _show_tasks(table, out)
+
+
+def _show_tasks(table, out: Path) -> int:
+    """Print and write what tasks found; 1 where there are failures."""
+    from reptrace.records.store import write_atomically
+
     for row in table.itertuples():
         name = f"{row.model}@{row.revision}" if row.revision else row.model
         print(f"{name} {row.task} {row.metric}: {row.value:.4f} +- {row.stderr:.4f} ({row.samples:.0f} items)"
@@ -243,10 +296,17 @@ def _tokenizer(options):
     return load_tokenizer(name, trust_remote_code=is_trusted(name, options.trust)) if name else None
 
 
-def _settings(options) -> dict:
+def _settings(options):
+    from reptrace.sweeps.measurement import Settings
+
     layers = "all" if options.layers == ["all"] else [int(name) if name.isdigit() else name for name in options.layers]
-    return {"layers": layers, "ranks": tuple(options.ranks), "batch_size": options.batch_size,
-            "device": options.device, "dtype": options.dtype}
+    return Settings(layers, options.ranks, options.batch_size, options.measures)
+
+
+def _opening(options):
+    from reptrace.sweeps.located import Opening
+
+    return Opening(options.device, options.dtype, options.trust)
 
 
 def _out(options) -> Path:

@@ -22,7 +22,7 @@ from reptrace.checkpoints import hub as library
 from reptrace.checkpoints.hub import HubError, asked, branches, commit_of, files, files_of_all
 from reptrace.checkpoints.suites import Checkpoint
 from reptrace.support.arguments import near
-from reptrace.sweeps.sweep import same_weights
+from reptrace.sweeps.twins import same_weights
 
 PYTHIA, WEIGHTS = "EleutherAI/pythia-14m", "model.safetensors"
 

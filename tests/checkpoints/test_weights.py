@@ -279,7 +279,7 @@ def test_on_the_hub_such_a_repository_gives_what_the_folder_gives(layout, folder
     assert library.files("me/odd", commit).weight_names == {str(p.relative_to(folder)) for p in weight_paths(folder)}
     (tmp_path / "suite.yaml").write_text('odd: {repository: me/odd, branch: "step{step}"}')
     (tmp_path / "text.txt").write_text("\n\n".join(f"{k} one two three {k * k} four {k % 7} five" for k in range(60)))
-    table = sweep("odd", str(tmp_path / "text.txt"), tmp_path / "out", sequences=60, max_length=16, min_length=2,
+    table = sweep("odd", corpora.ProbeSpec(tmp_path / "text.txt", 60, 16, 2), tmp_path / "out",
                   suite_files=[tmp_path / "suite.yaml"], ranks=(2, 10), progress=False)
     assert table.status.tolist() == ["measured"]
     for name, content in tiny_tokenizer().items():

@@ -22,7 +22,7 @@ from reptrace.__main__ import main
 from reptrace.checkpoints.downloads import weights_cache
 from reptrace.checkpoints.suites import suite
 from reptrace.records.store import Store
-from reptrace.sweeps import dispatch
+from reptrace.sweeps import cluster, dispatch
 from reptrace.sweeps.sweep import trace
 from reptrace.texts.corpora import Probe
 
@@ -141,7 +141,7 @@ def test_one_worker_killed_in_the_middle_and_one_that_joins_late_leave_no_trace_
 
 def test_a_table_that_is_lost_with_its_worker_before_it_was_fetched_is_made_again(
         alone, points, probe, tmp_path, nursery, loopback, monkeypatch):
-    workers, take_in = [nursery.worker(loopback)], dispatch._Cluster._take_in
+    workers, take_in = [nursery.worker(loopback)], cluster.Cluster._take_in
     loopback.wait_for_workers(1, timeout=SOON)
 
     def killed_first(self, slot):
@@ -151,15 +151,15 @@ def test_a_table_that_is_lost_with_its_worker_before_it_was_fetched_is_made_agai
             workers.append(nursery.worker(loopback))
         return take_in(self, slot)
 
-    monkeypatch.setattr(dispatch._Cluster, "_take_in", killed_first)
-    monkeypatch.setattr(dispatch, "FETCH", 1)
+    monkeypatch.setattr(cluster.Cluster, "_take_in", killed_first)
+    monkeypatch.setattr(cluster, "FETCH", 1)
     with going_on(points, probe, tmp_path / "cluster", client=loopback) as table:
         assert_same(table.result(SOON), alone)
 
 
 def test_a_worker_that_goes_between_a_look_at_it_and_its_next_checkpoint_is_no_error(
         alone, points, probe, tmp_path, nursery, dask_here, monkeypatch):
-    submit = dispatch._Cluster._submit
+    submit = cluster.Cluster._submit
     with scheduler(**{"distributed.comm.timeouts.connect": "1s"}) as client:
         workers = [nursery.worker(client)]
         client.wait_for_workers(1, timeout=SOON)
@@ -171,7 +171,7 @@ def test_a_worker_that_goes_between_a_look_at_it_and_its_next_checkpoint_is_no_e
                 workers.append(nursery.worker(client))
             return submit(self, slot)
 
-        monkeypatch.setattr(dispatch._Cluster, "_submit", killed_first)
+        monkeypatch.setattr(cluster.Cluster, "_submit", killed_first)
         with going_on(points, probe, tmp_path / "cluster", client=client) as table:
             assert_same(table.result(SOON), alone)
 
@@ -198,9 +198,9 @@ def test_a_checkpoint_that_takes_every_worker_with_it_is_a_gap_and_the_others_ar
 def test_a_worker_that_has_forgotten_the_probes_is_given_them_again(
         alone, points, probe, tmp_path, nursery, loopback, hub):
     def forget():
-        from reptrace.sweeps.dispatch import _probes
+        from reptrace.sweeps.cluster import _parts
 
-        _probes.clear()
+        _parts.clear()
 
     nursery.worker(loopback)
     with going_on(points, probe, tmp_path / "cluster", client=loopback) as table:
@@ -363,7 +363,7 @@ def test_worker_processes_that_cannot_start_are_an_error_that_says_what_to_try(m
 
     monkeypatch.setattr("distributed.SpecCluster", fail)
     with pytest.raises(RuntimeError, match=r"no worker processes .*Nanny failed.* under `if __name__ == "):
-        dispatch.local_cluster(2).__enter__()
+        cluster.local_cluster(2).__enter__()
 
 
 def test_each_gpu_of_this_machine_gets_one_worker_and_those_of_others_none(dask_here, monkeypatch):
@@ -375,9 +375,9 @@ def test_each_gpu_of_this_machine_gets_one_worker_and_those_of_others_none(dask_
 
         return os.environ["CUDA_VISIBLE_DEVICES"]
 
-    with pytest.raises(ValueError, match=r"3 workers .* 2 GPUs: one checkpoint a GPU"), dispatch.local_cluster(3):
+    with pytest.raises(ValueError, match=r"3 workers .* 2 GPUs: one checkpoint a GPU"), cluster.local_cluster(3):
         pass
-    with dispatch.local_cluster(2) as client:
+    with cluster.local_cluster(2) as client:
         client.wait_for_workers(2, timeout=SOON)
         assert sorted(client.run(visible).values()) == ["5", "7"]
         workers = client.scheduler_info(n_workers=-1)["workers"].values()

@@ -20,6 +20,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 import reptrace
 from reptrace.__main__ import main
 from reptrace.models.hidden_states import extract
+from reptrace.sweeps.located import Opening
 from reptrace.sweeps.measurement import Settings
 from reptrace.texts.corpora import train_tokenizer
 
@@ -108,11 +109,11 @@ def test_texts_that_cannot_be_measured_are_refused(model, tokenizer, given, opti
 
 
 def test_a_single_layer_or_trusted_repository_counts_as_a_list_of_one():
-    assert Settings("final", trust="me/mine") == Settings(("final",), trust=("me/mine",))
+    assert Settings("final") == Settings(("final",)) and Opening(trust="me/mine") == Opening(trust=("me/mine",))
     assert Settings(3).identity["layers"] == [3] and Settings("all").identity["layers"] == "all"
-    assert "me" not in Settings(trust="me/mine").trust
+    assert "me" not in Opening(trust="me/mine").trust
     with pytest.raises(TypeError, match="expected repositories to trust, by name"):
-        Settings(trust=True)
+        Opening(trust=True)
 
 
 # The command line

@@ -16,14 +16,16 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from reptrace.checkpoints.suites import Stage, Suite, read_suites, registered
 from reptrace.records.store import Store
 from reptrace.sweeps.plan import GPUS, estimate
+from reptrace.texts.corpora import ProbeSpec
 
+PROBE = ProbeSpec("any.txt", 15_000, 512)
 PYTHIA_1B = 1_011_781_632, 805_736_448  # weights, and those outside the embeddings
 
 
 def plan(name, **options):
     """The row of one registered suite or of one given, out of reach of the hub."""
     suite = registered()[name] if isinstance(name, str) else name
-    table = estimate([suite], **{"ask": False, **options})
+    table = estimate([suite], **{"probes": [PROBE], "ask": False, **options})
     assert len(table) == 1
     return table.iloc[0]
 
@@ -33,7 +35,7 @@ def one(shape, name="me/model"):
 
 
 def test_bytes_operations_and_hours_of_pythia_1b_are_those_worked_out_by_hand():
-    row = plan("pythia-1b", sequences=15_000, max_length=512, gpu="H100", megabytes_a_second=200)
+    row = plan("pythia-1b", gpu="H100", megabytes_a_second=200)
     tokens = 15_000 * 512
     # a token: a product and a sum for each weight; and in 16 layers, for the 256 before it on average, the same for
     # the scores and for the values, 2048 wide
@@ -61,7 +63,7 @@ def test_operations_are_those_that_torch_counts_in_a_forward_pass_without_head()
     assert set(counted) == {"aten.addmm", "aten.bmm"}
     shape = {"parameters": sum(weight.numel() for weight in model.parameters()), "layers": layers, "width": width,
              "vocabulary": vocabulary}
-    row = plan(one(shape), sequences=sequences, max_length=length)
+    row = plan(one(shape), probes=[ProbeSpec("any.txt", sequences, length)])
     # torch counts the products alone: of biases and norms, 2 operations a weight are added here; and all pairs of
     # tokens, of which causal attention needs half
     vectors = sum(weight.numel() for weight in model.parameters() if weight.ndim == 1)
@@ -110,7 +112,7 @@ def test_faulty_ones_are_counted_and_not_planned(name, faulty):
 
 
 def test_a_count_several_texts_and_several_gpus():
-    whole, row = plan("pythia-1b", count=40), plan("pythia-1b", count=40, texts=2, gpus=4)
+    whole, row = plan("pythia-1b", count=40), plan("pythia-1b", count=40, probes=[PROBE, PROBE], gpus=4)
     assert (whole.chosen, row.chosen) == (40, 40) and whole.gb_download == row.gb_download
     assert row.petaflop == pytest.approx(2 * whole.petaflop, rel=1e-12)
     # each checkpoint is opened once: thirty seconds, whatever the number of texts
@@ -150,8 +152,10 @@ def test_an_unknown_gpu_is_an_error_that_names_the_known(gpu, message):
 # What is done, and where
 
 
-def record(store, model, revision, status="measured"):
-    store.write({"of": [model, revision]}, [{"model": model, "revision": revision, "status": status}])
+def record(store, model, revision, status="measured", task=None):
+    identity = {"model": model if revision else model.split("/")[-1], "revision": revision}
+    asked = {"definition": {"task": task}} if task else {"probe": "p"}
+    store.write(identity | asked, [{"status": status, "task": f"{task}_in_a_group"} if task else {"status": status}])
 
 
 def test_what_the_store_holds_is_counted_off(tmp_path):
@@ -165,6 +169,25 @@ def test_what_the_store_holds_is_counted_off(tmp_path):
     assert (row.chosen, row.done) == (154, 3)
     assert row.gb_download == pytest.approx(151 * row.gb_each, rel=1e-12)
     assert row.gpu_hours == pytest.approx(whole.gpu_hours * 151 / 154, rel=1e-12)
+
+
+def test_what_is_done_is_all_that_is_asked_for(tmp_path):
+    store = Store(tmp_path)
+    for revision, tasks in (("step0", (None, "sciq", "piqa")), ("step1", (None, "sciq")), ("step2", ("sciq", "piqa"))):
+        for task in tasks:
+            record(store, "EleutherAI/pythia-14m", revision, task=task)
+
+    def done(probes, *tasks):
+        return plan("pythia-14m", store=store, probes=probes, tasks=tasks).done
+
+    assert [done([PROBE]), done([PROBE], "sciq"), done([PROBE], "sciq", "piqa")] == [2, 2, 1]
+    assert [done([], "sciq"), done([], "sciq", "piqa"), done([], "boolq")] == [3, 2, 0]
+
+
+def test_what_tasks_compute_is_not_guessed(tmp_path):
+    row = plan("pythia-14m", probes=[], tasks=["sciq"])
+    assert row.gb_download > 0 and row.download_hours > 0
+    assert all(math.isnan(row[name]) for name in ("petaflop", "gpu_hours", "hours"))
 
 
 def test_main_revisions_are_counted_off_too(tmp_path):
@@ -199,7 +222,7 @@ cached: {{repository: me/run, branch: "step{{step}}", cache_dir: "{cache}", shap
 folder: {{repository: "{tmp_path / 'folder'}", shape: small}}
 shapes: {{small: {{parameters: 1000000000, layers: 2, width: 8, vocabulary: 16}}}}
 """)
-    table = estimate(list(read_suites(path).values()), ask=False)
+    table = estimate(list(read_suites(path).values()), [PROBE], ask=False)
     assert table.chosen.tolist() == [3, 1]
     assert table.gb_download.tolist() == table.gb_disk.tolist() == table.download_hours.tolist() == [0, 0]
     assert (table.gpu_hours > 0).all() and (table.hours == table.gpu_hours).all()
@@ -221,14 +244,14 @@ def test_sizes_are_those_of_the_files_where_the_hub_answers_and_an_estimate_wher
 
 def test_several_suites_are_a_table_in_the_order_given():
     names = ["tulu3-8b", "pythia-70m", "olmo2-7b"]
-    table = estimate([registered()[name] for name in names], ask=False)
+    table = estimate([registered()[name] for name in names], [PROBE], ask=False)
     assert table.suite.tolist() == names and isinstance(table, pd.DataFrame)
     assert table.gb_each.tolist() == pytest.approx([2 * 8.030261248, 2 * 0.070426624, 4 * 7.298617344], rel=1e-12)
 
 
 def test_one_suite_counts_as_a_list_of_one_and_names_are_refused():
     known = registered()["pythia-1b"]
-    assert estimate(known, ask=False).equals(estimate([known], ask=False))
+    assert estimate(known, [PROBE], ask=False).equals(estimate([known], [PROBE], ask=False))
     for names in ("pythia-1b", ["pythia-1b"]):
         with pytest.raises(TypeError, match=r"expected suites, as suites.suite\(name\) opens them, got str"):
-            estimate(names)
+            estimate(names, [PROBE])

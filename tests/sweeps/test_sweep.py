@@ -99,8 +99,10 @@ def test_a_folder_of_trainer_checkpoints_is_traced_whole_in_order_of_steps(run, 
 
 
 def test_one_of_a_kind_counts_as_a_list_of_one(run, probe, tmp_path):
-    several = trace(checkpoints(str(run))[:1], [probe], Store(tmp_path), ("final",), (2, 10), progress=False)
-    one = trace(checkpoints(str(run))[0], probe, Store(tmp_path), "final", (2, 10), trust="me/mine", progress=False)
+    several = trace(checkpoints(str(run))[:1], [probe], Store(tmp_path), layers=("final",), ranks=(2, 10),
+                    progress=False)
+    one = trace(checkpoints(str(run))[0], probe, Store(tmp_path), layers="final", ranks=(2, 10),
+                trust="me/mine", progress=False)
     assert one.equals(several)
 
 

@@ -40,7 +40,7 @@ from reptrace.texts import corpora
 
 PYTHIA, WEIGHTS = "EleutherAI/pythia-14m", "model.safetensors"
 STEPS = (0, 1, 2, 1000, 3000)
-SMALL = {"sequences": 60, "max_length": 24, "min_length": 4, "ranks": (2, 8), "progress": False}
+OF_TEXT, SMALL = {"sequences": 60, "max_length": 24, "min_length": 4}, {"ranks": (2, 8), "progress": False}
 ON_SHELL = ["--sequences", "60", "--max-length", "24", "--min-length", "4", "--ranks", "2", "8"]
 
 
@@ -72,8 +72,11 @@ def commits(hub):
 @pytest.fixture
 def swept(text, tmp_path):
     """A function that sweeps into `out`."""
-    return lambda names="pythia-14m", texts=text, out="out", **options: sweep(
-        names, texts, tmp_path / out, **SMALL | options)
+    def sweep_into(names="pythia-14m", texts=text, out="out", **options):
+        specs = [corpora.ProbeSpec(each, **OF_TEXT) for each in ([texts] if isinstance(texts, (str, Path)) else texts)]
+        return sweep(names, specs, tmp_path / out, **SMALL | options)
+
+    return sweep_into
 
 
 @pytest.fixture(scope="module")

@@ -37,9 +37,9 @@ from reptrace.models.hidden_states import NonFiniteError, last_token_states
 from reptrace.models.loading import load
 from reptrace.models.scoring import score
 from reptrace.records.store import Store
-from reptrace.sweeps import evaluation
+from reptrace.sweeps import jobs
 from reptrace.sweeps.evaluation import evaluate_checkpoints
-from reptrace.sweeps.measurement import open_at
+from reptrace.sweeps.located import open_at
 from reptrace.tasks import evaluation, harness
 from reptrace.tasks.evaluation import evaluate, loss
 from reptrace.texts.corpora import Corpus, probe, train_tokenizer
@@ -527,7 +527,7 @@ def test_what_is_no_probe_is_refused_before_anything_is_opened(wrong, tmp_path):
 def test_checkpoints_are_measured_once_and_failures_are_gaps_that_are_tried_again(
         run, data, held_out, tokenizer, questions, tmp_path, monkeypatch):
     store, opened = Store(tmp_path / "records"), []
-    monkeypatch.setattr(evaluation, "open_at",
+    monkeypatch.setattr(jobs, "open_at",
                         lambda point, *args, **kw: opened.append(point.revision) or open_at(point, *args, **kw))
     arguments = {"asked": ["cloze", "loss"], "store": store, "batch_size": 16, "data": data, "probe": held_out,
                  "device": "cpu", "dtype": "float32", "progress": False}

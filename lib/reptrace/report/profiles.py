@@ -19,8 +19,11 @@ from reptrace.checkpoints import suites
 from reptrace.records.store import Store, provenance
 from reptrace.support import arguments
 from reptrace.support.processes import cores
+from reptrace.sweeps.dispatch import Means
+from reptrace.sweeps.located import Opening
 from reptrace.sweeps.measurement import Settings
-from reptrace.sweeps.sweep import sweep, tokenizer_of, trace_groups
+from reptrace.sweeps.sweep import sweep, trace_groups
+from reptrace.sweeps.tokenizers import tokenizer_of
 from reptrace.texts import corpora
 from reptrace.training.pretrain import Run, Suite
 
@@ -151,8 +154,9 @@ class Profile:
         groups = [([point for run in runs for point in self.suite.checkpoints(run)], self.probe(runs[0]))
                   for runs in alike.values()]
         layers = layers if layers == "all" else (layers,)
-        settings = Settings(layers, tuple(self.alpha_ranks), BATCH_SIZE, DEVICE, DTYPE)
-        found = trace_groups(groups, self.store, settings, cores(), progress)
+        settings = Settings(layers, tuple(self.alpha_ranks), BATCH_SIZE)
+        found = trace_groups(groups, self.store, settings, Opening(DEVICE, DTYPE),
+                             Means(cores(), progress=progress))
         tables = {run: table[table.model == run.repository].reset_index(drop=True)
                   for runs, table in zip(alike.values(), found, strict=True) for run in runs}
         return {run: tables[run] for run in self.runs}
@@ -246,11 +250,14 @@ class HubProfile:
     def text(self) -> str:
         return self.corpus
 
+    @property
+    def spec(self) -> corpora.ProbeSpec:
+        return corpora.ProbeSpec(self.corpus, self.sequences, self.context, self.min_length)
+
     def probe(self, run: HubRun) -> corpora.Probe:
         """The probe that `trace` measures a suite on."""
-        text = corpora.open_text(self.corpus, 4 * self.sequences, self.folder / "corpora")
         points = [point for point in suites.suite(run.name).checkpoints() if point.stage == self.STAGE]
-        return corpora.probe(text, tokenizer_of(points, self.context), self.sequences, self.context, self.min_length)
+        return self.spec.probe(self.spec.corpus(self.folder / "corpora"), tokenizer_of(points, self.context))
 
     def train(self, progress: bool = True) -> None:
         """Nothing: these were trained by others."""
@@ -261,8 +268,8 @@ class HubProfile:
 
     def trace(self, progress: bool = True) -> dict[HubRun, pd.DataFrame]:
         """Geometry of the chosen checkpoints of every suite, measured where it is not in the store."""
-        table = sweep(self.suites, self.corpus, self.folder, self.checkpoints, self.refine, self.sequences,
-                      self.context, self.min_length, stages=[self.STAGE], ranks=self.alpha_ranks, progress=progress)
+        table = sweep(self.suites, self.spec, self.folder, self.checkpoints, self.refine, stages=[self.STAGE],
+                      ranks=self.alpha_ranks, progress=progress)
         return {run: table[table.suite == run.name].reset_index(drop=True) for run in self.runs}
 
     def describe(self) -> str:

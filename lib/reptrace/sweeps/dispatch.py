@@ -1,64 +1,114 @@
-"""Getting the jobs of a sweep done: in this process, or on the workers of a Dask cluster, however these come and go.
+"""Getting jobs done: in this process, or on the workers of a Dask cluster (`cluster`), and written to a store.
 
-The process that called holds the store: it claims a job, so that no other sweep over the same store takes it too, hands
-it out, and writes what comes back. A worker gets the name of a checkpoint, fetches its weights itself, and returns a
-small table. With each job it is told its next one, whose weights it fetches meanwhile.
+The process that called holds the store: it claims what a job is to make, so that no other call on the same store makes
+it too, has it done, and writes what comes back.
 """
 
 from __future__ import annotations
 
-import errno
-import logging
-import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from filelock import FileLock
 from tqdm import tqdm
 
 from reptrace.checkpoints.downloads import Downloads
 from reptrace.checkpoints.suites import Checkpoint
-from reptrace.records.store import Store, attempt, provenance
-from reptrace.support.processes import KEEP_BUFFERS
-from reptrace.sweeps.measurement import Job, measure_job
-from reptrace.texts.probes import Probe
+from reptrace.records.store import Store, provenance
+from reptrace.sweeps.jobs import Job, Part, jobs_of, measured
+from reptrace.sweeps.located import Opening, located
 
-if TYPE_CHECKING:
-    from distributed import Client, Future
-
-DIED = "the worker died (out of memory? a smaller batch needs less)"
-POLL = 0.3  # seconds between two looks at the cluster's workers
-FETCH = 30  # seconds that a small table may take from a worker
 DEATHS = 3  # workers that one job may take with it
-_downloads: dict[tuple, Downloads] = {}  # of this process
-_probes: dict[str, Probe] = {}  # that a worker was given, by fingerprint
-_unwanted: set[str] = set()  # commits that this process was to fetch ahead for a sweep that has ended since
+
+
+@dataclass(frozen=True)
+class Means:
+    """By what means jobs are done.
+
+    Parameters
+    ----------
+    workers : int, default 1
+        Checkpoints measured side by side on this machine, each by a process of its own: one a GPU, or with one thread
+        where there is none (worth it for small models).
+    client : distributed.Client, optional
+        Use the workers of this Dask cluster instead. Weights never pass through it; records come back and are written
+        here.
+    disk : int, optional
+        Bytes of fetched weights that may lie on the disk at once, a worker; default two checkpoints.
+    keep : bool, default False
+        Do not delete fetched weights.
+    progress : bool, default True
+    """
+
+    workers: int = 1
+    client: object = None
+    disk: int | None = None
+    keep: bool = False
+    progress: bool = True
+
+    def __post_init__(self):
+        if self.workers < 1:
+            raise ValueError(f"workers must be positive, got {self.workers}.")
+
+
+def run(groups: Sequence[tuple[Sequence[Checkpoint], Sequence[Part]]], store: Store, opening: Opening, means: Means,
+        faulty: bool = False, reference: Checkpoint | None = None) -> list[list[Job]]:
+    """Have every group's checkpoints measured for its parts, each once; the jobs of each group, all done by then.
+
+    Known faults have no job, unless `faulty`. All groups share the same workers: these take seconds to start.
+    `reference`: what measures that need one compare with.
+    """
+    opening = opening.placed(means.client)
+    compared = None if reference is None else (reference, located([reference], opening, means.progress)[reference])
+    jobs = [_jobs(points, parts, opening, means.progress, faulty, compared) for points, parts in groups]
+    missing = unfinished([job for each in jobs for job in each], store)
+    _check_disk(missing, means.disk)
+    work_off(missing, store, means)
+    return jobs
+
+
+def _jobs(points: Sequence[Checkpoint], parts: Sequence[Part], opening: Opening, progress: bool, faulty: bool,
+          reference) -> list[Job]:
+    wanted = [point for point in points if faulty or not point.fault]
+    places = located(wanted, opening, progress, beside=any(part.reads for part in parts))
+    return jobs_of(list(places), parts, places, opening, reference)
+
+
+def _check_disk(jobs: Sequence[Job], disk: int | None) -> None:
+    """ValueError where the budget does not hold even one of the checkpoints to come."""
+    sizes = [(job.at.files.bytes, job.checkpoint.label) for job in jobs if job.at.files]
+    if disk is not None and sizes and max(sizes)[0] > disk:
+        size, label = max(sizes)
+        raise ValueError(f"{label} takes {size / 1e9:.3g} GB, the disk budget is {disk / 1e9:.3g} GB: raise it (disk=, "
+                         "--disk).")
 
 
 def unfinished(jobs: Sequence[Job], store: Store) -> list[Job]:
-    """Jobs that lack a good record of one of their probes at least."""
-    return [job for job in jobs if not all(store.done(job.identity(probe)) for probe in job.probes)]
+    """Jobs that lack a good record of one of their parts at least."""
+    return [job for job in jobs if not all(store.done(job.identity(part)) for part in job.parts)]
 
 
-def work_off(missing: Sequence[Job], store: Store, client=None, disk: int | None = None, keep: bool = False,
-             progress: bool = True) -> None:
-    """Do these jobs and write them to the store; other sweeps' share is waited for.
+def work_off(missing: Sequence[Job], store: Store, means: Means) -> None:
+    """Do these jobs and write them to the store; other calls' share is waited for.
 
     Running out of disk, here or on a worker, stops the work once what is under way has been written.
     """
-    weight = {job.checkpoint: job.files.bytes if job.files else 1 for job in missing}
-    bar = tqdm(total=sum(weight.values()) or 1, desc="tracing", disable=not progress or not missing,
+    from reptrace.sweeps.cluster import Cluster, local_cluster
+
+    weight = {job.checkpoint: job.at.files.bytes if job.at.files else 1 for job in missing}
+    own = means.client is None and means.workers > 1 and len(missing) > 1
+    device = missing[0].opening.device if missing else None
+    bar = tqdm(total=sum(weight.values()) or 1, desc="measuring", disable=not means.progress or not missing,
                bar_format="{desc}: {percentage:3.0f}%{postfix} |{bar}| [{elapsed}<{remaining}]")
-    with bar, Queue(missing, store, lambda job: bar.update(weight[job.checkpoint]), bar.set_postfix_str) as queue:
+    with (local_cluster(min(means.workers, len(missing)), device) if own else nullcontext(means.client) as client,
+          bar, Queue(missing, store, lambda job: bar.update(weight[job.checkpoint]), bar.set_postfix_str) as queue):
         if client is None:
-            _here(queue, disk, keep, progress)
+            _here(queue, means)
         else:
-            _Cluster(client, queue, disk, keep).run()
+            Cluster(client, queue, means.disk, means.keep).run()
 
 
 class Queue:
@@ -66,10 +116,11 @@ class Queue:
 
     def __init__(self, jobs: Sequence[Job], store: Store, done=lambda job: None, say=lambda text: None):
         self.pending, self.store, self.say = list(jobs), store, say
-        self.total, self.finished, self.failed = len(self.pending), 0, 0
+        self.total, self.finished = len(self.pending), 0
         self._done = done
         self._claims: dict[Checkpoint, list[FileLock]] = {}
         self._deaths: Counter[Checkpoint] = Counter()
+        self._failed: set[Checkpoint] = set()
 
     def __enter__(self) -> Queue:
         self._tell()
@@ -82,14 +133,14 @@ class Queue:
     def take(self) -> Job | None:
         """The next job that nobody else is doing, less what is done of it; None where there is none just now."""
         for job in list(self.pending):
-            claims = [self.store.claim(job.identity(probe)) for probe in job.probes]
+            claims = [self.store.claim(job.identity(part)) for part in job.parts]
             self._claims[job.checkpoint] = [claim for claim in claims if claim is not None]
-            left = () if None in claims else tuple(p for p in job.probes if not self.store.done(job.identity(p)))
+            left = () if None in claims else tuple(p for p in job.parts if not self.store.done(job.identity(p)))
             if left:
                 self.pending.remove(job)
-                return replace(job, probes=left)
+                return replace(job, parts=left)
             self._release(job.checkpoint)
-            if None not in claims:  # done by another sweep meanwhile
+            if None not in claims:  # done by another call meanwhile
                 self.pending.remove(job)
                 self._count(job)
         return None
@@ -99,11 +150,14 @@ class Queue:
         self._release(job.checkpoint)
         self.pending.insert(0, job)
 
-    def finish(self, job: Job, results: Sequence[Sequence[dict]]) -> None:
-        """Write the rows of a job's probes and let go of it."""
-        for probe, rows in zip(job.probes, results, strict=True):
-            self.store.write(job.identity(probe), [{**job.facts(probe), **row} for row in rows])
-        self.failed += any(row.get("status") == "failed" for rows in results for row in rows)
+    def write(self, job: Job, part: Part, rows: Sequence[dict]) -> None:
+        """Keep what was measured of one part."""
+        self.store.write(job.identity(part), [{**part.facts(job), **row} for row in rows])
+        if any(row.get("status") == "failed" for row in rows):
+            self._failed.add(job.checkpoint)
+
+    def finish(self, job: Job) -> None:
+        """Let go of a job whose parts are written."""
         self._release(job.checkpoint)
         self._count(job)
 
@@ -113,7 +167,9 @@ class Queue:
         if self._deaths[job.checkpoint] < DEATHS:
             return self.give_back(job)
         row = {**provenance(), "status": "failed", "reason": f"{reason}, {DEATHS} times"}
-        return self.finish(job, [[row] for _ in job.probes])
+        for part in job.parts:
+            self.write(job, part, [row])
+        return self.finish(job)
 
     def _release(self, checkpoint: Checkpoint) -> None:
         for claim in self._claims.pop(checkpoint, []):
@@ -125,233 +181,24 @@ class Queue:
         self._done(job)
 
     def _tell(self) -> None:
-        failed = f", {self.failed} failed" if self.failed else ""
+        failed = f", {len(self._failed)} failed" if self._failed else ""
         self.say(f"{self.finished} of {self.total} checkpoints{failed}")
 
 
-def _here(queue: Queue, disk: int | None, keep: bool, progress: bool) -> None:
+def _here(queue: Queue, means: Means) -> None:
     """One after the other in this process, the next one's weights on their way; progress within each is shown."""
-    job, downloads = queue.take(), Downloads(disk, keep)
+    job, downloads = queue.take(), Downloads(means.disk, means.keep)
     try:
         while job or queue.pending:
-            if job is None:  # all that is left is in other sweeps' hands
+            if job is None:  # all that is left is in other calls' hands
                 time.sleep(1)
                 job = queue.take()
                 continue
             following = queue.take()
-            queue.finish(job, measured(job, following, downloads, progress))
+            with closing(measured(job, following, downloads, means.progress)) as results:
+                for part, rows in results:
+                    queue.write(job, part, rows)
+            queue.finish(job)
             job = following
     finally:
         downloads.close()
-
-
-def measured(job: Job, following: Job | None, downloads: Downloads, progress: bool = False) -> list[list[dict]]:
-    """Rows of a job's probes. Its weights are fetched first, those of the following job meanwhile."""
-    if job.files is None:
-        return measure_job(job, progress=progress)
-
-    def work() -> list[dict]:
-        with downloads.holding(job.files, following.files if following else None) as cache:
-            return [{"results": measure_job(job, cache, progress)}]
-
-    done = attempt(work)  # a download that fails is a gap on every probe
-    return done[0]["results"] if "results" in done[0] else [done for _ in job.probes]
-
-
-# On a cluster
-
-
-@contextmanager
-def local_cluster(workers: int, device: str | None = None) -> Iterator:
-    """Client of a Dask cluster of processes on this machine: one a GPU where there are GPUs, else one thread each."""
-    import dask
-    import torch
-    from distributed import Client, Nanny, Scheduler, SpecCluster
-
-    gpus = torch.cuda.device_count() if (device or "cuda").startswith("cuda") else 0
-    if gpus and workers > gpus:
-        raise ValueError(f"{workers} workers were asked for, this machine has {gpus} GPUs: one checkpoint a GPU.")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-    any_port = {"dashboard_address": "127.0.0.1:0"}  # otherwise all want the same one
-    options = {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.ERROR, **any_port}
-    specs = {k: {"cls": Nanny, "options": {**options, **(
-        {"env": {"CUDA_VISIBLE_DEVICES": visible[k]}, "resources": {"GPU": 1}} if gpus else {})}}
-        for k in range(workers)}
-    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, **any_port}}
-    # Dask's default has every freed buffer given back to the system, and faulted in again by the next batch
-    environment = {**dask.config.get("distributed.nanny.pre-spawn-environ"), **KEEP_BUFFERS}
-    with ExitStack() as stack:
-        stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
-        try:
-            cluster = stack.enter_context(SpecCluster(specs, scheduler=scheduler, silence_logs=logging.ERROR))
-        except RuntimeError as error:
-            raise RuntimeError(f"no worker processes could be started ({error}): they import the script that starts "
-                               'them, which must do its work under `if __name__ == "__main__":`.') from error
-        yield stack.enter_context(Client(cluster))
-
-
-def on_a_worker(client: Client, function: Callable, *arguments):
-    """What a function says on one of the workers that would measure; the first worker is waited for."""
-    workers = client.scheduler_info(n_workers=-1)["workers"]
-    if not workers:
-        tqdm.write("waiting for the cluster's first worker", file=sys.stderr)
-        client.wait_for_workers(1)
-        workers = client.scheduler_info(n_workers=-1)["workers"]
-    address = max(workers, key=lambda address: _gpus(workers[address]))
-    return client.run(function, *arguments, workers=[address])[address]
-
-
-def _gpus(worker: Mapping) -> int:
-    return int(worker["resources"].get("GPU", 0))
-
-
-@dataclass
-class _Slot:
-    """One place to measure at: a GPU or a thread of a worker."""
-
-    address: str
-    resources: dict[str, float] | None
-    future: Future | None = None
-    job: Job | None = None
-    following: Job | None = None
-
-
-class _Cluster:
-    """Hands the jobs of a queue to the workers of a Dask cluster."""
-
-    def __init__(self, client: Client, queue: Queue, disk: int | None, keep: bool):
-        self.client, self.queue, self.options = client, queue, (disk, keep)
-        self.slots: list[_Slot] = []
-        self.gpus = False  # whether a worker has declared one: then new workers without are left alone
-        self.given: set[tuple[str, str]] = set()  # (worker, probe)
-        self.stop: OSError | None = None
-
-    def run(self) -> None:
-        try:
-            while self.queue.pending or any(slot.job or slot.following for slot in self.slots):
-                self._see_workers()
-                for slot in self.slots:
-                    self._serve(slot)
-                if self.stop and not any(slot.job for slot in self.slots):
-                    raise self.stop
-                self._wait()
-        except Exception as error:
-            if self.client.status != "running":
-                raise ConnectionError("the connection to the Dask scheduler was lost. What is measured is kept; call "
-                                      "again with a client of a cluster that runs.") from error
-            raise
-        finally:
-            if self.client.status == "running":
-                self._let_go()
-
-    def _let_go(self) -> None:
-        """Cancel what is under way, and delete what was fetched ahead: its lock would keep others waiting for it."""
-        self.client.cancel([slot.future for slot in self.slots if slot.future is not None])
-        for slot in self.slots:
-            if slot.following and slot.following.files:
-                with suppress(Exception):  # the worker has gone, and its lock with it
-                    self.client.run(_leave, slot.following.files.commit, *self.options, workers=[slot.address])
-
-    def _see_workers(self) -> None:
-        """Slots for workers that have come; the jobs of those that have gone go back into the queue."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
-        for slot in [slot for slot in self.slots if slot.address not in workers]:
-            self.slots.remove(slot)
-            if slot.following:
-                self.queue.give_back(slot.following)
-            if slot.job:
-                self.client.cancel([slot.future])
-                self.queue.died(slot.job, DIED)
-        known = {slot.address for slot in self.slots}
-        self.gpus = self.gpus or any(map(_gpus, workers.values()))
-        for address, worker in workers.items():
-            if address not in known:
-                places = _gpus(worker) if self.gpus else worker["nthreads"]
-                self.slots += [_Slot(address, {"GPU": 1} if self.gpus else None) for _ in range(places)]
-        if not self.slots:
-            self.queue.say("no workers yet")
-
-    def _serve(self, slot: _Slot) -> None:
-        """Take in what a slot has finished and hand it the next job."""
-        if slot.future is not None and slot.future.done() and not self._take_in(slot):
-            return  # first to see whether its worker is still there
-        if slot.job is None and not self.stop:
-            slot.job, slot.following = slot.following or self.queue.take(), None
-            if slot.job:
-                slot.following = self.queue.take() if slot.job.files else None
-                self._submit(slot)
-
-    def _submit(self, slot: _Slot) -> None:
-        """The job in a slot to its worker."""
-        probes = {probe.fingerprint: probe for probe in slot.job.probes}
-        new = {key: probe for key, probe in probes.items() if (slot.address, key) not in self.given}
-        if new:  # once to a worker, not with every job
-            try:
-                self.client.run(_give, new, workers=[slot.address])
-            except Exception as error:  # most likely it has gone since the last look
-                job, slot.job = slot.job, None
-                self.queue.died(job, f"a worker did not take the probes ({type(error).__name__}: {error})")
-                return
-            self.given |= {(slot.address, key) for key in new}
-        light = [replace(job, probes=()) if job else None for job in (slot.job, slot.following)]
-        slot.future = self.client.submit(_on_worker, *light, list(probes), *self.options, workers=[slot.address],
-                                         allow_other_workers=False, resources=slot.resources, pure=False)
-
-    def _take_in(self, slot: _Slot) -> bool:
-        """Write what a slot's worker has measured; False where there is nothing, because it failed or died."""
-        from distributed import KilledWorker
-
-        try:
-            results = slot.future.result(timeout=FETCH)
-        except Exception as error:
-            if slot.future.status in ("error", "cancelled"):
-                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                    self.stop = error
-                self.given = {pair for pair in self.given if pair[0] != slot.address}
-                job, slot.job, slot.future = slot.job, None, None
-                self.queue.died(job, DIED if isinstance(error, KilledWorker) else
-                                f"{type(error).__name__} on the worker: {error}")
-            return False  # else: lost with its worker, as the next look at the workers will show
-        job, slot.job, slot.future = slot.job, None, None
-        self.queue.finish(job, results)
-        return True
-
-    def _wait(self) -> None:
-        from distributed import wait
-
-        running = [slot.future for slot in self.slots if slot.future is not None and not slot.future.done()]
-        with suppress(TimeoutError):
-            wait(running, timeout=POLL, return_when="FIRST_COMPLETED") if running else time.sleep(POLL)
-
-
-def _give(probes: dict[str, Probe], dask_worker=None) -> None:
-    """Keep probes in a worker's process, and have Dask not pause it for the memory that weights take.
-
-    A paused worker begins nothing, so the job that is meant for it would wait for ever. Memory limits that a nanny or
-    SLURM keeps still hold.
-    """
-    from distributed import Status
-
-    _probes.update(probes)
-    if dask_worker is not None:
-        dask_worker.memory_manager.memory_pause_fraction = False
-        if dask_worker.status == Status.paused:
-            dask_worker.status = Status.running
-
-
-def _leave(commit: str, *options) -> None:
-    _unwanted.add(commit)  # a job that still runs here may yet begin to fetch it
-    if options in _downloads:
-        _downloads[options].close()
-
-
-def _on_worker(job: Job, following: Job | None, probes: list[str], disk: int | None, keep: bool) -> list[list[dict]]:
-    """`measured`, in a worker's process, whose downloads outlive the job."""
-    downloads = _downloads.setdefault((disk, keep), Downloads(disk, keep))
-    ahead = following.files.commit if following and following.files else None
-    _unwanted.difference_update({job.files and job.files.commit, ahead})
-    try:
-        return measured(replace(job, probes=tuple(_probes[key] for key in probes)), following, downloads)
-    finally:
-        if ahead in _unwanted:
-            downloads.close()

@@ -1,22 +1,21 @@
-"""One checkpoint on its probes -> rows: what is measured, how, and on what a measurement depends."""
+"""Geometry of one model on texts or on a probe: what is measured, how, and on what a measurement depends."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from warnings import warn
 
 from tqdm import tqdm
 
-from reptrace.checkpoints import hub, weights
-from reptrace.checkpoints.suites import Checkpoint
+from reptrace.checkpoints.downloads import Downloads
+from reptrace.measures import registry, spectra
 from reptrace.measures.moments import products_dtype
-from reptrace.records.store import attempt
-from reptrace.support import arguments
+from reptrace.sweeps.jobs import Job, Opened, Part
+from reptrace.sweeps.located import open_at, place
 from reptrace.texts.given import as_texts
 from reptrace.texts.probes import Probe, TokenizingError, first_tokens, in_order
 
@@ -24,6 +23,7 @@ from reptrace.texts.probes import Probe, TokenizingError, first_tokens, in_order
 METHOD = 2
 RANKS = (12, 100)
 SHARES = (1, 10)
+_references: dict[tuple, Mapping] = {}  # of this process: the last one, see `_reference`
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,20 @@ class Settings:
     ranks : (int, int), default (12, 100)
         alpha's window, 1-based, both ends fitted; shortened where the spectrum ends before (`alpha_last_rank` says so),
         and no alpha (nan) where fewer than three ranks are left.
-    device, dtype : see `loading.placement`
-    trust : repositories whose own code may run; default none
+    measures : names in `registry.REGISTRY`, default ("rankme", "alpha")
+        The spectrum and its participation ratio, stable rank and variance shares are measured in any case.
     """
 
     layers: Sequence[int | str] | str = ("final",)
     ranks: tuple[int, int] = RANKS
     batch_size: int | str = 16
-    device: str | None = None
-    dtype: str | None = None
-    trust: tuple[str, ...] = ()
+    measures: tuple[str, ...] = registry.DEFAULT
 
     def __post_init__(self):
         one = isinstance(self.layers, (str, int)) and self.layers != "all"
         object.__setattr__(self, "layers", (self.layers,) if one else self.layers)
-        object.__setattr__(self, "trust", arguments.trusted(self.trust))
+        object.__setattr__(self, "ranks", tuple(self.ranks))
+        object.__setattr__(self, "measures", registry.chosen(self.measures))
         first, last = self.ranks
         if not 1 <= first < last - 1:
             raise ValueError(f"ranks must be 1-based, first and last of at least three, got {tuple(self.ranks)}.")
@@ -59,57 +58,62 @@ class Settings:
 
     @property
     def identity(self) -> dict:
+        others = {"measures": sorted(self.measures)} if set(self.measures) != set(registry.DEFAULT) else {}
         return {"layers": self.layers if isinstance(self.layers, str) else list(self.layers),
-                "ranks": list(self.ranks), "batch_size": self.batch_size, "device": self.device, "dtype": self.dtype}
+                "ranks": list(self.ranks), "batch_size": self.batch_size, **others}
+
+    @property
+    def needs(self) -> set[str]:
+        return registry.needed(self.measures)
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """One checkpoint with the probes that it is to be measured on, and where its weights are (see `sweep.Located`)."""
+class GeometryPart(Part):
+    """Geometry on a probe, at every chosen layer: a row a layer."""
 
-    checkpoint: Checkpoint
-    probes: tuple[Probe, ...] = field(repr=False)
+    probe: Probe = field(repr=False)
     settings: Settings
-    weights: str | None = None
-    files: hub.Files | None = None
-    trouble: str = ""
-    stamp: tuple = ()
 
-    def identity(self, probe: Probe) -> dict:
-        """What a measurement depends on: the very weights, the very tokens and the settings."""
-        return {**identity_of(self.checkpoint, self.weights, self.settings.trust), "probe": probe.fingerprint,
-                "method": METHOD, **self.settings.identity}
+    @property
+    def head(self) -> bool:
+        return "unembedding" in self.settings.needs
 
-    def facts(self, probe: Probe) -> dict:
-        """Columns of its record that are known beforehand."""
-        return {**place(self.checkpoint), "weights": self.weights, **facts_of(probe),
+    def identity(self, job: Job) -> dict:
+        compared = {"reference": job.reference[1].weights} if "reference" in self.settings.needs else {}
+        return {"probe": self.probe.fingerprint, "method": METHOD, **self.settings.identity,
+                "device": job.opening.device, "dtype": job.opening.dtype, **compared}
+
+    def facts(self, job: Job) -> dict:
+        return {**place(job.checkpoint), "weights": job.at.weights, **facts_of(self.probe),
                 "batch_size": str(self.settings.batch_size)}
 
+    def rows(self, opened: Opened, progress: bool) -> list[dict]:
+        import torch
 
-def identity_of(checkpoint: Checkpoint, weights: str | None, trust: Sequence[str]) -> dict:
-    """What of a record's identity says which model it is of; code of its own counts where it may run."""
-    own_code = {"own_code": True} if arguments.is_trusted(checkpoint.model, trust) else {}
-    return {"model": checkpoint.model if checkpoint.revision else Path(checkpoint.model).name,
-            "revision": checkpoint.revision, "weights": weights, **own_code}
+        from reptrace.models.decoders import text_decoder
 
-
-def place(checkpoint: Checkpoint) -> dict:
-    """Where a checkpoint stands in its run: not part of a measurement's identity, so never taken from the record."""
-    return {"model": checkpoint.model, "revision": checkpoint.revision, "stage": checkpoint.stage,
-            "step": checkpoint.step, "tokens": checkpoint.tokens, "fault": checkpoint.fault}
+        model, settings = opened.model, self.settings
+        device = next(model.parameters()).device
+        others = {}
+        if "reference" in settings.needs:
+            others["reference"] = opened.once(("reference", self.key), lambda: _reference(opened.job, self, progress))
+        if "unembedding" in settings.needs:
+            others["unembedding"] = model.get_output_embeddings().weight.detach()
+        budget, found = _geometries(model, self.probe.sequences, settings.layers, settings.batch_size, settings.ranks,
+                                    progress, settings.measures, others)
+        common = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+                  "dtype_forward": opened.job.opening.dtype, "dtype_solve": "float64", "centred": True,
+                  "quantity": "covariance eigenvalue", "parameters": text_decoder(model).num_parameters(),
+                  "batch_tokens": budget}
+        kept = torch.promote_types(next(model.parameters()).dtype, torch.float32)  # of the features
+        return [{**common, "layer": str(layer), **_summary(each, columns), "dtype_covariance":
+                 str(products_dtype(kept, len(each.eigenvalues))).removeprefix("torch.")}
+                for layer, (each, columns) in found.items()]
 
 
 def facts_of(probe: Probe) -> dict:
     return {"probe": probe.name, "probe_fingerprint": probe.fingerprint, "probe_seed": probe.seed,
             "sequences": len(probe.sequences), "max_length": probe.max_length, "min_length": probe.min_length}
-
-
-def measure_job(job: Job, cache_dir: str | Path | None = None, progress: bool = False) -> list[list[dict]]:
-    """Rows of a job's probes, a list for each, failures included; the weights are opened once."""
-    model = attempt(partial(_opened, job, cache_dir))
-    if "status" in model[0]:  # it could not be opened: every probe has the same gap
-        return [model for _ in job.probes]
-    return [attempt(partial(_measured, job, model[0]["model"], probe, progress)) for probe in job.probes]
 
 
 def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = None, layer: int | str = "final",
@@ -171,81 +175,18 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
     if blank or short or twice:  # said where the command line says it
         tqdm.write(f"passed over: {blank} blank texts, {twice} that stand there before, {short} of fewer than "
                    f"{min_length} tokens; {len(kept)} were measured", file=sys.stderr)
-    found = _geometries(model, kept, (layer,), batch_size, ranks, progress)[1][layer]
+    found, _ = _geometries(model, kept, (layer,), batch_size, ranks, progress)[1][layer]
     if found.dominated:
         warn(found.few, stacklevel=2)
     return found
 
 
-def _opened(job: Job, cache_dir: str | Path | None) -> list[dict]:
-    point = job.checkpoint
-    return [{"model": open_at(point, job, cache_dir, job.settings.device, job.settings.dtype,
-                              trust_remote_code=arguments.is_trusted(point.model, job.settings.trust))}]
+def _geometries(model, sequences, layers, batch_size, ranks, progress: bool, measures: Sequence[str] = (),
+                others: Mapping | None = None) -> tuple[int, dict]:
+    """The token budget of the forward pass, and at each layer the geometry and the columns of the measures.
 
-
-def open_at(checkpoint: Checkpoint, at, cache_dir: str | Path | None, device: str | None, dtype: str | None, *,
-            trust_remote_code: bool, head: bool = False):
-    """`loading.load` of a checkpoint where it was located, so that what opens is what its identity says.
-
-    `at` is a `sweep.Located`, or a job with the same attributes; `cache_dir`, where its files were fetched to.
+    `others`: what measures need besides the layers' features. All is solved on the device that the model is on.
     """
-    from huggingface_hub import constants
-
-    from reptrace.models.loading import load
-
-    folder = os.path.isdir(checkpoint.model)
-    if folder and at.trouble:
-        raise ValueError(at.trouble)
-    if at.trouble:  # what lies complete in the user's cache will do; nothing is fetched past the checks and the budget
-        cache_dir = checkpoint.cache_dir or constants.HF_HUB_CACHE
-    try:
-        # by its commit, so that it is the same even if the branch moves meanwhile
-        model = load(checkpoint.model, None if folder else at.weights, cache_dir or checkpoint.cache_dir, device, dtype,
-                     trust_remote_code=trust_remote_code, head=head)
-    except FileNotFoundError as error:
-        if at.trouble:
-            raise hub.HubError(at.trouble) from error
-        raise
-    check_unchanged(checkpoint, at, trust_remote_code)
-    return model
-
-
-def check_unchanged(checkpoint: Checkpoint, at, own_code: bool) -> None:
-    """ValueError where a folder's files are no longer those that its identity was taken from.
-
-    To be called after a measurement, too: weights are mapped into memory, and change with their file.
-    """
-    if os.path.isdir(checkpoint.model) and at.stamp != weights.stamp(checkpoint.model, own_code):
-        raise ValueError(f"the files of {checkpoint.model!r} were written anew while it was measured, or waited for "
-                         "it: run again once they stay as they are.")
-
-
-def _measured(job: Job, model, probe: Probe, progress: bool) -> list[dict]:
-    rows = _rows(model, probe, job.settings, progress)
-    check_unchanged(job.checkpoint, job, arguments.is_trusted(job.checkpoint.model, job.settings.trust))
-    return rows
-
-
-def _rows(model, probe: Probe, settings: Settings, progress: bool) -> list[dict]:
-    import torch
-
-    from reptrace.models.decoders import text_decoder
-
-    device = next(model.parameters()).device
-    budget, found = _geometries(model, probe.sequences, settings.layers, settings.batch_size, settings.ranks, progress)
-    common = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-              "dtype_forward": settings.dtype, "dtype_solve": "float64", "centred": True,
-              "quantity": "covariance eigenvalue", "parameters": text_decoder(model).num_parameters(),
-              "batch_tokens": budget}
-    kept = torch.promote_types(next(model.parameters()).dtype, torch.float32)  # of the features
-    return [{**common, "layer": str(layer), **_summary(each),
-             "dtype_covariance": str(products_dtype(kept, len(each.eigenvalues))).removeprefix("torch.")}
-            for layer, each in found.items()]
-
-
-def _geometries(model, sequences, layers, batch_size, ranks, progress: bool) -> tuple[int, dict]:
-    """The token budget of the forward pass, and the geometry at each layer, on the device that the model is on."""
-    from reptrace.measures.spectra import geometry
     from reptrace.models.hidden_states import extract
 
     found, device = extract(model, sequences, layers, batch_size, progress), next(model.parameters()).device
@@ -253,23 +194,42 @@ def _geometries(model, sequences, layers, batch_size, ranks, progress: bool) -> 
     geometries = {}
     for layer, matrix in found.features.items():
         try:
-            geometries[layer] = geometry(matrix.to(on), ranks and tuple(ranks), shorten=True)
+            features = matrix.to(on)
+            spectrum = spectra.geometry(features, ranks and tuple(ranks), shorten=True)
+            given = {"spectrum": spectrum, "features": features, "layers": found.features, **(others or {})}
+            if "reference" in given:
+                given["reference"] = given["reference"][layer].to(on)
+            geometries[layer] = spectrum, registry.measured(measures, given)
         except ValueError as error:
             raise ValueError(f"layer {layer}: {error}") from error
     return found.token_budget, geometries
 
 
-def _summary(found) -> dict:
-    from reptrace.measures import spectra
+def _reference(job: Job, part: GeometryPart, progress: bool) -> Mapping:
+    """The reference checkpoint's states of a part's sequences: layer -> features. The last one is kept, since the
+    checkpoints of a sweep are compared with the same one."""
+    from reptrace.models.hidden_states import extract
 
-    s, fit = found.eigenvalues, found.alpha
-    nan = float("nan")
+    point, at = job.reference
+    key = at.weights, part.key, job.opening
+    if key not in _references:
+        _references.clear()
+        with ExitStack() as held:
+            cache = None
+            if at.files is not None:
+                downloads = Downloads()
+                held.callback(downloads.close)
+                cache = held.enter_context(downloads.holding(at.files))
+            model = open_at(point, at, job.opening, cache)
+            _references[key] = extract(model, part.probe.sequences, part.settings.layers, part.settings.batch_size,
+                                       progress).features
+    return _references[key]
+
+
+def _summary(found: spectra.Geometry, columns: Mapping) -> dict:
+    s = found.eigenvalues
     return {
-        "width": len(s), "rankme": found.rankme, "rankme_stderr": found.rankme_stderr,
-        "largest_influence": found.largest_influence, "half_variance": found.half_variance,
-        "alpha": fit.alpha if fit else nan, "alpha_stderr": found.alpha_stderr,
-        "alpha_fit_stderr": fit.stderr if fit else nan, "alpha_r2": fit.r2 if fit else nan,
-        "alpha_first_rank": fit.ranks[0] if fit else None, "alpha_last_rank": fit.ranks[1] if fit else None,
+        "width": len(s), **columns,
         "participation_ratio": spectra.participation_ratio(s), "stable_rank": spectra.stable_rank(s),
         **{f"share_top{k}": spectra.variance_share(s, k) for k in SHARES if k <= len(s)},
         "total_variance": float(s.sum()), "eigenvalues": s.tolist(),

@@ -7,6 +7,7 @@ every token attended to, on average half of the length (Kaplan et al. 2020, tabl
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from reptrace.checkpoints.selection import spread
 from reptrace.checkpoints.suites import Suite
 from reptrace.records.store import Store
 from reptrace.support.arguments import near
+from reptrace.sweeps.located import named
+from reptrace.texts.corpora import ProbeSpec
 
 SHARE = 0.4  # of a GPU's peak that a forward pass is taken to reach; `make bench` measures yours
 OVERHEAD = 30  # seconds a checkpoint: opening the weights, the covariance and its eigenvalues
@@ -37,16 +40,19 @@ GPUS = {"H200": GPU(989e12, 141e9), "H100": GPU(989e12, 80e9), "A100-80GB": GPU(
         "RTX3090": GPU(71.2e12, 24e9)}
 
 
-def estimate(suites: Sequence[Suite], count: int | None = None, sequences: int = 15_000, max_length: int = 512,
-             texts: int = 1, gpu: str = "H100", gpus: int = 1, megabytes_a_second: float = 200, ask: bool = True,
-             store: Store | None = None) -> pd.DataFrame:
+def estimate(suites: Sequence[Suite], probes: Sequence[ProbeSpec], count: int | None = None,
+             tasks: Sequence[str] = (), gpu: str = "H100", gpus: int = 1, megabytes_a_second: float = 200,
+             ask: bool = True, store: Store | None = None) -> pd.DataFrame:
     """A row a suite: what there is, what would be measured, and what that takes.
 
     Parameters
     ----------
-    count, sequences, max_length : as in `sweep`; every sequence is counted as if it had the greatest length
-    texts : int, default 1
-        Probes that each checkpoint is measured on.
+    probes : list of ProbeSpec
+        What each checkpoint is measured on; every sequence is counted as if it had the greatest length.
+    count : as in `sweep`
+    tasks : list of str
+        Names of tasks that are asked. How much they compute is not known beforehand: with tasks alone, petaflop,
+        gpu_hours and hours are nan.
     gpu : str, a key of GPUS
     gpus : int, default 1
         That measure side by side, one checkpoint each.
@@ -55,7 +61,8 @@ def estimate(suites: Sequence[Suite], count: int | None = None, sequences: int =
     ask : bool, default True
         Ask the hub for branches and sizes.
     store : Store, optional
-        What it holds already, on whatever text, is counted off.
+        What it holds already is counted off: a checkpoint with all of the tasks, and with a geometry on whatever text
+        where there are probes.
 
     Returns
     -------
@@ -72,19 +79,19 @@ def estimate(suites: Sequence[Suite], count: int | None = None, sequences: int =
     if gpu not in GPUS:
         raise ValueError(f"there is no GPU {gpu!r} in the table.{near(gpu, GPUS)} It has {', '.join(GPUS)}.")
     machine = GPUS[gpu]
-    return pd.DataFrame([_row(suite, count, sequences * max_length * texts, max_length, machine, gpus,
-                              megabytes_a_second, ask, store) for suite in suites])
+    done = _done(store, bool(probes), tasks)
+    return pd.DataFrame([_row(suite, count, probes, done, machine, gpus, megabytes_a_second, ask) for suite in suites])
 
 
-def _row(suite: Suite, count, tokens: int, context: int, gpu: GPU, gpus: int, speed: float, ask: bool,
-         store: Store | None) -> dict:
+def _row(suite: Suite, count, probes: Sequence[ProbeSpec], done: set, gpu: GPU, gpus: int, speed: float, ask: bool
+         ) -> dict:
     points = suite.checkpoints(ask)
     chosen = spread(points, count)
-    done = _done(store)
-    left = [point for point in chosen if (point.model, point.revision) not in done]
+    left = [point for point in chosen if (named(point), point.revision) not in done]
     fetched = [point for point in left if point.cache_dir is None and not Path(point.model).is_dir()]
     size, sizes = _bytes_each(suite, left or chosen, ask)
-    operations = _operations(suite.shape, tokens, context)
+    operations = sum(_operations(suite.shape, spec.sequences * spec.max_length, spec.max_length) for spec in probes)
+    operations = operations if probes else float("nan")
     measuring = _times(len(left), operations / (gpu.peak * SHARE) + OVERHEAD) / gpus / 3600
     downloading = _times(len(fetched), size) / (speed * 1e6) / 3600
     memory = suite.shape.get("parameters", float("nan")) * 2 * EXTRA_MEMORY
@@ -102,10 +109,16 @@ def _times(count: int, each: float) -> float:
     return count * each if count else 0.0
 
 
-def _done(store: Store | None) -> set[tuple]:
+def _done(store: Store | None, geometry: bool, tasks: Sequence[str]) -> set[tuple]:
+    """(model, revision) of what a store holds in full, as records' identities name them."""
     table = store.table() if store else pd.DataFrame()
-    good = table[table.status == "measured"] if len(table) else table
-    return set(zip(good.model, good.revision, strict=True)) if len(good) else set()
+    if not len(table):
+        return set()
+    held: dict[str | None, set] = {task: set() for task in [*([None] if geometry else []), *tasks]}
+    for identity in map(json.loads, table.identity[table.status == "measured"]):
+        asked = identity.get("definition", {}).get("task")
+        held.get(asked, set()).add((identity["model"], identity["revision"]))
+    return set.intersection(*held.values())
 
 
 def _bytes_each(suite: Suite, points, ask: bool) -> tuple[float, str]:

@@ -1,17 +1,14 @@
-"""Suites x probes x layers -> records: what is missing is measured, what is there is read.
+"""Suites x what is measured -> records: what is missing is measured, what is there is read.
 
-One checkpoint is one piece of work: its weights are opened once for all probes and layers. This module says what there
-is to do; `measurement` says what doing it is, and `dispatch` gets it done, here or on a cluster.
+One checkpoint is one job: its weights are fetched and opened once for all probes, layers and tasks. This module says
+what there is to do; `measurement` and `evaluation` say what doing it is, and `dispatch` gets it done, here or on a
+cluster.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,85 +16,152 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from reptrace.checkpoints import hub, suites, weights
+from reptrace.checkpoints import hub, suites
 from reptrace.checkpoints.selection import refine as refine_selection
 from reptrace.checkpoints.selection import spread
 from reptrace.checkpoints.suites import Checkpoint, as_checkpoints
-from reptrace.models.positions import context
 from reptrace.records.store import Store
 from reptrace.support import arguments
-from reptrace.sweeps.dispatch import local_cluster, on_a_worker, unfinished, work_off
-from reptrace.sweeps.measurement import RANKS, Job, Settings, facts_of, place
-from reptrace.sweeps.twins import same_geometry
+from reptrace.sweeps import evaluation
+from reptrace.sweeps.dispatch import Means, run
+from reptrace.sweeps.jobs import Job
+from reptrace.sweeps.located import Opening, on_hub, place
+from reptrace.sweeps.measurement import GeometryPart, Settings, facts_of
+from reptrace.sweeps.tokenizers import tokenizer_of
+from reptrace.sweeps.twins import same_geometry, same_weights
 from reptrace.texts import corpora
+from reptrace.texts.corpora import ProbeSpec
 from reptrace.texts.probes import Probe
 
-ASKED_FOR_TOKENIZER = 3  # checkpoints of a stage on the hub
 MEASURED = ("layer", "rankme", "rankme_stderr", "alpha", "alpha_stderr", "alpha_r2", "largest_influence",
             "half_variance", "wall_seconds")
 
 
-def sweep(names: str | Sequence[str], texts: str | Sequence[str], folder: str | Path, count: int | None = None,
-          refine: int = 0, sequences: int = 15_000, max_length: int = 512, min_length: int = 32, seed: int = 0,
-          suite_files: Sequence[str | Path] = (), stages: Sequence[str] = (), field: str = "text",
-          **options) -> pd.DataFrame:
-    """Registered suites on texts: which checkpoints there are, which to measure, the probes, and the tracing itself.
+class Swept(NamedTuple):
+    """What `measure_suites` measured: see `sweep` and `evaluation.evaluate_checkpoints`; None where it was not asked
+    for. Both tables have a column `suite`."""
+
+    geometry: pd.DataFrame | None
+    tasks: pd.DataFrame | None
+
+
+def sweep(names: str | Sequence[str], texts: str | ProbeSpec | Sequence[str | ProbeSpec], folder: str | Path,
+          count: int | None = None, refine: int = 0, suite_files: Sequence[str | Path] = (), stages: Sequence[str] = (),
+          faulty: bool = False, **options) -> pd.DataFrame:
+    """Geometry of registered suites on texts.
 
     Parameters
     ----------
-    names : names of suites (`python -m reptrace suites` lists them)
-    texts : sources of text, see `corpora.open_text`; every suite's own tokenizer turns each into a probe
-    folder : str or Path
-        Holds `records`, `probes` (the documents' hashes) and `corpora`.
-    count : int, optional
-        Checkpoints of each suite, spread on a log scale (`selection.spread`); default all.
-    refine : int, default 0
-        So many more of each suite afterwards, where its RankMe bends (`selection.refine`).
-    sequences, max_length, min_length, seed : see `corpora.probe`
-    suite_files : further YAML files of suites
-    stages : only these stages of each suite; default all
-    field : str, default "text"; which field of a file's or dataset's rows holds the text, see `corpora.open_text`
-    options : see `trace`
+    names, texts, folder, count, refine, suite_files, stages, faulty : see `measure_suites`
+    options : fields of `Settings`, `Opening` and `Means`
 
     Returns
     -------
     pandas.DataFrame as of `trace`, with columns `suite` and `same_geometry_as` (a second detector of wrong weights, see
     `twins.same_geometry`); known faults stand in it as "quarantined".
     """
-    folder, progress = Path(folder), options.get("progress", True)
-    names, texts = arguments.names(names, "suites"), arguments.names(texts, "sources of text")
-    stages, suite_files = arguments.names(stages, "stages"), arguments.names(suite_files, "files of suites")
-    trust = arguments.trusted(options.get("trust"))
-    if not names or not texts:
+    if not _specs(texts):
         raise ValueError("a sweep needs a suite and a text at least, by name.")
+    settings, opening, means = _values(options)
+    return measure_suites(names, texts, folder, None, count, refine, suite_files, stages, settings, opening, means,
+                          faulty).geometry
+
+
+def _values(options: dict) -> tuple[Settings, Opening, Means]:
+    """Options by the values that they are fields of; batches as memory allows, unless another size is given."""
+    options = {"batch_size": "auto", **options}
+    fields = [kind.__dataclass_fields__ for kind in (Settings, Opening, Means)]
+    if unknown := set(options) - set().union(*fields):
+        raise TypeError(f"there is no option {', '.join(sorted(unknown))}; there are "
+                        f"{', '.join(name for each in fields for name in each)}.")
+    return tuple(kind(**{name: options[name] for name in each if name in options})
+                 for kind, each in zip((Settings, Opening, Means), fields, strict=True))
+
+
+def measure_suites(names: str | Sequence[str], texts: str | ProbeSpec | Sequence[str | ProbeSpec], folder: str | Path,
+                   asked: evaluation.Asked | None, count: int | None, refine: int, suite_files: Sequence[str | Path],
+                   stages: Sequence[str], settings: Settings, opening: Opening, means: Means, faulty: bool = False
+                   ) -> Swept:
+    """Registered suites, on texts and on tasks: which checkpoints there are, which to measure, and the measuring.
+
+    Parameters
+    ----------
+    names : names of suites (`python -m reptrace suites` lists them)
+    texts : ProbeSpec, or the name of a text (see `corpora.open_text`), or several
+        Every suite's own tokenizer turns each into a probe.
+    folder : str or Path
+        Holds `records`, `probes` (the documents' hashes) and `corpora`.
+    asked : Asked or None
+        Tasks, too. "loss" is that on the first text.
+    count : int or None
+        Checkpoints of each suite, spread on a log scale (`selection.spread`); None: all.
+    refine : int
+        So many more of each suite afterwards, where its RankMe bends (`selection.refine`).
+    suite_files : further YAML files of suites
+    stages : only these stages of each suite; none: all
+    settings, opening, means : how checkpoints are measured and opened, and by what means
+    faulty : bool, default False
+        Measure checkpoints with a known fault too; otherwise they are rows with status "quarantined".
+    """
+    folder, names, specs = Path(folder), arguments.names(names, "suites"), _specs(texts)
+    stages, suite_files = arguments.names(stages, "stages"), arguments.names(suite_files, "files of suites")
+    if not names or not (specs or asked):
+        raise ValueError("a sweep needs a suite and a text at least, or a suite and a task, by name.")
     known = {name: _stages(suites.suite(name, *suite_files), stages) for name in names}
-    chosen = {name: with_faults(spread(points, count), points) for name, points in known.items()}
-    corpus = {text: corpora.open_text(text, 4 * sequences, folder / "corpora", field) for text in texts}
-    for each in corpus.values():
+    texts = {spec: spec.corpus(folder / "corpora") for spec in specs}
+    for each in texts.values():
         corpora.report_passed_over(each)
-    tokenizers = {name: tokenizer_of(points, max_length, trust) for name, points in known.items()}
-    store, tables = Store(folder / "records"), []
+    longest = max((spec.max_length for spec in specs), default=0)
+    tokenizers = {name: tokenizer_of(points, longest, opening.trust) for name, points in known.items() if specs}
+    found = []
     for name, points in known.items():
-        tokenizer = tokenizers[name]
-        probes = [corpora.probe(corpus[text], tokenizer, sequences, max_length, min_length, seed) for text in texts]
+        probes = [spec.probe(text, tokenizers[name]) for spec, text in texts.items()]
         for probe in probes:
             probe.pin(folder / "probes")
-        twins = report_twins(points, progress)
-        table, left = trace(chosen[name], probes, store, **options), refine
-        untried = [point for point in points if point not in chosen[name]]
-        while left > 0 and (more := next_ones(table, untried, -(-left // 2))):
-            left -= len(more)
-            untried = [point for point in untried if point not in more]
-            table = in_order(pd.concat([table, trace(more, probes, store, **options)]), points)
+        parts = [GeometryPart(probe, settings) for probe in probes]
+        tasks = asked.parts(probes[0] if probes else None) if asked else []
+        found.append(_one_suite(name, points, parts, tasks, Store(folder / "records"), count, refine, opening, means,
+                                faulty))
+    return Swept(*(pd.concat(tables, ignore_index=True) if tables[0] is not None else None
+                   for tables in zip(*found, strict=True)))
+
+
+def _one_suite(name: str, points: Sequence[Checkpoint], parts: Sequence[GeometryPart],
+               tasks: Sequence[evaluation.TaskPart], store: Store, count: int | None, refine: int, opening: Opening,
+               means: Means, faulty: bool) -> Swept:
+    twins = report_twins(points, means.progress)
+    chosen = with_faults(spread(points, count), points)
+
+    def measured(points: Sequence[Checkpoint]) -> Swept:
+        (jobs,) = run([(points, [*parts, *tasks])], store, opening, means, faulty)
+        return Swept(table_of(points, parts, jobs, store) if parts else None,
+                     evaluation.table_of(points, tasks, jobs, store).assign(suite=name) if tasks else None)
+
+    geometry, answers = measured(chosen)
+    left, untried = refine if parts else 0, [point for point in points if point not in chosen]
+    while left > 0 and (more := next_ones(geometry, untried, -(-left // 2))):
+        left -= len(more)
+        untried = [point for point in untried if point not in more]
+        further = measured(more)
+        geometry = in_order(pd.concat([geometry, further.geometry]), points)
+        answers = in_order(pd.concat([answers, further.tasks]), points) if tasks else None
+    if parts:
+        suspects = report_suspects(geometry)
+        keys = list(zip(geometry.model, geometry.revision, strict=True))
         others = {(point.model, point.revision): text for point, text in twins.items()}
-        same = [others.get(key) for key in zip(table.model, table.revision, strict=True)]
-        suspects = same_geometry(table)
-        for (model, revision), text in suspects.items():
-            tqdm.write(f"{model}@{revision} has the spectrum of {text}: one of them serves wrong weights",
-                       file=sys.stderr)
-        doubts = [suspects.get(key) for key in zip(table.model, table.revision, strict=True)]
-        tables.append(table.assign(suite=name, same_weights_as=same, same_geometry_as=doubts))
-    return pd.concat(tables, ignore_index=True)
+        geometry = geometry.assign(suite=name, same_weights_as=[others.get(key) for key in keys],
+                                   same_geometry_as=[suspects.get(key) for key in keys])
+    return Swept(geometry, answers)
+
+
+def _specs(texts) -> tuple[ProbeSpec, ...]:
+    """Texts by name, or with what is to be taken of them."""
+    given = (texts,) if isinstance(texts, ProbeSpec) else texts
+    if isinstance(given, Iterable) and not isinstance(given, (str, bytes)):
+        given = tuple(given)
+        if all(isinstance(each, ProbeSpec) for each in given):
+            return given
+    return tuple(ProbeSpec(name) for name in arguments.names(given, "sources of text"))
 
 
 def _stages(suite: suites.Suite, stages: Sequence[str]) -> list[Checkpoint]:
@@ -128,67 +192,12 @@ def next_ones(table: pd.DataFrame, points: Sequence[Checkpoint], count: int) -> 
     return refine_selection(rows, points, count)
 
 
-def tokenizer_of(points: Sequence[Checkpoint], max_length: int, trust: Sequence[str] = ()):
-    """The tokenizer of a run: its last checkpoint's, or that of the nearest one before which has one.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        None of them has one that can be opened: what is wrong with the last one's.
-    ValueError
-        The probe's sequences would be longer than the models' context.
-    """
-    from reptrace.models.loading import load_tokenizer
-
-    trust, failed = arguments.trusted(trust), []
-    for point in _with_tokenizers(points):
-        where, own_code = _where(point), arguments.is_trusted(point.model, trust)
-        try:
-            config = configuration_of(point, trust)
-            tokenizer = load_tokenizer(*where, trust_remote_code=own_code)
-        except (OSError, ValueError, ImportError) as error:
-            failed.append(error)
-            continue
-        check_length(config, max_length, point.label)
-        if failed:
-            tqdm.write(f"the tokenizer is that of {point.label}: of {len(failed)} later checkpoints none has one that "
-                       f"can be opened ({failed[0]})", file=sys.stderr)
-        return tokenizer
-    raise failed[0]
-
-
-def configuration_of(point: Checkpoint, trust: Sequence[str] = ()):
-    from transformers import AutoConfig
-
-    from reptrace.models.loading import from_pretrained
-
-    return from_pretrained(AutoConfig, *_where(point), trust_remote_code=arguments.is_trusted(point.model, trust))
-
-
-def check_length(config, max_length: int, label: str) -> None:
-    """ValueError where sequences would be longer than a model's context."""
-    reach = context(config)
-    if reach and max_length > reach:
-        raise ValueError(f"sequences of up to {max_length} tokens were asked for, the context of {label} is {reach}: "
-                         "lower the maximum length (max_length, --max-length).")
-
-
-def _where(point: Checkpoint) -> tuple[str, str | None, str | None]:
-    revision = None if os.path.isdir(point.model) else point.commit or point.revision
-    return point.model, revision, point.cache_dir
-
-
-def _with_tokenizers(points: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Where to look for a run's tokenizer, in turn: backwards through its checkpoints, good ones first. On the hub,
-    where asking takes time, through the last ones of each stage."""
-    backwards = [point for point in reversed(points) if not point.fault] or list(reversed(points))
-    seen: Counter[tuple] = Counter()
-    kept = []
-    for point in backwards:
-        seen[point.model, point.stage] += 1
-        if not on_hub(point) or seen[point.model, point.stage] <= ASKED_FOR_TOKENIZER:
-            kept.append(point)
-    return kept
+def report_suspects(table: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Two names with one spectrum, said on standard error: see `twins.same_geometry`."""
+    suspects = same_geometry(table)
+    for (model, revision), text in suspects.items():
+        tqdm.write(f"{model}@{revision} has the spectrum of {text}: one of them serves wrong weights", file=sys.stderr)
+    return suspects
 
 
 def report_twins(points: Sequence[Checkpoint], progress: bool = True) -> dict[Checkpoint, str]:
@@ -203,11 +212,8 @@ def report_twins(points: Sequence[Checkpoint], progress: bool = True) -> dict[Ch
     return twins
 
 
-def trace(checkpoints: Sequence[Checkpoint], probe: Probe | Sequence[Probe], store: Store,
-          layers: Sequence[int | str] | str = ("final",), ranks: tuple[int, int] = RANKS,
-          batch_size: int | str = "auto", workers: int = 1, device: str | None = None, dtype: str | None = None,
-          progress: bool = True, client=None, disk: int | None = None, keep: bool = False, trust: Sequence[str] = (),
-          faulty: bool = False) -> pd.DataFrame:
+def trace(checkpoints: Sequence[Checkpoint], probe: Probe | Sequence[Probe], store: Store, *,
+          faulty: bool = False, reference: Checkpoint | None = None, **options) -> pd.DataFrame:
     """Spectrum, RankMe and alpha of every checkpoint on every probe at every chosen layer, with standard errors.
 
     A checkpoint already in the store with the same weights, probe and settings is not measured again, not even when
@@ -219,47 +225,33 @@ def trace(checkpoints: Sequence[Checkpoint], probe: Probe | Sequence[Probe], sto
     checkpoints : list of Checkpoint, or one (`suites` lists those of a name, a folder or a repository)
     probe : Probe, or several; the weights are opened once for all
     store : Store
-    layers, ranks, batch_size, device, dtype, trust : see `Settings`
-    workers : int, default 1
-        Checkpoints measured side by side on this machine, each by a process of its own: one a GPU, or with one thread
-        where there is none (worth it for small models).
-    client : distributed.Client, optional
-        Use the workers of this Dask cluster instead. Weights never pass through it; records come back and are written
-        here.
-    disk : int, optional
-        Bytes of fetched weights that may lie on the disk at once, a worker; default two checkpoints.
-    keep : bool, default False
-        Do not delete fetched weights.
     faulty : bool, default False
         Measure checkpoints with a known fault too; otherwise they are rows with status "quarantined".
+    reference : Checkpoint, optional
+        What a measure that needs a reference compares each checkpoint with.
+    options : fields of `Settings` (layers, ranks, batch_size, here "auto" by default, measures), of `Opening` (device,
+        dtype, trust) and of `Means` (workers, client, disk, keep, progress)
 
     Returns
     -------
     pandas.DataFrame, a row per checkpoint, probe and layer, in the order given, gaps included. `status` is "measured",
     "failed" or "quarantined", `reason` says why; `same_weights_as` names a revision with identical files.
     """
-    settings = placed(Settings(layers, tuple(ranks), batch_size, device, dtype, trust), client)
-    (table,) = trace_groups([(checkpoints, probe)], store, settings, workers, progress, client, disk, keep, faulty)
+    (table,) = trace_groups([(checkpoints, probe)], store, *_values(options), faulty, reference)
     return table
 
 
 def trace_groups(groups: Sequence[tuple[Sequence[Checkpoint], Probe | Sequence[Probe]]], store: Store,
-                 settings: Settings, workers: int = 1, progress: bool = True, client=None, disk: int | None = None,
-                 keep: bool = False, faulty: bool = False) -> list[pd.DataFrame]:
-    """`trace` of several lists of checkpoints, each with its own probes, by the same workers: a table for each.
-
-    Worker processes take seconds to start, which many small lists would spend again and again.
-    """
-    if workers < 1:
-        raise ValueError(f"workers must be positive, got {workers}.")
-    groups = [(as_checkpoints(points), _as_probes(probe)) for points, probe in groups]
-    jobs = [jobs_of(points, probes, settings, progress, faulty) for points, probes in groups]
-    missing = unfinished([job for each in jobs for job in each], store)
-    check_disk(missing, disk)
-    own = client is None and workers > 1 and len(missing) > 1
-    with local_cluster(min(workers, len(missing)), settings.device) if own else nullcontext(client) as client:
-        work_off(missing, store, client, disk, keep, progress)
-    return [table_of(points, probes, each, store) for (points, probes), each in zip(groups, jobs, strict=True)]
+                 settings: Settings, opening: Opening, means: Means, faulty: bool = False,
+                 reference: Checkpoint | None = None) -> list[pd.DataFrame]:
+    """`trace` of several lists of checkpoints, each with its own probes, by the same workers: a table for each."""
+    if ("reference" in settings.needs) != (reference is not None):
+        raise ValueError("a reference is needed by measures that compare with one, and by these alone: measures "
+                         f"{', '.join(settings.measures)}, reference {reference and reference.label}.")
+    groups = [(as_checkpoints(points), [GeometryPart(each, settings) for each in _as_probes(probe)])
+              for points, probe in groups]
+    jobs = run(groups, store, opening, means, faulty, reference)
+    return [table_of(points, parts, each, store) for (points, parts), each in zip(groups, jobs, strict=True)]
 
 
 def _as_probes(given: Probe | Sequence[Probe]) -> tuple[Probe, ...]:
@@ -270,111 +262,19 @@ def _as_probes(given: Probe | Sequence[Probe]) -> tuple[Probe, ...]:
     return found
 
 
-def placed(settings: Settings, client=None) -> Settings:
-    """The settings with device and dtype decided, as a worker sees them where there is a cluster."""
-    from reptrace.models.loading import placement
-
-    given = settings.device, settings.dtype
-    device, dtype = placement(*given) if client is None else on_a_worker(client, placement, *given)
-    return replace(settings, device=device, dtype=dtype)
-
-
-def check_disk(jobs: Sequence[Job], disk: int | None) -> None:
-    """ValueError where the budget does not hold even one of the checkpoints to come."""
-    sizes = [(job.files.bytes, job.checkpoint.label) for job in jobs if job.files]
-    if disk is not None and sizes and max(sizes)[0] > disk:
-        size, label = max(sizes)
-        raise ValueError(f"{label} takes {size / 1e9:.3g} GB, the disk budget is {disk / 1e9:.3g} GB: raise it (disk=, "
-                         "--disk).")
-
-
-def jobs_of(checkpoints: Sequence[Checkpoint], probes: Sequence[Probe], settings: Settings, progress: bool = True,
-            faulty: bool = False) -> list[Job]:
-    """A job for each checkpoint (none for those with a known fault), with its commit and, from the hub, its files."""
-    wanted = [point for point in checkpoints if faulty or not point.fault]
-    return [Job(point, tuple(probes), settings, *at)
-            for point, at in located(wanted, progress, settings.trust).items()]
-
-
-class Located(NamedTuple):
-    """What identifies a checkpoint's weights, and the files to fetch for it (None: it lies here). `trouble` is what the
-    hub said instead of its files, or why a folder's weights have no identity. `stamp` is a folder's, see
-    `weights.stamp`."""
-
-    weights: str | None
-    files: hub.Files | None = None
-    trouble: str = ""
-    stamp: tuple = ()
-
-
-def located(checkpoints: Sequence[Checkpoint], progress: bool = True, trust: Sequence[str] = ()
-            ) -> dict[Checkpoint, Located]:
-    """Where the weights of checkpoints are, each once; `trust`: repositories and folders whose own code may run."""
-    wanted, trust = list(dict.fromkeys(checkpoints)), arguments.trusted(trust)
-    online = [point for point in wanted if on_hub(point)]
-    commits = {point: hub.commit_of(point.model, point.revision, point.cache_dir) if not point.commit else point.commit
-               for point in wanted if not os.path.isdir(point.model)}
-    found = hub.files_of_all([(point.model, commits[point]) for point in online], progress)
-    folders = [point for point in wanted if point not in commits]
-    places = {}
-    for point in tqdm(folders, desc="reading weights", unit="checkpoint", leave=False,
-                      disable=not progress or len(folders) < 2):
-        places[point] = _folder(point.model, arguments.is_trusted(point.model, trust))
-    for point, commit in commits.items():
-        files = found.get((point.model, commit)) if point in online else None
-        if isinstance(files, hub.HubError):
-            places[point] = Located(commit, trouble=str(files))
-        else:
-            places[point] = Located(files.commit if files else commit, files)
-    return {point: places[point] for point in wanted}
-
-
-def _folder(folder: str, code: bool) -> Located:
-    """A folder by a hash of what opening it reads; its stamp is taken before, to see later whether it has changed."""
-    try:
-        stamp = weights.stamp(folder, code)
-        return Located(weights.fingerprint(folder, code), stamp=stamp)
-    except (OSError, ValueError) as error:
-        return Located(None, trouble=f"{folder!r}: {error}")
-
-
-def on_hub(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is to be fetched: not a folder, not in a cache that was named, and the hub may be asked."""
-    return checkpoint.cache_dir is None and not os.path.isdir(checkpoint.model) and hub.reachable()
-
-
-def table_of(checkpoints: Sequence[Checkpoint], probes: Sequence[Probe], jobs: Sequence[Job],
+def table_of(checkpoints: Sequence[Checkpoint], parts: Sequence[GeometryPart], jobs: Sequence[Job],
              store: Store) -> pd.DataFrame:
     """What the store holds of these jobs, in the order of the checkpoints, with gaps and known faults."""
     by_point = {job.checkpoint: job for job in jobs}
-    twins = same_weights({job.checkpoint: job.files for job in jobs if job.files})
+    twins = same_weights({job.checkpoint: job.at.files for job in jobs if job.at.files})
     tables = []
     for point in checkpoints:
         job = by_point.get(point)
-        for probe in probes:
+        for part in parts:
             if job is None:
-                table = pd.DataFrame([{"status": "quarantined", "reason": point.fault, **facts_of(probe)}])
+                table = pd.DataFrame([{"status": "quarantined", "reason": point.fault, **facts_of(part.probe)}])
             else:
-                table = store.table([job.identity(probe)])
+                table = store.table([job.identity(part)])
             tables.append(table.assign(**place(point), same_weights_as=twins.get(point)))
     table = pd.concat(tables, ignore_index=True)
     return table.reindex(columns=[*table.columns, *(name for name in MEASURED if name not in table)])
-
-
-def same_weights(files: Mapping[Checkpoint, hub.Files]) -> dict[Checkpoint, str]:
-    """Checkpoints that share weight files, by their hashes, with others: which others, and how many of the files."""
-    holders: dict[tuple[str, str], list[Checkpoint]] = {}
-    for point, found in files.items():
-        for file in found.weights:
-            holders.setdefault(file, []).append(point)
-    shared: dict[Checkpoint, Counter[Checkpoint]] = {}
-    for group in holders.values():
-        for point in group if len(group) > 1 else []:
-            shared.setdefault(point, Counter()).update(other for other in group if other != point)
-    return {point: ", ".join(_twin(other, count, len(files[point].weights)) for other, count in others.items())
-            for point, others in shared.items()}
-
-
-def _twin(other: Checkpoint, count: int, of: int) -> str:
-    name = other.revision or other.model
-    return name if count == of else f"{name} ({count} of {of} files)"

@@ -1,13 +1,17 @@
-"""Checkpoints that are served under more than one name: what published evaluations say of two with one spectrum."""
+"""Checkpoints that are served under more than one name: by the hashes of their files, or by one spectrum of two whose
+published evaluations differ."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from reptrace.checkpoints import published
+from reptrace.checkpoints import hub, published
+from reptrace.checkpoints.suites import Checkpoint
 
 AGREE = 1e-3  # relative, of eigenvalues: far above what other batches do to one model, far below what training does
 ERRORS = 4  # standard errors by which two accuracies must differ
@@ -53,3 +57,22 @@ def _accuracy(steps: pd.DataFrame, step: float):
 def _agree(one, other) -> bool:
     s, t = np.asarray(one.eigenvalues), np.asarray(other.eigenvalues)
     return len(s) == len(t) and bool(np.allclose(s, t, rtol=AGREE, atol=AGREE * s.sum() / len(s)))
+
+
+def same_weights(files: Mapping[Checkpoint, hub.Files]) -> dict[Checkpoint, str]:
+    """Checkpoints that share weight files, by their hashes, with others: which others, and how many of the files."""
+    holders: dict[tuple[str, str], list[Checkpoint]] = {}
+    for point, found in files.items():
+        for file in found.weights:
+            holders.setdefault(file, []).append(point)
+    shared: dict[Checkpoint, Counter[Checkpoint]] = {}
+    for group in holders.values():
+        for point in group if len(group) > 1 else []:
+            shared.setdefault(point, Counter()).update(other for other in group if other != point)
+    return {point: ", ".join(_twin(other, count, len(files[point].weights)) for other, count in others.items())
+            for point, others in shared.items()}
+
+
+def _twin(other: Checkpoint, count: int, of: int) -> str:
+    name = other.revision or other.model
+    return name if count == of else f"{name} ({count} of {of} files)"

@@ -76,6 +76,31 @@ class Corpus:
         return Corpus(f"{self.name}/train", parts[0]), Corpus(f"{self.name}/probe", parts[1])
 
 
+@dataclass(frozen=True)
+class ProbeSpec:
+    """Which sequences of which text make a probe, whatever tokenizer comes.
+
+    Parameters
+    ----------
+    text : str or Path, see `open_text`
+    sequences, max_length, min_length, seed : see `probe`
+    field : str, default "text"; which field of a file's or dataset's rows holds the text
+    """
+
+    text: str | Path
+    sequences: int = 15_000
+    max_length: int = 512
+    min_length: int = 32
+    seed: int = 0
+    field: str = text_files.FIELD
+
+    def corpus(self, cache: Path | None = None) -> Corpus:
+        return open_text(self.text, 4 * self.sequences, cache, self.field)
+
+    def probe(self, corpus: Corpus, tokenizer) -> Probe:
+        return probe(corpus, tokenizer, self.sequences, self.max_length, self.min_length, self.seed)
+
+
 def open_text(source: str | Path, documents: int = 50_000, cache: Path | None = None,
               field: str = text_files.FIELD) -> Corpus:
     """A corpus by name: "docstrings"; a file, see `text_files.read`; "hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]]"; or

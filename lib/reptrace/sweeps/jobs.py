@@ -1,0 +1,131 @@
+"""A job: one checkpoint with the parts that it is to be measured for. It is fetched and opened once for all of them.
+
+What a part is stands in `tracing` (geometry on a probe) and `evaluation` (a task, the loss, memorization); `dispatch`
+gets jobs done, here or on a cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+
+from reptrace.checkpoints.downloads import Downloads
+from reptrace.checkpoints.suites import Checkpoint
+from reptrace.records.store import attempt
+from reptrace.sweeps.located import Located, Opening, check_unchanged, identity_of, open_at
+
+
+class Part:
+    """One thing that checkpoints are measured for, the same for all of them: a base class of frozen dataclasses.
+
+    `identity`, `facts` and `rows` are a subclass's own. `head`: whether the LM head is needed; `reads`: whether text is
+    read, by a tokenizer.
+    """
+
+    head = False
+    reads = False
+
+    def identity(self, job: Job) -> dict:
+        """What its record depends on besides the model."""
+        raise NotImplementedError
+
+    def facts(self, job: Job) -> dict:
+        """Columns of its record that are known beforehand."""
+        raise NotImplementedError
+
+    def rows(self, opened: Opened, progress: bool) -> list[dict]:
+        """What is measured on an opened checkpoint."""
+        raise NotImplementedError
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of all it holds: a worker is given each part once, not with every job."""
+        return hashlib.sha256(pickle.dumps(self)).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One checkpoint, where its weights are, and what it is to be measured for.
+
+    `reference`: the checkpoint that measures compare it with, where one of them needs that.
+    """
+
+    checkpoint: Checkpoint
+    at: Located
+    parts: tuple[Part, ...] = field(repr=False)
+    opening: Opening
+    reference: tuple[Checkpoint, Located] | None = None
+
+    def identity(self, part: Part) -> dict:
+        """What a part's record depends on: the very weights, and what the part says."""
+        return {**identity_of(self.checkpoint, self.at, self.opening), **part.identity(self)}
+
+
+class Opened:
+    """A checkpoint that is being measured. Its model, and what else several parts use, is made when first asked for."""
+
+    def __init__(self, job: Job, cache_dir: str | Path | None = None):
+        self.job, self.cache_dir = job, cache_dir
+        self._made: dict[object, object] = {}
+
+    @property
+    def model(self):
+        """On its device, with its LM head where a part needs that."""
+        head = any(part.head for part in self.job.parts)
+        return self.once("model", partial(open_at, self.job.checkpoint, self.job.at, self.job.opening, self.cache_dir,
+                                          head))
+
+    def once(self, what: object, make: Callable):
+        """What was made before under this name; what failed before fails again, without another try."""
+        if what not in self._made:
+            try:
+                self._made[what] = make()
+            except Exception as error:
+                self._made[what] = error
+        if isinstance(self._made[what], Exception):
+            raise self._made[what]
+        return self._made[what]
+
+
+def measured(job: Job, following: Job | None, downloads: Downloads, progress: bool = False
+             ) -> Iterator[tuple[Part, list[dict]]]:
+    """The rows of a job's parts, one part after the other, failures included.
+
+    Its weights are fetched first, those of the following job meanwhile. A checkpoint that cannot be fetched or opened
+    is a gap for every part.
+    """
+    with ExitStack() as held:
+        fetched = attempt(lambda: [{"cache": _fetched(job, following, downloads, held)}])
+        if "cache" not in fetched[0]:
+            yield from ((part, fetched) for part in job.parts)
+            return
+        opened = Opened(job, fetched[0]["cache"])
+        with suppress(Exception):  # now, so that no part's wall time has it in it; a failure is told by each part
+            _ = opened.model
+        for part in job.parts:
+            yield part, attempt(partial(_rows, part, opened, progress))
+
+
+def _fetched(job: Job, following: Job | None, downloads: Downloads, held: ExitStack) -> Path | None:
+    if job.at.files is None:
+        return None
+    return held.enter_context(downloads.holding(job.at.files, following.at.files if following else None))
+
+
+def _rows(part: Part, opened: Opened, progress: bool) -> list[dict]:
+    _ = opened.model
+    rows = part.rows(opened, progress)
+    job = opened.job
+    check_unchanged(job.checkpoint, job.at, job.opening)
+    return rows
+
+
+def jobs_of(checkpoints: Sequence[Checkpoint], parts: Sequence[Part], places: dict[Checkpoint, Located],
+            opening: Opening, reference: tuple[Checkpoint, Located] | None = None) -> list[Job]:
+    """A job for each checkpoint that was located."""
+    return [Job(point, places[point], tuple(parts), opening, reference) for point in checkpoints if point in places]

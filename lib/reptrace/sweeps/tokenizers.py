@@ -1,0 +1,80 @@
+"""The tokenizer of a run, and whether a probe's sequences fit its models."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from reptrace.checkpoints.suites import Checkpoint
+from reptrace.models.positions import context
+from reptrace.support import arguments
+from reptrace.sweeps.located import on_hub
+
+ASKED_FOR_TOKENIZER = 3  # checkpoints of a stage on the hub
+
+
+def tokenizer_of(points: Sequence[Checkpoint], max_length: int, trust: Sequence[str] = ()):
+    """The tokenizer of a run: its last checkpoint's, or that of the nearest one before which has one.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        None of them has one that can be opened: what is wrong with the last one's.
+    ValueError
+        The probe's sequences would be longer than the models' context.
+    """
+    from reptrace.models.loading import load_tokenizer
+
+    trust, failed = arguments.trusted(trust), []
+    for point in _with_tokenizers(points):
+        where, own_code = _where(point), arguments.is_trusted(point.model, trust)
+        try:
+            config = configuration_of(point, trust)
+            tokenizer = load_tokenizer(*where, trust_remote_code=own_code)
+        except (OSError, ValueError, ImportError) as error:
+            failed.append(error)
+            continue
+        check_length(config, max_length, point.label)
+        if failed:
+            tqdm.write(f"the tokenizer is that of {point.label}: of {len(failed)} later checkpoints none has one that "
+                       f"can be opened ({failed[0]})", file=sys.stderr)
+        return tokenizer
+    raise failed[0]
+
+
+def configuration_of(point: Checkpoint, trust: Sequence[str] = ()):
+    from transformers import AutoConfig
+
+    from reptrace.models.loading import from_pretrained
+
+    return from_pretrained(AutoConfig, *_where(point), trust_remote_code=arguments.is_trusted(point.model, trust))
+
+
+def check_length(config, max_length: int, label: str) -> None:
+    """ValueError where sequences would be longer than a model's context."""
+    reach = context(config)
+    if reach and max_length > reach:
+        raise ValueError(f"sequences of up to {max_length} tokens were asked for, the context of {label} is {reach}: "
+                         "lower the maximum length (max_length, --max-length).")
+
+
+def _where(point: Checkpoint) -> tuple[str, str | None, str | None]:
+    revision = None if os.path.isdir(point.model) else point.commit or point.revision
+    return point.model, revision, point.cache_dir
+
+
+def _with_tokenizers(points: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Where to look for a run's tokenizer, in turn: backwards through its checkpoints, good ones first. On the hub,
+    where asking takes time, through the last ones of each stage."""
+    backwards = [point for point in reversed(points) if not point.fault] or list(reversed(points))
+    seen: Counter[tuple] = Counter()
+    kept = []
+    for point in backwards:
+        seen[point.model, point.stage] += 1
+        if not on_hub(point) or seen[point.model, point.stage] <= ASKED_FOR_TOKENIZER:
+            kept.append(point)
+    return kept
