@@ -31,7 +31,7 @@ from reptrace.models.loading import from_pretrained
 from reptrace.records.store import provenance, write_atomically
 from reptrace.report.profiles import ROOT, Profile
 from reptrace.texts.frequencies import describe
-from reptrace.training.pretrain import Run
+from reptrace.training.runs import Run
 
 PLAN = Path(__file__).with_suffix(".yaml")
 RESULTS = ROOT / "data" / "results"

@@ -15,7 +15,7 @@ import yaml
 
 from reptrace.measures.phases import claims, find_phases
 from reptrace.report.profiles import ROOT
-from reptrace.training.pretrain import Run
+from reptrace.training.runs import Run
 
 sys.path.insert(0, str(ROOT / "studies"))
 import causes

@@ -22,7 +22,7 @@ from test_loading import house
 from transformers import AutoConfig, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments
 
 import reptrace
-from reptrace.checkpoints.suites import checkpoints
+from reptrace.checkpoints.listing import checkpoints
 from reptrace.models.hidden_states import last_token_states
 from reptrace.models.loading import load, load_tokenizer
 from reptrace.records.store import Store

@@ -235,7 +235,7 @@ def _dry_run(probes, options) -> int:
 
 
 def _trace(options) -> int:
-    from reptrace.checkpoints import suites
+    from reptrace.checkpoints import listing
     from reptrace.records.store import Store
     from reptrace.sweeps import sweep
     from reptrace.sweeps.dispatch import Means
@@ -243,7 +243,7 @@ def _trace(options) -> int:
     from reptrace.texts import corpora
 
     out, spec = _out(options), _probe_spec(options.text, options)
-    checkpoints = suites.checkpoints(options.model, options.revision, options.cache_dir, options.tokens_per_step)
+    checkpoints = listing.checkpoints(options.model, options.revision, options.cache_dir, options.tokens_per_step)
     tokenizer = _tokenizer(options) or tokenizer_of(checkpoints, options.max_length, options.trust)
     corpus = spec.corpus(out / "corpora")
     corpora.report_passed_over(corpus)
@@ -256,7 +256,7 @@ def _trace(options) -> int:
 
 
 def _tasks(options) -> int:
-    from reptrace.checkpoints import suites
+    from reptrace.checkpoints import listing
     from reptrace.records.store import Store
     from reptrace.sweeps.evaluation import Asked, evaluate_checkpoints
 
@@ -268,7 +268,7 @@ def _tasks(options) -> int:
         asked = Asked(options.tasks, options.batch_size, options.limit, tokenizer=_tokenizer(options))
         return _show_tasks(_swept((), asked, options).tasks, options.out)
     out = _out(options)
-    checkpoints = suites.checkpoints(options.model, options.revision, options.cache_dir, options.tokens_per_step)
+    checkpoints = listing.checkpoints(options.model, options.revision, options.cache_dir, options.tokens_per_step)
     table = evaluate_checkpoints(checkpoints, options.tasks, Store(out / "records"), options.batch_size, options.limit,
                                  tokenizer=_tokenizer(options), device=options.device, dtype=options.dtype,
                                  trust=options.trust)

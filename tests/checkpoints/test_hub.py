@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reptrace.checkpoints import hub as library
 from reptrace.checkpoints.hub import HubError, asked, branches, commit_of, files, files_of_all
-from reptrace.checkpoints.suites import Checkpoint
+from reptrace.checkpoints.listing import Checkpoint
 from reptrace.support.arguments import near
 from reptrace.sweeps.twins import same_weights
 

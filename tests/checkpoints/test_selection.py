@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from reptrace.checkpoints.listing import Checkpoint
 from reptrace.checkpoints.selection import refine, spread
-from reptrace.checkpoints.suites import Checkpoint, registered
+from reptrace.checkpoints.suites import registered
 
 PYTHIA = [0, *(2**k for k in range(10)), *range(1000, 143001, 1000)]
 

@@ -15,17 +15,8 @@ import pytest
 from huggingface_hub import constants, scan_cache_dir
 
 from reptrace.checkpoints.hub import HubError, commit_of, repository_folder
-from reptrace.checkpoints.suites import (
-    Checkpoint,
-    checkpoints,
-    fault_of,
-    read_steps,
-    read_suites,
-    registered,
-    revisions,
-    step_of,
-    suite,
-)
+from reptrace.checkpoints.listing import Checkpoint, checkpoints, fault_of, read_steps, revisions, step_of
+from reptrace.checkpoints.suites import read_suites, registered, suite
 
 STEPS = [0, 1, 512, 1000, 9000, 10000, 143000]
 TOKENS_A_STEP = 2_097_152

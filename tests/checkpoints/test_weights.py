@@ -21,7 +21,7 @@ from test_sweep import VOCABULARY, eigenvalues_by_numpy, probe, save_model  # no
 from transformers import AutoModel, AutoModelForCausalLM, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from reptrace.checkpoints import hub as library
-from reptrace.checkpoints.suites import Checkpoint, checkpoints
+from reptrace.checkpoints.listing import Checkpoint, checkpoints
 from reptrace.checkpoints.weights import WeightsError, fingerprint, stamp, weight_files, weight_paths
 from reptrace.models.hidden_states import extract
 from reptrace.models.loading import load, load_tokenizer

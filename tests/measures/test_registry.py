@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_hidden_states import VOCABULARY, tiny
 
-from reptrace.checkpoints.suites import Checkpoint
+from reptrace.checkpoints.listing import Checkpoint
 from reptrace.measures import registry
 from reptrace.measures.registry import REGISTRY, chosen, measure, measured, needed
 from reptrace.measures.spectra import geometry

@@ -13,6 +13,7 @@ from standin_hub import tiny_model, tiny_tokenizer
 
 from reptrace.checkpoints.suites import suite
 from reptrace.records.store import Store
+from reptrace.sweeps.evaluation import evaluate_checkpoints
 from reptrace.sweeps.sweep import trace
 from reptrace.texts.corpora import Probe
 
@@ -53,7 +54,7 @@ def test_a_function_runs_inside_a_slurm_job(slurm, tmp_path):
     assert ended(slurm)
 
 
-def test_a_sweep_in_two_slurm_jobs_gives_the_table_of_one_process(slurm, hub, tmp_path):
+def test_a_sweep_and_tasks_in_two_slurm_jobs_give_the_tables_of_one_process(slurm, hub, tmp_path):
     for step in (0, 1, 2, 4):
         hub.put("EleutherAI/pythia-14m", f"step{step}", tiny_model("gpt_neox", step) | tiny_tokenizer())
     # half a second each: no job can do them all while the other starts
@@ -71,8 +72,13 @@ def test_a_sweep_in_two_slurm_jobs_gives_the_table_of_one_process(slurm, hub, tm
         workers = client.run(jobs).values()
         assert sorted(int(each["SLURM_JOB_ID"]) for each in workers) == sorted(slurm.jobs())
         assert [each["measured"] for each in workers] == [True, True]
+        losses = evaluate_checkpoints(points, "loss", Store(tmp_path / "slurm"), 16, probe=probe, progress=False,
+                                      client=client)
     assert ended(slurm)
     alone = trace(points, probe, Store(tmp_path / "alone"), ranks=(2, 8), progress=False)
+    losses_alone = evaluate_checkpoints(points, "loss", Store(tmp_path / "alone"), 16, probe=probe, progress=False)
     # bit for bit: the same device, batches and number of threads
-    plain = [each.drop(columns=["wall_seconds", "code"]) for each in (table, alone)]
-    pd.testing.assert_frame_equal(*plain, check_exact=True)
+    for found, expected in ((table, alone), (losses, losses_alone)):
+        plain = [each.drop(columns=["wall_seconds", "code"]) for each in (found, expected)]
+        pd.testing.assert_frame_equal(*plain, check_exact=True)
+        assert (found.status == "measured").all()

@@ -14,7 +14,7 @@ from limits import SOON, line
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import reptrace
-from reptrace.checkpoints.suites import Checkpoint, checkpoints
+from reptrace.checkpoints.listing import Checkpoint, checkpoints
 from reptrace.records.store import RecordError, Store
 from reptrace.sweeps.sweep import sweep, trace
 from reptrace.texts.corpora import Probe, train_tokenizer
@@ -107,7 +107,7 @@ def test_one_of_a_kind_counts_as_a_list_of_one(run, probe, tmp_path):
 
 
 @pytest.mark.parametrize(("change", "told"), [
-    ({"checkpoints": "me/model"}, r"expected checkpoints, got str 'me/model'.*suites.checkpoints\(name\)"),
+    ({"checkpoints": "me/model"}, r"expected checkpoints, got str 'me/model'.*listing.checkpoints\(name\)"),
     ({"checkpoints": [3]}, "expected checkpoints"), ({"checkpoints": None}, "expected checkpoints"),
     ({"probe": "text.txt"}, r"expected a probe, or several, got str .*Corpus\(name, texts\)"),
     ({"probe": [[1, 2], [3]]}, "expected a probe"), ({"probe": []}, "expected a probe"),

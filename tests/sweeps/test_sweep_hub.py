@@ -31,7 +31,7 @@ from standin_hub import fineweb, tiny_model, tiny_tokenizer
 
 from reptrace.__main__ import main
 from reptrace.checkpoints.downloads import weights_cache
-from reptrace.checkpoints.suites import checkpoints
+from reptrace.checkpoints.listing import checkpoints
 from reptrace.measures import spectra
 from reptrace.models.loading import load_tokenizer
 from reptrace.records.store import Store

@@ -16,7 +16,7 @@ from standin_hub import tiny_model, tiny_tokenizer
 from test_dispatch import PYTHIA, STEPS, WEIGHTS, Account, downloads, held_up
 
 from reptrace.__main__ import main
-from reptrace.checkpoints import suites
+from reptrace.checkpoints import listing
 from reptrace.checkpoints.suites import suite
 from reptrace.memorization.questions import Questions
 from reptrace.models.eigendirections import Projection
@@ -183,7 +183,7 @@ def sciq(hub, monkeypatch):
 
 def test_suites_are_asked_by_name_on_the_shell_and_quarantined_ones_are_rows(
         points, sciq, hub, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(suites, "_faults", lambda: {(PYTHIA, 1): "serves others' weights"})
+    monkeypatch.setattr(listing, "_faults", lambda: {(PYTHIA, 1): "serves others' weights"})
     command = ["tasks", "pythia-14m", "--tasks", "sciq", "--checkpoints", "2", "--out", str(tmp_path / "out")]
     assert main([*command, "--dry-run"]) == 0
     said = capsys.readouterr().out

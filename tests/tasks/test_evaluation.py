@@ -30,7 +30,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, T5Config
 
 from reptrace.__main__ import main
 from reptrace.checkpoints.downloads import weights_cache
-from reptrace.checkpoints.suites import Checkpoint
+from reptrace.checkpoints.listing import Checkpoint
 from reptrace.memorization.questions import Questions
 from reptrace.models.eigendirections import Projection, directions, projected
 from reptrace.models.hidden_states import NonFiniteError, last_token_states
@@ -595,7 +595,7 @@ def test_one_of_a_kind_counts_as_a_list_of_one_and_what_is_none_is_refused(run, 
     one = evaluate_checkpoints(run[2], "cloze", store, 16, projections=None, **options)
     pd.testing.assert_frame_equal(one, several)
     for checkpoints in ("me/run", [str(run[2])], None):
-        with pytest.raises(TypeError, match=r"expected checkpoints, got .*suites\.checkpoints\(name\)"):
+        with pytest.raises(TypeError, match=r"expected checkpoints, got .*listing\.checkpoints\(name\)"):
             evaluate_checkpoints(checkpoints, "cloze", store, 16, **options)
     for change, told in (({"data": str(data["cloze"])}, "data says which file"), ({"trust": True}, "to trust, by name"),
                          ({"include": {"a": "b"}}, "folders of tasks, by name")):

@@ -20,10 +20,11 @@ from limits import SOON, kill_when
 from transformers import GPTNeoXForCausalLM
 
 from reptrace.checkpoints.hub import repository_folder
-from reptrace.checkpoints.suites import revisions
+from reptrace.checkpoints.listing import revisions
 from reptrace.models.loading import from_pretrained, load_tokenizer
 from reptrace.texts.corpora import Corpus
-from reptrace.training.pretrain import Run, Suite, log_spaced, publish, squared_error
+from reptrace.training.pretrain import Suite, publish, squared_error
+from reptrace.training.runs import Run, log_spaced
 
 WORDS = np.random.default_rng(0).choice(["sun", "rain", "wind", "snow", "fog", "hail", "and", "then", "."], 6000)
 CORPUS = Corpus("weather", [" ".join(WORDS[k : k + 60]) for k in range(0, 6000, 60)])

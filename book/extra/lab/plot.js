@@ -1,5 +1,5 @@
 // Draws on canvases what it is given and computes no result. Colours and line styles are those of
-// lib/reptrace/figures.py; tests/test_lab.py compares them.
+// lib/reptrace/report/figures.py; tests/report/test_lab.py compares them.
 "use strict";
 
 (function () {

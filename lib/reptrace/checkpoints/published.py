@@ -35,7 +35,7 @@ def rankme_landmarks() -> pd.DataFrame:
 
 
 def faults() -> pd.DataFrame:
-    """Known faults of published checkpoints: repository, steps (as `suites.read_steps` reads them), fault, source."""
+    """Known faults of published checkpoints: repository, steps (as `listing.read_steps` reads them), fault, source."""
     return pd.read_csv(FOLDER / "faults.csv", dtype=str)
 
 

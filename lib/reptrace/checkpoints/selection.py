@@ -10,7 +10,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from reptrace.checkpoints.suites import Checkpoint, as_checkpoints
+from reptrace.checkpoints.listing import Checkpoint, as_checkpoints
 
 LEVEL = 0.05  # of finding a bend anywhere in a stage that is straight but for noise
 NOTHING = 1e-6  # relative error of RankMe that is none

@@ -290,7 +290,7 @@ def _no_tokenizer(name: str, revision: str | None) -> str:
 
 def _not_opened(loader, name: str, revision: str | None, cache_dir: str | None, error: Exception) -> Exception:
     """The error that says what was looked for under a name, and what there is."""
-    from reptrace.checkpoints.suites import revisions
+    from reptrace.checkpoints.listing import revisions
 
     at, said = f" at revision {revision!r}" if revision else "", " ".join(str(error).split())[:300]
     if "trust_remote_code" in str(error):

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from reptrace.checkpoints import suites
+from reptrace.checkpoints.listing import Checkpoint
 from reptrace.checkpoints.selection import spread
-from reptrace.checkpoints.suites import Checkpoint
 from reptrace.measures.phases import Phases
 from reptrace.memorization.infgram import build_infgram
 from reptrace.memorization.infgram_api import WebInfinityGram

@@ -25,7 +25,8 @@ from reptrace.sweeps.measurement import Settings
 from reptrace.sweeps.sweep import sweep, trace_groups
 from reptrace.sweeps.tokenizers import tokenizer_of
 from reptrace.texts import corpora
-from reptrace.training.pretrain import Run, Suite
+from reptrace.training.pretrain import Suite
+from reptrace.training.runs import Run
 
 ROOT = Path(__file__).parents[3]
 CORPORA = ROOT / "build" / "corpora"  # read once for all profiles

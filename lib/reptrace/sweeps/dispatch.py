@@ -16,7 +16,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from reptrace.checkpoints.downloads import Downloads
-from reptrace.checkpoints.suites import Checkpoint
+from reptrace.checkpoints.listing import Checkpoint
 from reptrace.records.store import Store, provenance
 from reptrace.sweeps.jobs import Job, Part, jobs_of, measured
 from reptrace.sweeps.located import Opening, located

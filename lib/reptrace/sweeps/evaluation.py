@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from reptrace.checkpoints.suites import Checkpoint, as_checkpoints
+from reptrace.checkpoints.listing import Checkpoint, as_checkpoints
 from reptrace.memorization.questions import Questions
 from reptrace.models import loading
 from reptrace.models.eigendirections import Projection, directions

@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from reptrace.checkpoints.downloads import Downloads
-from reptrace.checkpoints.suites import Checkpoint
+from reptrace.checkpoints.listing import Checkpoint
 from reptrace.records.store import attempt
 from reptrace.sweeps.located import Located, Opening, check_unchanged, identity_of, open_at
 

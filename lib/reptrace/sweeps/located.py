@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from reptrace.checkpoints import hub, weights
-from reptrace.checkpoints.suites import Checkpoint
+from reptrace.checkpoints.listing import Checkpoint
 from reptrace.support import arguments
 from reptrace.support.fingerprints import files_fingerprint
 

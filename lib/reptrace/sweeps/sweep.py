@@ -17,9 +17,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from reptrace.checkpoints import hub, suites
+from reptrace.checkpoints.listing import Checkpoint, as_checkpoints
 from reptrace.checkpoints.selection import refine as refine_selection
 from reptrace.checkpoints.selection import spread
-from reptrace.checkpoints.suites import Checkpoint, as_checkpoints
 from reptrace.records.store import Store
 from reptrace.support import arguments
 from reptrace.sweeps import evaluation

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from reptrace.checkpoints.suites import Checkpoint
+from reptrace.checkpoints.listing import Checkpoint
 from reptrace.models.positions import context
 from reptrace.support import arguments
 from reptrace.sweeps.located import on_hub

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from reptrace.checkpoints import hub, published
-from reptrace.checkpoints.suites import Checkpoint
+from reptrace.checkpoints.listing import Checkpoint
 
 AGREE = 1e-3  # relative, of eigenvalues: far above what other batches do to one model, far below what training does
 ERRORS = 4  # standard errors by which two accuracies must differ

@@ -20,8 +20,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -29,127 +28,14 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from reptrace.checkpoints.hub import repository_folder
-from reptrace.checkpoints.suites import Checkpoint, revisions, step_of
+from reptrace.checkpoints.listing import Checkpoint, revisions, step_of
 from reptrace.records.store import Store, write_atomically
 from reptrace.support.processes import KEEP_BUFFERS, cores
 from reptrace.texts.corpora import Corpus, train_tokenizer
 from reptrace.texts.frequencies import NATURAL, REMAPPINGS, Remapping
+from reptrace.training.runs import Run, log_spaced
 
-HEAD_WIDTH = 16  # of an attention head; a model narrower than two of them has one
 MESSAGES, DONE = "messages.txt", "done\n"  # of a training process: what it wrote to standard error; a run's end
-LOSSES = ("cross-entropy", "squared error")
-# Came after runs had been trained and named: a run is named by these only where they differ from their defaults.
-ADDED = ("loss", "frequencies")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One model to train: all that is set for it. The name of its `repository` holds a hash of this.
-
-    Parameters
-    ----------
-    width, layers : int
-        Hidden size (a multiple of 16, the width of a head, or 8 or 24 with one head) and number of blocks.
-    steps : int
-        Optimizer steps of batch * context tokens each.
-    seed : int
-        Initial weights and order of the text.
-    vocabulary, context, batch : int
-        Entries of the tokenizer; tokens of a training sequence; sequences a step.
-    learning_rate, warmup_steps, schedule, weight_decay
-        Peak rate; linear warmup; transformers' name of the schedule after it; AdamW's decay (betas 0.9 and 0.95).
-    gradient_clip : float
-        Largest gradient norm.
-    corpus : str
-        Fingerprint of the training text.
-    recipe : int
-        Raised by hand when this module trains differently from the same settings; older runs are then trained anew.
-    loss : str, default "cross-entropy"
-        Or "squared error", see `squared_error`.
-    frequencies : str, default "natural"
-        Of the tokens: "flattened" or "swapped" remap the token ids, see `frequencies`. The tokenizer stays that of the
-        text, so such a model's own ids are not its tokenizer's.
-    """
-
-    width: int
-    layers: int
-    steps: int
-    seed: int
-    vocabulary: int
-    context: int
-    batch: int
-    learning_rate: float
-    warmup_steps: int
-    schedule: str
-    weight_decay: float
-    corpus: str
-    gradient_clip: float = 1.0
-    recipe: int = 1
-    loss: str = LOSSES[0]
-    frequencies: str = NATURAL
-
-    def __post_init__(self):
-        if self.width % HEAD_WIDTH and self.width not in (HEAD_WIDTH // 2, HEAD_WIDTH * 3 // 2):
-            raise ValueError(f"width must be a multiple of {HEAD_WIDTH}, or 8 or 24, got {self.width}.")
-        if min(self.width, self.layers, self.steps, self.context, self.batch) < 1:
-            raise ValueError(f"width, layers, steps, context and batch must be positive, got {self}.")
-        if self.vocabulary > 2**16:
-            raise ValueError(f"token ids are kept in 16 bits: a vocabulary of at most 65536, got {self.vocabulary}.")
-        for name, known in (("loss", LOSSES), ("frequencies", (NATURAL, *REMAPPINGS))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
-
-    @property
-    def identity(self) -> dict:
-        """All that is set, without what was added later and is at its default."""
-        defaults = {field.name: field.default for field in fields(self)}
-        return {key: value for key, value in asdict(self).items() if key not in ADDED or value != defaults[key]}
-
-    @property
-    def repository(self) -> str:
-        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
-        return f"reptrace/neox-d{self.width}-seed{self.seed}-{digest[:8]}"
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.batch * self.context
-
-    @property
-    def training_tokens(self) -> int:
-        return self.steps * self.tokens_per_step
-
-    @property
-    def checkpoint_steps(self) -> list[int]:
-        return log_spaced(self.steps)
-
-    @property
-    def save_every(self) -> int:
-        """Steps between the Trainer checkpoints that an interrupted run resumes from."""
-        return max(1, self.steps // 8)
-
-    @cached_property
-    def config(self):
-        from transformers import GPTNeoXConfig
-
-        return GPTNeoXConfig(
-            vocab_size=self.vocabulary, hidden_size=self.width, num_hidden_layers=self.layers,
-            num_attention_heads=max(1, self.width // HEAD_WIDTH), intermediate_size=4 * self.width,
-            max_position_embeddings=self.context, bos_token_id=0, eos_token_id=0, pad_token_id=1,
-            tie_word_embeddings=False, attention_dropout=0.0, hidden_dropout=0.0)
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights, embedding and unembedding included, as "70m" counts them in Pythia's own names."""
-        d, feedforward = self.width, 4 * self.width
-        block = 3 * d * d + 3 * d + d * d + d + 2 * d * feedforward + feedforward + d + 4 * d
-        return 2 * self.vocabulary * d + self.layers * block + 2 * d
-
-
-def log_spaced(steps: int, per_doubling: int = 3) -> list[int]:
-    """0, 1, 2, 4, ..., 64, from there on `per_doubling` steps a doubling, and the last step."""
-    powers = [2**k for k in range(7)]
-    later = [round(64 * 2 ** (k / per_doubling)) for k in range(1, 64 * per_doubling)]
-    return sorted({0, *(step for step in powers + later if step < steps), steps})
 
 
 class Suite:
