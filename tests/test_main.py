@@ -302,4 +302,4 @@ def test_progress_within_a_checkpoint_is_shown_with_sequences_tokens_a_second_an
     assert trace(folder, tmp_path / "out", "--model", str(folder / "run" / "checkpoint-8")) == 0
     shown = capsys.readouterr().err
     assert re.search(r"hidden states: 100%, 40 of 40 sequences .*\[\d\d:\d\d<\d\d:\d\d, +[\d.]+k?tok/s\]", shown)
-    assert re.search(r"tracing: 100%, 1 of 1 checkpoints", shown)
+    assert re.search(r"measuring: 100%, 1 of 1 checkpoints", shown)

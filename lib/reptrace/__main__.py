@@ -187,12 +187,12 @@ def _sweep(options) -> int:
 def _swept(probes, asked, options, refine: int = 0, settings=None):
     """What `measure_suites` finds for the suites that were named."""
     from reptrace.sweeps.measurement import Settings
-    from reptrace.sweeps.sweep import measure_suites
+    from reptrace.sweeps.sweep import SuiteSpec, measure_suites
 
+    which = SuiteSpec(options.names, options.checkpoints, refine, options.suites, options.stages, options.faulty)
     with _client(options.scheduler) if options.scheduler else nullcontext() as client:
-        return measure_suites(options.names, probes, _out(options), asked, options.checkpoints, refine, options.suites,
-                              options.stages, settings or Settings(), _opening(options), _means(options, client),
-                              options.faulty)
+        return measure_suites(which, probes, _out(options), asked, settings or Settings(), _opening(options),
+                              _means(options, client))
 
 
 def _means(options, client):
@@ -260,7 +260,7 @@ def _tasks(options) -> int:
     from reptrace.records.store import Store
     from reptrace.sweeps.evaluation import Asked, evaluate_checkpoints
 
-    if bool(options.names) == bool(options.model):
+    if bool(options.names) == (options.model is not None):
         raise ValueError("tasks are asked of suites by name, or of one --model: name one or the other.")
     if options.names and options.dry_run:
         return _dry_run([], options)

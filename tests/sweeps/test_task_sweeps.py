@@ -26,7 +26,7 @@ from reptrace.sweeps.dispatch import Means
 from reptrace.sweeps.evaluation import Asked, evaluate_checkpoints
 from reptrace.sweeps.located import Opening
 from reptrace.sweeps.measurement import Settings
-from reptrace.sweeps.sweep import measure_suites, trace
+from reptrace.sweeps.sweep import SuiteSpec, measure_suites, trace
 from reptrace.tasks import harness
 from reptrace.texts.corpora import Probe, ProbeSpec
 
@@ -134,7 +134,7 @@ def test_geometry_and_tasks_of_a_checkpoint_take_one_download_and_one_opening(
 
     def swept(folder, texts, asked):
         hub.requests.clear()
-        return measure_suites("pythia-14m", texts, tmp_path / folder, asked, None, 0, (), (), Settings(ranks=(2, 8)),
+        return measure_suites(SuiteSpec("pythia-14m"), texts, tmp_path / folder, asked, Settings(ranks=(2, 8)),
                               Opening(), Means(progress=False))
 
     both = swept("both", spec, Asked(["loss"]))
@@ -160,8 +160,8 @@ def harness_tokenizer(point):
 def test_tasks_of_the_refined_checkpoints_are_asked_too(points, tmp_path, monkeypatch):
     monkeypatch.setattr("reptrace.sweeps.sweep.next_ones", lambda table, untried, count: untried[:count])
     (tmp_path / "text.txt").write_text("\n\n".join(f"{text(np.random.default_rng(k), 12)} {k}" for k in range(70)))
-    found = measure_suites("pythia-14m", ProbeSpec(tmp_path / "text.txt", 60, 24, 4), tmp_path / "out",
-                           Asked(["loss"]), 3, 1, (), (), Settings(ranks=(2, 8)), Opening(), Means(progress=False))
+    found = measure_suites(SuiteSpec("pythia-14m", 3, 1), ProbeSpec(tmp_path / "text.txt", 60, 24, 4),
+                           tmp_path / "out", Asked(["loss"]), Settings(ranks=(2, 8)), Opening(), Means(progress=False))
     assert found.geometry.step.tolist() == found.tasks.step.tolist() == list(STEPS)
 
 

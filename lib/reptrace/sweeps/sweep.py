@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +34,40 @@ from reptrace.texts import corpora
 from reptrace.texts.corpora import ProbeSpec
 from reptrace.texts.probes import Probe
 
+NOTHING = "a sweep needs a suite and a text at least, or a suite and a task, by name."
 MEASURED = ("layer", "rankme", "rankme_stderr", "alpha", "alpha_stderr", "alpha_r2", "largest_influence",
             "half_variance", "wall_seconds")
+
+
+@dataclass(frozen=True)
+class SuiteSpec:
+    """Which checkpoints of which registered suites.
+
+    Parameters
+    ----------
+    names : names of suites (`python -m reptrace suites` lists them)
+    count : int, optional
+        Checkpoints of each suite, spread on a log scale (`selection.spread`); default all.
+    refine : int, default 0
+        So many more of each suite afterwards, where its RankMe bends (`selection.refine`).
+    suite_files : further YAML files of suites
+    stages : only these stages of each suite; default all
+    faulty : bool, default False
+        Measure checkpoints with a known fault too; otherwise they are rows with status "quarantined".
+    """
+
+    names: str | Sequence[str]
+    count: int | None = None
+    refine: int = 0
+    suite_files: Sequence[str | Path] = ()
+    stages: Sequence[str] = ()
+    faulty: bool = False
+
+    def checkpoints(self) -> dict[str, list[Checkpoint]]:
+        """All that there are of each suite, in its order."""
+        names, stages = arguments.names(self.names, "suites"), arguments.names(self.stages, "stages")
+        files = arguments.names(self.suite_files, "files of suites")
+        return {name: _stages(suites.suite(name, *files), stages) for name in names}
 
 
 class Swept(NamedTuple):
@@ -46,14 +79,13 @@ class Swept(NamedTuple):
 
 
 def sweep(names: str | Sequence[str], texts: str | ProbeSpec | Sequence[str | ProbeSpec], folder: str | Path,
-          count: int | None = None, refine: int = 0, suite_files: Sequence[str | Path] = (), stages: Sequence[str] = (),
-          faulty: bool = False, **options) -> pd.DataFrame:
+          **options) -> pd.DataFrame:
     """Geometry of registered suites on texts.
 
     Parameters
     ----------
-    names, texts, folder, count, refine, suite_files, stages, faulty : see `measure_suites`
-    options : fields of `Settings`, `Opening` and `Means`
+    names, texts, folder : see `measure_suites`
+    options : fields of `SuiteSpec`, `Settings`, `Opening` and `Means`
 
     Returns
     -------
@@ -61,53 +93,41 @@ def sweep(names: str | Sequence[str], texts: str | ProbeSpec | Sequence[str | Pr
     `twins.same_geometry`); known faults stand in it as "quarantined".
     """
     if not _specs(texts):
-        raise ValueError("a sweep needs a suite and a text at least, by name.")
-    settings, opening, means = _values(options)
-    return measure_suites(names, texts, folder, None, count, refine, suite_files, stages, settings, opening, means,
-                          faulty).geometry
+        raise ValueError(NOTHING)
+    which, *how = _values({"names": names, **options}, SuiteSpec, Settings, Opening, Means)
+    return measure_suites(which, texts, folder, None, *how).geometry
 
 
-def _values(options: dict) -> tuple[Settings, Opening, Means]:
+def _values(options: dict, *kinds: type) -> list:
     """Options by the values that they are fields of; batches as memory allows, unless another size is given."""
     options = {"batch_size": "auto", **options}
-    fields = [kind.__dataclass_fields__ for kind in (Settings, Opening, Means)]
+    fields = [kind.__dataclass_fields__ for kind in kinds]
     if unknown := set(options) - set().union(*fields):
         raise TypeError(f"there is no option {', '.join(sorted(unknown))}; there are "
                         f"{', '.join(name for each in fields for name in each)}.")
-    return tuple(kind(**{name: options[name] for name in each if name in options})
-                 for kind, each in zip((Settings, Opening, Means), fields, strict=True))
+    return [kind(**{name: options[name] for name in each if name in options})
+            for kind, each in zip(kinds, fields, strict=True)]
 
 
-def measure_suites(names: str | Sequence[str], texts: str | ProbeSpec | Sequence[str | ProbeSpec], folder: str | Path,
-                   asked: evaluation.Asked | None, count: int | None, refine: int, suite_files: Sequence[str | Path],
-                   stages: Sequence[str], settings: Settings, opening: Opening, means: Means, faulty: bool = False
-                   ) -> Swept:
+def measure_suites(which: SuiteSpec, texts: str | ProbeSpec | Sequence[str | ProbeSpec], folder: str | Path,
+                   asked: evaluation.Asked | None, settings: Settings, opening: Opening, means: Means) -> Swept:
     """Registered suites, on texts and on tasks: which checkpoints there are, which to measure, and the measuring.
 
     Parameters
     ----------
-    names : names of suites (`python -m reptrace suites` lists them)
+    which : SuiteSpec
     texts : ProbeSpec, or the name of a text (see `corpora.open_text`), or several
         Every suite's own tokenizer turns each into a probe.
     folder : str or Path
         Holds `records`, `probes` (the documents' hashes) and `corpora`.
     asked : Asked or None
         Tasks, too. "loss" is that on the first text.
-    count : int or None
-        Checkpoints of each suite, spread on a log scale (`selection.spread`); None: all.
-    refine : int
-        So many more of each suite afterwards, where its RankMe bends (`selection.refine`).
-    suite_files : further YAML files of suites
-    stages : only these stages of each suite; none: all
     settings, opening, means : how checkpoints are measured and opened, and by what means
-    faulty : bool, default False
-        Measure checkpoints with a known fault too; otherwise they are rows with status "quarantined".
     """
-    folder, names, specs = Path(folder), arguments.names(names, "suites"), _specs(texts)
-    stages, suite_files = arguments.names(stages, "stages"), arguments.names(suite_files, "files of suites")
-    if not names or not (specs or asked):
-        raise ValueError("a sweep needs a suite and a text at least, or a suite and a task, by name.")
-    known = {name: _stages(suites.suite(name, *suite_files), stages) for name in names}
+    folder, specs = Path(folder), _specs(texts)
+    known = which.checkpoints()
+    if not known or not (specs or asked):
+        raise ValueError(NOTHING)
     texts = {spec: spec.corpus(folder / "corpora") for spec in specs}
     for each in texts.values():
         corpora.report_passed_over(each)
@@ -120,25 +140,24 @@ def measure_suites(names: str | Sequence[str], texts: str | ProbeSpec | Sequence
             probe.pin(folder / "probes")
         parts = [GeometryPart(probe, settings) for probe in probes]
         tasks = asked.parts(probes[0] if probes else None) if asked else []
-        found.append(_one_suite(name, points, parts, tasks, Store(folder / "records"), count, refine, opening, means,
-                                faulty))
+        geometry, answers = _one_suite(which, points, parts, tasks, Store(folder / "records"), opening, means)
+        found.append([None if table is None else table.assign(suite=name) for table in (geometry, answers)])
     return Swept(*(pd.concat(tables, ignore_index=True) if tables[0] is not None else None
                    for tables in zip(*found, strict=True)))
 
 
-def _one_suite(name: str, points: Sequence[Checkpoint], parts: Sequence[GeometryPart],
-               tasks: Sequence[evaluation.TaskPart], store: Store, count: int | None, refine: int, opening: Opening,
-               means: Means, faulty: bool) -> Swept:
+def _one_suite(which: SuiteSpec, points: Sequence[Checkpoint], parts: Sequence[GeometryPart],
+               tasks: Sequence[evaluation.TaskPart], store: Store, opening: Opening, means: Means) -> Swept:
     twins = report_twins(points, means.progress)
-    chosen = with_faults(spread(points, count), points)
+    chosen = with_faults(spread(points, which.count), points)
 
     def measured(points: Sequence[Checkpoint]) -> Swept:
-        (jobs,) = run([(points, [*parts, *tasks])], store, opening, means, faulty)
+        (jobs,) = run([(points, [*parts, *tasks])], store, opening, means, which.faulty)
         return Swept(table_of(points, parts, jobs, store) if parts else None,
-                     evaluation.table_of(points, tasks, jobs, store).assign(suite=name) if tasks else None)
+                     evaluation.table_of(points, tasks, jobs, store) if tasks else None)
 
     geometry, answers = measured(chosen)
-    left, untried = refine if parts else 0, [point for point in points if point not in chosen]
+    left, untried = which.refine if parts else 0, [point for point in points if point not in chosen]
     while left > 0 and (more := next_ones(geometry, untried, -(-left // 2))):
         left -= len(more)
         untried = [point for point in untried if point not in more]
@@ -149,7 +168,7 @@ def _one_suite(name: str, points: Sequence[Checkpoint], parts: Sequence[Geometry
         suspects = report_suspects(geometry)
         keys = list(zip(geometry.model, geometry.revision, strict=True))
         others = {(point.model, point.revision): text for point, text in twins.items()}
-        geometry = geometry.assign(suite=name, same_weights_as=[others.get(key) for key in keys],
+        geometry = geometry.assign(same_weights_as=[others.get(key) for key in keys],
                                    same_geometry_as=[suspects.get(key) for key in keys])
     return Swept(geometry, answers)
 
@@ -237,7 +256,8 @@ def trace(checkpoints: Sequence[Checkpoint], probe: Probe | Sequence[Probe], sto
     pandas.DataFrame, a row per checkpoint, probe and layer, in the order given, gaps included. `status` is "measured",
     "failed" or "quarantined", `reason` says why; `same_weights_as` names a revision with identical files.
     """
-    (table,) = trace_groups([(checkpoints, probe)], store, *_values(options), faulty, reference)
+    (table,) = trace_groups([(checkpoints, probe)], store, *_values(options, Settings, Opening, Means), faulty,
+                            reference)
     return table
 
 
