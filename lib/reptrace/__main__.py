@@ -162,11 +162,21 @@ def _suites(options) -> int:
     for name, suite in known.items():
         shape = suite.shape
         size = f"{shape['parameters'] / 1e6:,.0f} M weights, {shape['layers']} x {shape['width']}" if shape else ""
-        count = f"{len(suite.checkpoints(ask=False)):,} checkpoints"
+        count = _count(suite)
         stages = ", ".join(dict.fromkeys(stage.repository + (" (gated)" if stage.gated else "")
                                          for stage in suite.stages))
-        print(f"{name:{wide}}  {count:>17}  {size:32}  {stages}{': ' + suite.about if suite.about else ''}")
+        print(f"{name:{wide}}  {count:>18}  {size:32}  {stages}{': ' + suite.about if suite.about else ''}")
     return 0
+
+
+def _count(suite) -> str:
+    """How many checkpoints a suite has, as far as that is known without asking the hub."""
+    from reptrace.checkpoints.hub import HubError
+
+    try:
+        return f"{len(suite.checkpoints(ask=False)):,} checkpoints"
+    except HubError:
+        return "steps: see the hub"
 
 
 def _sweep(options) -> int:

@@ -675,6 +675,16 @@ def test_the_suites_are_listed(capsys):
     assert "meta-llama/Llama-3.1-8B (gated)" in next(line for line in lines if line.startswith("tulu3-8b"))
 
 
+def test_the_list_says_how_many_checkpoints_each_suite_has_where_that_is_known(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text('mine: {repository: me/run, branch: "step{step}"}\n'
+                                        'some: {repository: me/run, branch: "step{step}", steps: "0 1 2-8/2"}')
+    assert shell("suites", "--suites", tmp_path / "mine.yaml") == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    for name in ("pythia-1b", "pythia-12b", "pythia-14m-deduped"):  # published: 0, 1, 2, ..., 512, then every 1,000th
+        assert f" {1 + 10 + 143} checkpoints " in lines[name]
+    assert " 6 checkpoints " in lines["some"] and " steps: see the hub " in lines["mine"]
+
+
 @pytest.mark.parametrize("words, message", [
     (["pythia-14"], "there is no suite 'pythia-14'. Did you mean pythia-14m"),
     (["pythia-14m", "--checkpoints", "1"], "at least 2 checkpoints are needed"),
