@@ -15,7 +15,8 @@ import scipy.linalg
 import torch
 from scipy.special import xlogy
 
-from reptrace.measures.moments import BLOCK_ROWS, Moments, products_dtype
+from reptrace.measures.influences import influences
+from reptrace.measures.moments import Moments
 
 # An eigenvalue below this share of the largest is rounding: float32 features carry noise of relative variance
 # (6e-8)^2 = 4e-15 a direction, and the final norm removes one direction exactly.
@@ -66,7 +67,7 @@ class Geometry:
         M.
     largest_influence : float
         Share, 0 to 1, that one sequence has in the sum of squares which `rankme_stderr` is the root of; at
-        least 1/M.
+        least 1/M. Of a part of the rows, as for `rankme_stderr`; outliers are always among them.
     half_variance : int
         How many sequences, those farthest from the mean, make up half of the total variance; up to M/2.
     """
@@ -220,9 +221,11 @@ def geometry(features, ranks: tuple[int, int] = (12, 100), shorten: bool = False
 
     The standard errors are infinitesimal-jackknife ones (Efron 1982; delete-one resampling to first order): if row x
     has coordinates z_i on eigenvector i, its weight moves eigenvalue i by z_i^2 - s_i, hence a statistic T by
-    phi(x) = sum_i dT/ds_i (z_i^2 - s_i), and SE(T) = sqrt(sum phi^2) / M. One eigendecomposition and one M x d x d
-    product: two to three times the price of the spectrum itself on a CPU, where a bootstrap would pay it hundreds of
-    times.
+    phi(x) = sum_i dT/ds_i (z_i^2 - s_i), and SE(T) = sqrt(sum phi^2) / M. They cost at most one more spectrum, where a
+    bootstrap would cost hundreds. From a width of 1024 on and of more than 3,072 rows (unless in float64), a part of
+    the rows, 1,280 to 1,536, tells RankMe's (see `influences`). That puts it off by 0.4 % at most (standard deviation
+    over draws of the part; 15,000 x 1024, normal, heavy-tailed and clustered, s_i ~ i^-0.4 to i^-2), and by 1.7 % where
+    the spectrum is flat. alpha's is always that of all rows.
 
     They say how far the numbers would move with other sequences from the same source. They do not cover the downward
     bias of few samples (keep M well above d), nor the scatter between training seeds.
@@ -236,8 +239,8 @@ def geometry(features, ranks: tuple[int, int] = (12, 100), shorten: bool = False
     features = _as_tensor(features)
     samples, width = features.shape
     moments = Moments(width, features.device).update(features)
-    found, vectors = torch.linalg.eigh(moments.comoment / samples)  # of the lower triangle
-    s, vectors = found.flip(0).clamp(min=0).cpu().numpy(), vectors.flip(1)
+    ascending, vectors = torch.linalg.eigh(moments.comoment / samples)  # of the lower triangle
+    s, vectors = ascending.flip(0).clamp(min=0).cpu().numpy(), vectors.flip(1)
 
     value = rankme(s)
     hopeless = ranks is None or (shorten and _rank(s) < _two_ranks(ranks)[0] + 2)
@@ -251,21 +254,11 @@ def geometry(features, ranks: tuple[int, int] = (12, 100), shorten: bool = False
     if fit is not None:
         window = slice(fit.ranks[0] - 1, fit.ranks[1])
         gradients[window, 1] = _alpha_coefficients(*fit.ranks)[0] / s[window]
-    influences, distances = [], []
-    on_device, expected = (torch.as_tensor(array, device=features.device) for array in (gradients, s @ gradients))
-    dtype = products_dtype(features.dtype, width)
-    mean, vectors = moments.mean.to(dtype), vectors.to(dtype)
-    for block in features.split(BLOCK_ROWS):
-        z = (block.to(dtype) - mean) @ vectors
-        squares = z.double().square()
-        influences.append((squares @ on_device - expected).square().cpu())
-        distances.append(squares.sum(1).cpu())
-    influence_squares = torch.cat(influences).numpy()
-    total = influence_squares.sum(0)
-    rankme_stderr, alpha_stderr = np.sqrt(total) / samples
+    found = influences(features, moments.mean, vectors, s, gradients)
+    rankme_stderr, alpha_stderr = np.sqrt(found.squares) / samples
     return Geometry(s, value, float(rankme_stderr), fit, float(alpha_stderr) if fit else float("nan"), samples,
-                    float(influence_squares[:, 0].max() / total[0]) if total[0] else 1 / samples,
-                    _half(torch.cat(distances).numpy()))
+                    float(found.largest / found.squares[0]) if found.squares[0] else 1 / samples,
+                    _half(found.distances))
 
 
 def _half(parts: np.ndarray) -> int:

@@ -1,0 +1,111 @@
+"""How far each sequence moves RankMe and alpha: what the standard errors are summed from.
+
+A row x with coordinates z_i on eigenvector i moves a statistic T by phi(x) = sum_i dT/ds_i (z_i^2 - s_i), and
+SE(T) = sqrt(sum phi^2) / M. All coordinates of all rows take an M x d x d product, twice the price of the covariance.
+Where that is long (products in float32, that is from a width of 1024 on, and many rows), less is computed:
+
+- The leading coordinates of every row, LEADING or as many as alpha's window needs, and its squared distance from the
+  mean. They give alpha's influences whole, and a guess of RankMe's: the variance beyond the leading directions enters
+  with the mean gradient there.
+- All coordinates of a part of the rows: the SURE farthest from the mean, the SURE whose guess is largest, and CHANCE of
+  the others at random (always the same for the same number of rows). The sum over the others is that of their guesses
+  squared, and what these were wrong by on those at random, times others / CHANCE (the difference estimator, Cochran,
+  Sampling Techniques, 1977, section 7.3, with slope 1).
+
+An outlier is among the rows taken for sure. For the others, were all guesses alike, RankMe's standard error would be
+off by sqrt((kurtosis - 1) / CHANCE) / 2, 2.2 % for normal influences; see `geometry` for what was measured. So many
+rows are a tenth of 15,000: with fewer little would be gained, as the eigenvectors take ten times as long.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from reptrace.measures.moments import BLOCK_ROWS, products_dtype
+
+LEADING, SURE, CHANCE = 128, 256, 1024
+
+
+@dataclass(frozen=True)
+class Influences:
+    """Sums over the rows of squared influences on RankMe and on alpha, the largest of the former, and distances.
+
+    Attributes
+    ----------
+    squares : array, shape (2,), float64
+        Sum of phi^2 for RankMe and for alpha.
+    largest : float
+        The largest phi^2 for RankMe.
+    distances : array, shape (M,), float64
+        Squared, from the mean.
+    """
+
+    squares: np.ndarray
+    largest: float
+    distances: np.ndarray
+
+
+def influences(features: torch.Tensor, mean: torch.Tensor, vectors: torch.Tensor, s: np.ndarray,
+               gradients: np.ndarray) -> Influences:
+    """Of every row, or told from a part of them where that saves much.
+
+    Parameters
+    ----------
+    features : tensor, shape (M, d)
+    mean, vectors : tensor, shape (d,) and (d, d), float64, on the features' device
+        Eigenvectors are columns, that of the largest eigenvalue first.
+    s, gradients : array, shape (d,) and (d, 2), float64
+        Eigenvalues, and by them the derivatives of RankMe and alpha.
+    """
+    dtype = products_dtype(features.dtype, features.shape[1])
+    mean, vectors = mean.to(dtype), vectors.to(dtype)
+    if dtype == torch.float64 or len(features) <= 2 * (2 * SURE + CHANCE):
+        found, distances = _of_rows(features, mean, vectors, s, gradients)
+        return Influences(found.sum(0), float(found[:, 0].max()), distances)
+    return _from_a_part(features, mean, vectors, s, gradients)
+
+
+def _of_rows(features, mean, vectors, s, gradients) -> tuple[np.ndarray, np.ndarray]:
+    """phi^2, shape (rows, 2), and squared distances along these vectors, shape (rows,)."""
+    squares, distances = [], []
+    on_device, expected = (torch.as_tensor(array, device=features.device) for array in (gradients, s @ gradients))
+    for block in features.split(BLOCK_ROWS):
+        z = (block.to(mean.dtype) - mean) @ vectors
+        z_squares = z.double().square()
+        squares.append((z_squares @ on_device - expected).square().cpu())
+        distances.append(z_squares.sum(1).cpu())
+    return torch.cat(squares).numpy(), torch.cat(distances).numpy()
+
+
+def _from_a_part(features, mean, vectors, s, gradients) -> Influences:
+    last = int(np.flatnonzero(gradients[:, 1]).max(initial=-1)) + 1  # alpha needs no further coordinate
+    guesses, distances = _guessed(features, mean, vectors, s, gradients, max(LEADING, last))
+    sure = np.union1d(np.argsort(distances)[-SURE:], np.argsort(guesses[:, 0])[-SURE:])
+    others = np.setdiff1d(np.arange(len(features)), sure)
+    chance = np.random.default_rng(0).choice(others, CHANCE, replace=False)
+    rows = torch.as_tensor(np.concatenate([sure, chance]), device=features.device)
+    known = _of_rows(features[rows], mean, vectors, s, gradients)[0][:, 0]
+    wrong = known[len(sure) :] - guesses[chance, 0]
+    rankme = known[: len(sure)].sum() + guesses[others, 0].sum() + len(others) * wrong.mean()
+    # Never less than what was seen, however bad the guesses.
+    return Influences(np.array([max(rankme, known.sum()), guesses[:, 1].sum()]), float(known.max()), distances)
+
+
+def _guessed(features, mean, vectors, s, gradients, leading: int) -> tuple[np.ndarray, np.ndarray]:
+    """phi^2 as the leading coordinates tell it, shape (M, 2), and whole squared distances, shape (M,)."""
+    rest = s[leading:].sum()
+    beyond = s[leading:] @ gradients[leading:] / rest if rest else np.zeros(2)
+    vectors = vectors[:, :leading].contiguous()
+    slopes, beyond, expected = (torch.as_tensor(array, device=features.device)
+                                for array in (gradients[:leading] - beyond, beyond, s @ gradients))
+    squares, distances = [], []
+    for block in features.split(BLOCK_ROWS):
+        centred = block.to(mean.dtype) - mean
+        distance = centred.square().sum(1).double()
+        z_squares = (centred @ vectors).double().square()
+        squares.append((z_squares @ slopes + distance[:, None] * beyond - expected).square().cpu())
+        distances.append(distance.cpu())
+    return torch.cat(squares).numpy(), torch.cat(distances).numpy()
