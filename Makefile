@@ -30,7 +30,7 @@ smoke: ## the same with a suite trained for seconds
 test: setup ## pytest, two files at a time
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-bench: setup ## speed against scikit-learn and against plain loops, as ratios; writes data/results/bench.csv
+bench: setup ## speed against scikit-learn and against plain loops, as ratios; writes data/results/bench.csv, README's tables
 	$(RUN) studies/bench.py
 
 settings: setup ## train every setting of studies/settings.yaml; writes data/results/settings_tried.csv (hours)

@@ -164,6 +164,28 @@ def test_pre_commit_hooks_are_local_and_locked():
     assert {hook["entry"].split()[0] for hook in entries} == {"ruff", "nbstripout"} <= set(pins())
 
 
+# Speed
+
+
+def test_readmes_tables_of_speed_are_those_of_the_results_and_its_sentences_quote_no_number():
+    sys.path.insert(0, str(ROOT / "studies"))
+    import bench_tables
+
+    text = (ROOT / "README.md").read_text()
+    assert bench_tables.rewritten(text) == text, "python studies/bench_tables.py writes them anew"
+    (section,) = re.findall(r"^## Speed\n(.*?)^## ", text, flags=re.MULTILINE | re.DOTALL)
+    assert [mark[1] for mark in bench_tables.MARKED.findall(section)] == ["bench", "bench_gpu"]
+    for name in ("bench", "bench_gpu"):
+        results = pd.read_csv(ROOT / f"data/results/{name}.csv")
+        (shown,) = re.findall(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", section, flags=re.DOTALL)
+        cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines() if "|" in line][2:]
+        assert [row[0] for row in cells] == list(results.what)
+        faster = [float(row[3].replace(",", "")) for row, ratio in zip(cells, results.ratio, strict=True) if ratio > 0]
+        assert faster == pytest.approx(list(results.ratio.dropna()), rel=0.05)  # two digits
+    # Any other number would not follow a new measurement.
+    assert re.findall(r"\b\d[\d.,]*", bench_tables.MARKED.sub("", section)) == []
+
+
 # What is in git
 
 
