@@ -4,11 +4,11 @@
     .venv/bin/python studies/bench.py gpu
     .venv/bin/python studies/bench.py spectrum
 
-The spectrum is compared with scikit-learn's PCA and the bare calls, the extraction of hidden states with
-two plain loops, on models of random weights; the infinity-gram model with its authors' engine; descents of the toy
-model, many at once, with one after the other. What is compared runs in turn, several times, and medians are taken.
-Writes data/results/bench.csv, and bench_gpu.csv where there is a GPU, and README's tables from them; with "cpu" or
-"gpu", the one alone; with "spectrum", the rows of bench.csv about it, and the others stay.
+The spectrum is compared with scikit-learn's PCA and the bare calls, the extraction of hidden states with two plain
+loops, on models of random weights; the infinity-gram model with its authors' engine; descents of the toy model, many at
+once, with one after the other. What is compared runs in turn, several times, and medians are taken. Writes
+data/results/bench.csv, and bench_gpu.csv where there is a GPU, and README's tables from them; with "cpu" or "gpu", the
+one alone; with "spectrum", the rows of bench.csv about it, and the others stay.
 """
 
 from __future__ import annotations
