@@ -11,6 +11,8 @@ import json
 import lzma
 import os
 import random
+import subprocess
+import sys
 import types
 import zipfile
 import zlib
@@ -23,13 +25,14 @@ import pyarrow
 import pytest
 import scipy.stats
 
-from reptrace.texts import corpora
+from reptrace.texts import corpora, docstring_files
 from reptrace.texts.corpora import (
     END_OF_TEXT,
     PADDING,
     Corpus,
     default_packages,
     docstrings,
+    docstrings_name,
     hub,
     open_text,
     text_file,
@@ -447,9 +450,9 @@ def test_one_package_counts_as_a_list_of_one(distribution):
 
 
 def test_a_docstring_that_is_no_text_is_passed_over_and_counted(distribution, tmp_path):
-    distribution("aaa", "1.0", {"aaa.py": '"""From aaa."""\ndef f(): "Half a pair: \\ud800"'})
+    distribution("aaa", "1.0", {"aaa.py": '"""From aaa."""\ndef f(): "Two halves, not one: \\ud83d\\ude00"'})
     for _ in range(2):  # read, and read again from what is kept
-        assert docstrings(1, packages=["aaa"], cache=tmp_path, workers=1) == Corpus("docstrings", ["From aaa."], 1)
+        assert docstrings(1, packages=["aaa"], cache=tmp_path, workers=1) == Corpus(docstrings_name(), ["From aaa."], 1)
 
 
 def test_a_package_that_is_not_installed_is_named(no_standard_library):
@@ -459,8 +462,49 @@ def test_a_package_that_is_not_installed_is_named(no_standard_library):
 
 def test_packages_without_docstrings_are_an_error(distribution):
     distribution("aaa", "1.0", {"aaa.py": "x = 1"})
-    with pytest.raises(ValueError, match="'docstrings' holds no documents"):
+    with pytest.raises(ValueError, match=r"the text 'docstrings.*' holds no documents"):
         docstrings(1, packages=["aaa"], workers=1)
+
+
+def test_the_docstrings_of_another_python_are_another_text_and_its_records_say_of_which(distribution, monkeypatch,
+                                                                                        tmp_path):
+    functions = [f'def f{k}(): "Function {k} does this and that."' for k in range(50)]
+    distribution("aaa", "1.0", {"aaa.py": "\n".join(functions)})
+    found = {}
+    for version in ((3, 11), (3, 13)):
+        library = tmp_path / ".".join(map(str, version)) / "json.py"
+        library.parent.mkdir()
+        library.write_text(f'"""JSON, in {library.parent.name}."""')
+        monkeypatch.setattr(corpora, "_standard_library", lambda path=library: [path])
+        monkeypatch.setattr(corpora, "PYTHON", version)
+        found[version] = docstrings(1, packages=["aaa"])
+    usual, new = found.values()
+    # Not renamed: the records that there are, of 3.11, hold these.
+    assert usual.name == "docstrings" and usual.split()[1].name == "docstrings/probe"
+    assert new.fingerprint != usual.fingerprint and new.documents[-1] == "JSON, in 3.13."
+    held_out = corpora.probe(new.split(0.5)[1], train_tokenizer(new.documents, 258), 2, 8, 1)
+    assert held_out.name == "docstrings (Python 3.13)/probe"  # a column of its records
+
+
+def test_the_python_that_reads_is_the_one_that_runs():
+    assert sys.version_info[:2] == corpora.PYTHON
+
+
+def test_a_reader_that_fails_is_an_error_and_leaves_no_text(distribution, monkeypatch, tmp_path):
+    distribution("aaa", "1.0", {"aaa.py": '"""From aaa."""'})
+    monkeypatch.setattr(docstring_files, "__file__", str(tmp_path / "gone.py"))
+    with pytest.raises(subprocess.CalledProcessError, match="returned non-zero exit status"):
+        docstrings(1, packages=["aaa"], cache=tmp_path / "kept", workers=1)
+    assert not list(tmp_path.glob("kept/*"))
+
+
+def test_files_are_read_in_their_order_by_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(docstring_files, "CHUNK", 3)
+    files = [tmp_path / f"{k}.py" for k in range(10)]
+    for k, file in enumerate(files):
+        file.write_text(f'"""Module {k}."""\ndef f(): "{k}"')
+    assert list(docstring_files.read(files, 2)) == [[f"Module {k}.", str(k)] for k in range(10)]
+    assert list(docstring_files.read([], 2)) == []
 
 
 def test_the_standard_library_is_read_without_its_tests_and_without_installed_packages():

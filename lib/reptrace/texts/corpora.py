@@ -7,7 +7,6 @@ megabytes, the same documents in the same order wherever Python and the same pac
 
 from __future__ import annotations
 
-import ast
 import gzip
 import inspect
 import json
@@ -15,11 +14,9 @@ import lzma
 import os
 import sys
 import sysconfig
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
@@ -34,14 +31,15 @@ from reptrace.records.store import write_atomically
 from reptrace.support import arguments
 from reptrace.support.arguments import near_folders
 from reptrace.support.fingerprints import fingerprint, order_key
-from reptrace.support.processes import end_with_parent
-from reptrace.texts import data_folders, text_files
+from reptrace.texts import data_folders, docstring_files, text_files
 from reptrace.texts.given import as_texts, check_characters
 from reptrace.texts.probes import Probe as Probe
 from reptrace.texts.probes import probe as probe
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
 PACKAGES = Path(__file__).with_name("docstrings.txt")
+PYTHON = sys.version_info[:2]
+USUAL_PYTHON = (3, 11)  # the tracked tables were made with it
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, lzma.LZMAError)  # what unpacking raises
 
 
@@ -182,6 +180,8 @@ def docstrings(min_characters: int = 200, packages: Sequence[str] | None = None,
         Processes that parse side by side.
 
     Order: distributions by name, then "python" for the standard library; files by path; then as they stand in the file.
+
+    Another Python's standard library makes another text: its name says which, unless it is that of 3.11, the usual one.
     """
     wanted = default_packages() if packages is None else arguments.names(packages, "names of distributions")
     names = sorted(set(wanted))
@@ -189,18 +189,22 @@ def docstrings(min_characters: int = 200, packages: Sequence[str] | None = None,
     kept = None
     if cache and None not in records.values():
         facts = [{name: metadata.version(name) for name in names}, sys.version.split()[0], records, min_characters,
-                 *map(inspect.getsource, (_docstrings_of, _distinct))]
+                 inspect.getsource(docstring_files), inspect.getsource(_distinct)]
         kept = Path(cache) / f"docstrings-{fingerprint([json.dumps(facts).encode()])}.json"
     if kept and kept.exists():
         return _kept(kept)
     files = [path for name in names for path in _files_of(name)] + _standard_library()
-    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
-        found = pool.map(_docstrings_of, files, chunksize=64)
-        bar = tqdm(found, total=len(files), desc="reading docstrings", unit="file", leave=False)
-        corpus = Corpus("docstrings", *_distinct(bar, min_characters))
+    bar = tqdm(docstring_files.read(files, workers), total=len(files), desc="reading docstrings", unit="file",
+               leave=False)
+    corpus = Corpus(docstrings_name(), *_distinct(bar, min_characters))
     if kept:
         write_atomically(kept, json.dumps(asdict(corpus)).encode())
     return corpus
+
+
+def docstrings_name() -> str:
+    """What the docstrings read by this Python are called, in records too: only those of 3.11 are plain `docstrings`."""
+    return "docstrings" if PYTHON == USUAL_PYTHON else "docstrings (Python {}.{})".format(*PYTHON)
 
 
 def default_packages() -> list[str]:
@@ -287,27 +291,6 @@ def _distinct(found: Iterable[Sequence[str]], min_characters: int) -> text_files
             except ValueError:
                 broken += 1
     return text_files.Documents(list(documents), broken)
-
-
-def _docstrings_of(path: Path) -> list[str]:
-    """Docstrings of a module, its classes and functions, in order; nothing from a file that does not parse."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in other people's strings
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):
-            return []
-    found, pending = [], [tree]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            text = ast.get_docstring(node)
-            if text:
-                found.append(text.strip())
-        # Definitions stand in statements only, so expressions, most of the tree, are never visited.
-        fields = ("body", "handlers", "orelse", "finalbody", "cases")
-        pending += reversed([child for field in fields for child in getattr(node, field, [])])
-    return found
 
 
 def _files_of(distribution: str) -> Iterator[Path]:
