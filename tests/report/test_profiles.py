@@ -1,9 +1,13 @@
 """Trusted: the parameters file itself, and plain arithmetic on it."""
 
+import pandas as pd
 import pytest
 import yaml
 
-from reptrace.report.profiles import ROOT, Profile
+from reptrace.records.store import provenance
+from reptrace.report import profiles
+from reptrace.report.profiles import ROOT, Profile, footer
+from reptrace.texts.corpora import Corpus
 
 TINY = yaml.safe_load((ROOT / "notebooks/params/tiny.yaml").read_text())
 SIZE = {"width": 16, "layers": 2, "tokens": 4096 * 10, "seeds": [3, 4]}
@@ -58,3 +62,47 @@ def test_one_suite_of_the_hub_counts_as_a_list_of_one():
 
 def test_one_size_and_one_seed_count_as_lists_of_one(open_profile):
     assert open_profile(sizes=SIZE | {"seeds": 3}).runs == open_profile(sizes=[SIZE | {"seeds": [3]}]).runs
+
+
+# The page's footer
+
+
+@pytest.fixture
+def default_text(monkeypatch):
+    """A small text in place of the docstrings, which take a minute to read."""
+    text = Corpus("docstrings", [f"document number {k}" for k in range(100)])
+    monkeypatch.setattr(profiles.corpora, "docstrings", lambda **options: text)
+    return text.split()[0].fingerprint
+
+
+def tracked(folder, fingerprint):
+    path = folder / "tracked.csv"
+    pd.DataFrame({"corpus_fingerprint": [fingerprint], "python": ["3.11.7"]}).to_csv(path, index=False)
+    return path
+
+
+def test_a_page_says_when_the_default_text_is_not_that_of_the_tracked_tables(default_text, open_profile, tmp_path,
+                                                                             monkeypatch):
+    monkeypatch.setattr(profiles, "provenance", lambda: {**provenance(), "python": "3.13.5"})
+    monkeypatch.setattr(profiles, "TRACKED", tracked(tmp_path, default_text))
+    same = footer(open_profile(corpus="docstrings"), 0)
+    assert "tracked tables" not in same and f"text `{default_text}`" in same
+    monkeypatch.setattr(profiles, "TRACKED", tracked(tmp_path, "0123456789abcdef"))
+    other = footer(open_profile(corpus="docstrings"), 0)
+    assert "**The text is not that of the tracked tables.**" in other
+    assert "Python 3.11.7 has it (`0123456789abcdef`)" in other and f"Python 3.13.5 does (`{default_text}`)" in other
+
+
+def test_a_page_about_another_text_says_nothing_of_the_tracked_tables(open_profile):
+    assert "tracked tables" not in footer(open_profile(), 0)  # of a file
+    paper = yaml.safe_load((ROOT / "notebooks/params/paper.yaml").read_text())
+    assert "tracked tables" not in footer(Profile.of(paper | {"corpus": "docstrings"}), 0)
+
+
+def test_the_tracked_tables_were_made_from_one_text():
+    """So that a page may compare with the first of them."""
+    paths = [path for path in profiles.TRACKED.parent.glob("*.csv")
+             if "corpus_fingerprint" in pd.read_csv(path, nrows=0).columns]
+    made = pd.concat(pd.read_csv(path, usecols=["corpus_fingerprint", "python"]) for path in paths)
+    assert profiles.TRACKED in paths and len(paths) > 1
+    assert len(made.drop_duplicates()) == 1 and made.python.iloc[0].startswith("3.11.")

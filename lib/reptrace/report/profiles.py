@@ -30,6 +30,7 @@ from reptrace.training.runs import Run
 
 ROOT = Path(__file__).parents[3]
 CORPORA = ROOT / "build" / "corpora"  # read once for all profiles
+TRACKED = ROOT / "data" / "results" / "settings_tried.csv"  # made from the default text, as the other tables there
 DEVICE, DTYPE = "cpu", "float32"  # small models gain nothing on a GPU, and the same numbers come out everywhere
 BATCH_SIZE = 128  # of the forward pass, in sequences of full length
 TRAINING_KEYS = ("vocabulary", "context", "batch", "learning_rate", "warmup_steps", "schedule", "weight_decay")
@@ -296,4 +297,18 @@ def footer(profile: Profile | HubProfile, started: float, tables: Mapping[Run, p
     where = ", ".join(measured[["device", "dtype_forward"]].iloc[0]) if len(measured) else f"{DEVICE}, {DTYPE}"
     return (f"**What made this page.** reptrace {made['code']}; Python {made['python']}; {packages}; "
             f"{made['machine']}; {where}; {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; "
-            f"{time.time() - started:.0f} s for this notebook{records}.\n\nParameters: `{profile.describe()}`")
+            f"{time.time() - started:.0f} s for this notebook{records}; text `{profile.text}`.\n\n"
+            f"Parameters: `{profile.describe()}`{_another_text(profile)}")
+
+
+def _another_text(profile: Profile | HubProfile) -> str:
+    """A paragraph where the default text is another one than that of the tracked tables; else nothing."""
+    if profile.corpus != "docstrings" or isinstance(profile, HubProfile):
+        return ""
+    tracked = pd.read_csv(TRACKED, usecols=["corpus_fingerprint", "python"]).iloc[0]
+    if profile.text == tracked.corpus_fingerprint:
+        return ""
+    return ("\n\n**The text is not that of the tracked tables.** Of the default text, the docstrings of the locked "
+            "packages and of Python's own standard library, the tables in data/results were made as Python "
+            f"{tracked.python} has it (`{tracked.corpus_fingerprint}`), and this page as Python "
+            f"{provenance()['python']} does (`{profile.text}`). So its models and numbers are others than theirs.")
