@@ -4,6 +4,7 @@ import array
 import collections
 import io
 import re
+import sys
 import types
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from reptrace.texts.corpora import Corpus, Probe
 from reptrace.texts.given import as_texts
 
+CHARACTER = "w" if sys.version_info >= (3, 13) else "u"  # of an array; "u" is deprecated where there is "w"
 GIVEN = ["one", "naïve 🎉", "three"]
 
 
@@ -35,7 +37,7 @@ def test_texts_come_from_any_sequence_of_strings(given):
     ("one text", r"got str 'one text'. One text? Pass [text]. A path? Pass text_file(path).documents"),
     (Path("a.txt"), "Pass text_file(path).documents"), (io.StringIO("a\nb"), "Pass text_file(path).documents"),
     (b"one", "Decode it"), (bytearray(b"one"), "Decode it"), (memoryview(b"one"), "Decode it"),
-    (array.array("u", "one text"), "An array of letters or numbers: pass [given.tounicode()]"),
+    (array.array(CHARACTER, "one text"), "An array of letters or numbers: pass [given.tounicode()]"),
     (array.array("i", [1, 2]), "An array of letters or numbers"), ({"a": "one"}, "Pass list(texts.values())"),
     (types.MappingProxyType({"a": "one"}), "Pass list(texts.values())"), (set(GIVEN), "A set has no order"),
     (frozenset(GIVEN), "A set has no order"), (None, "got NoneType None."), (3, "got int 3."), (2.5, "got float 2.5."),
