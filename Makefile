@@ -1,5 +1,7 @@
 # make report and make test set up what is missing by themselves.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHONS := 3.11 3.12 3.13
+# The first that runs; 3.11 made the tracked tables.
+PYTHON ?= $(shell for each in $(PYTHONS:%=python%); do $$each -c "" 2> /dev/null && echo $$each && exit; done; echo python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 PARAMS ?= notebooks/params/tiny.yaml
@@ -11,7 +13,7 @@ help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 $(VENV)/ready: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"Python 3.11 is needed, got {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11" if v != (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit(v not in "$(PYTHONS)".split() and "Python $(PYTHONS) are known to work, got " + v + ": make PYTHON=/path/to/python3.11")'
 	@test ! -e $(VENV)/unfinished || rm -rf $(VENV)  # an installation was cut short
 	mkdir -p $(VENV) && touch $(VENV)/unfinished
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -29,6 +30,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import reptrace
+from reptrace.texts import corpora
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "data/published"
@@ -122,16 +124,80 @@ def test_pyproject_names_every_package_the_library_imports():
     assert outside <= {canonicalize_name(Requirement(line).name) for line in named}
 
 
-def test_environment_yml_installs_the_lock_and_the_package_on_the_same_python():
+def pythons() -> list[str]:
+    """Versions of Python that pyproject.toml names, oldest first."""
+    prefix = "Programming Language :: Python :: "
+    return [line.removeprefix(prefix) for line in PROJECT["classifiers"] if line.startswith(prefix)]
+
+
+def test_all_files_name_the_same_pythons():
+    (made,) = re.findall(r"^PYTHONS := (.+)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert made.split() == pythons() and "{}.{}".format(*sys.version_info) in pythons()
+    assert "{}.{}".format(*corpora.USUAL_PYTHON) == pythons()[0]
+    said = f"Python {', '.join(pythons()[:-1])} or {pythons()[-1]}"
+    for name in ("README.md", "CONTRIBUTING.md", "requirements.lock"):
+        assert re.sub(r"[\s#]+", " ", (ROOT / name).read_text()).count(said) == 1, name
+    allowed = SpecifierSet(PROJECT["requires-python"])
+    assert all(Version(python) in allowed for python in pythons()) and Version("3.10") not in allowed
+
+
+def fake_python(path: Path, version: str) -> Path:
+    """A command that stands in for a Python: it evaluates `-c` as one of that version would, and makes no environment.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    major, minor = version.split(".")
+    path.write_text(f"""#!{sys.executable}
+import sys
+sys.version_info = ({major}, {minor}, 0, "final", 0)
+if sys.argv[1] != "-c":
+    sys.exit("this far")
+exec(sys.argv[2])
+""")
+    path.chmod(0o755)
+    return path
+
+
+def set_up(folder: Path, *arguments: str, path: str = os.environ["PATH"]) -> str:
+    """What `make setup` prints in a folder with the Makefile; it fails, at the latest where it makes .venv."""
+    folder.mkdir(exist_ok=True)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    shutil.rmtree(folder / ".venv", ignore_errors=True)
+    done = run(["make", "setup", *arguments], cwd=folder, env={**os.environ, "PATH": path})
+    assert done.returncode
+    return done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_takes_the_known_pythons_and_refuses_others_with_advice(tmp_path):
+    for version in pythons():
+        assert "this far" in set_up(tmp_path / "project", f"PYTHON={fake_python(tmp_path / 'python', version)}")
+    for version in ("3.10", "3.14", "2.7"):
+        said = set_up(tmp_path / "project", f"PYTHON={fake_python(tmp_path / 'python', version)}")
+        assert f"Python {' '.join(pythons())} are known to work, got {version}: make PYTHON=" in said
+        assert not (tmp_path / "project/.venv").exists()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_takes_the_oldest_known_python_that_runs(tmp_path):
+    tools = tmp_path / "bin"  # what the Makefile calls, and no other Python
+    tools.mkdir()
+    for tool in ("sh", "make", "mkdir", "touch", "test", "rm"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    for oldest in reversed(pythons()):
+        fake_python(tools / f"python{oldest}", oldest)
+        assert f"python{oldest} -m venv" in set_up(tmp_path / "project", path=str(tools))
+    (tools / f"python{pythons()[0]}").write_text("#!/bin/sh\nexit 127\n")  # as pyenv's, where that version is not set
+    assert f"python{pythons()[1]} -m venv" in set_up(tmp_path / "project", path=str(tools))
+
+
+def test_environment_yml_installs_the_lock_and_the_package_on_the_usual_python():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     assert environment["name"] == PROJECT["name"]
-    assert conda == ["python=3.11", "pip"]
+    assert conda == [f"python={pythons()[0]}", "pip"]
     assert pip == ["-r requirements.lock", "-e ."]
-    assert Version("3.11") in SpecifierSet(PROJECT["requires-python"])
-    assert Version("3.10") not in SpecifierSet(PROJECT["requires-python"])
-    assert "Python 3.11" in LOCK.split("\n#\n")[0]
     ruff = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]
     assert ruff["target-version"] == "py311"
 
