@@ -37,6 +37,7 @@ PUBLISHED = ROOT / "data/published"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
 UNLOCKED = {"pip", "setuptools", "wheel"}  # `pip freeze` leaves these out
+OF_CUDA = {("torch", start) for start in ("cuda", "nvid", "trit")}  # what torch needs where it is no CPU build
 LARGEST_FILE = 1_000_000
 # In pieces, so that this file does not match itself.
 MACHINE_PATH = re.compile(r"(?<![\w.~])/(?:" + "|".join(["work", "root", "home", "Users"]) + r")/\w")
@@ -79,7 +80,7 @@ def needed_here() -> set[str]:
         if (name, extra) in found or name in UNLOCKED:
             continue
         found.add((name, extra))
-        needs = [Requirement(line) for line in metadata.requires(name) or []]
+        needs = [Requirement(line) for line in metadata.requires(name) or [] if (name, line[:4]) not in OF_CUDA]
         pending += [(canonicalize_name(need.name), inner) for need in needs for inner in ("", *need.extras)
                     if need.marker is None or need.marker.evaluate({"extra": extra})]
     return {name for name, _ in found}
