@@ -22,9 +22,9 @@ from limits import run
 
 from reptrace.records.store import RECORDED_PACKAGES, RecordError, Store, code_version, write_atomically
 
-# Forks writers that rewrite four records without pause, and kills each a few milliseconds after its first, when it has
-# a file in the works (at a random time alone, a busy machine catches one in hundreds), until ten of them were caught in
-# the middle of a write: they leave their unfinished file behind. Prints how many were killed.
+# Forks writers that rewrite two records of their own without pause, and kills each some time in the few milliseconds
+# after it has begun a file (at a random time alone, a busy machine catches one in hundreds), until ten of them were
+# caught in the middle of a write: they leave their unfinished file behind. Prints how many were killed.
 KILLER = """
 import os, random, signal, sys, time
 import numpy as np
@@ -32,20 +32,20 @@ from reptrace.records.store import Store
 store, random, caught = Store(sys.argv[1]), random.Random(0), 0
 unfinished = lambda: len(list(store.folder.glob("*.partial")))
 store.write({"k": "warm"}, [{"value": 0.0, "spectrum": np.zeros(100_000)}])
-for killed in range(1, 1001):
+for killed in range(1, 201):
     begun, begin = os.pipe()
     child = os.fork()
     if not child:
         k = 0
         while True:
             k += 1
-            store.write({"k": k % 4}, [{"value": float(k), "spectrum": np.arange(100_000) + float(k)}])
+            store.write({"k": [killed, k % 2]}, [{"value": float(k), "spectrum": np.arange(100_000) + float(k)}])
             if k == 1:
                 os.write(begin, b".")
     os.read(begun, 1)  # on a busy machine that takes a while
-    time.sleep(random.uniform(0, 0.02))
     while unfinished() == caught:
         pass
+    time.sleep(random.uniform(0, 0.004))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     os.close(begun)
