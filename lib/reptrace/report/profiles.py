@@ -270,8 +270,8 @@ class HubProfile:
 
     def trace(self, progress: bool = True) -> dict[HubRun, pd.DataFrame]:
         """Geometry of the chosen checkpoints of every suite, measured where it is not in the store."""
-        table = sweep(self.suites, self.spec, self.folder, self.checkpoints, self.refine, stages=[self.STAGE],
-                      ranks=self.alpha_ranks, progress=progress)
+        table = sweep(self.suites, self.spec, self.folder, count=self.checkpoints, refine=self.refine,
+                      stages=[self.STAGE], ranks=self.alpha_ranks, progress=progress)
         return {run: table[table.suite == run.name].reset_index(drop=True) for run in self.runs}
 
     def describe(self) -> str:
