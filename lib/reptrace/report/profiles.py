@@ -308,7 +308,7 @@ def _another_text(profile: Profile | HubProfile) -> str:
     tracked = pd.read_csv(TRACKED, usecols=["corpus_fingerprint", "python"]).iloc[0]
     if profile.text == tracked.corpus_fingerprint:
         return ""
-    return ("\n\n**The text is not that of the tracked tables.** Of the default text, the docstrings of the locked "
-            "packages and of Python's own standard library, the tables in data/results were made as Python "
-            f"{tracked.python} has it (`{tracked.corpus_fingerprint}`), and this page as Python "
-            f"{provenance()['python']} does (`{profile.text}`). So its models and numbers are others than theirs.")
+    return ("\n\n**The text is not that of the tracked tables.** The default text is the docstrings of the locked "
+            "packages and of Python's own standard library. The tables in data/results were made from that of Python "
+            f"{tracked.python} (`{tracked.corpus_fingerprint}`), this page from that of Python "
+            f"{provenance()['python']} (`{profile.text}`), so its models and numbers are others than theirs.")
