@@ -19,6 +19,7 @@ import yaml
 from limits import kill_when, run
 
 from reptrace.report import making
+from reptrace.report.executing import execute, page_of
 from reptrace.report.profiles import ROOT, Profile
 from reptrace.training.pretrain import Suite
 
@@ -36,6 +37,7 @@ COMMAND = """
 import sys
 from pathlib import Path
 from reptrace.report import making
+from reptrace.report.executing import execute, page_of
 if __name__ == "__main__":
     making.BOOK = Path(sys.argv[1])
     print("report:", making.make_report(Path(sys.argv[2])))
@@ -149,6 +151,7 @@ def test_a_changed_parameter_redoes_only_what_depends_on_it(made, project):
     assert {path: path.stat().st_mtime_ns for path in project.glob("build/hub/*/refs/*")} == refs
     assert len(geometry(project) - records) == len(records)
     assert "settings_tried.ipynb: done already" in done.stdout and "fig02_pretraining_phases.ipynb: exec" in done.stdout
+    assert "an earlier time" not in done.stdout, "the times tracked are those of the default suite alone"
 
 
 @pytest.fixture
@@ -181,18 +184,25 @@ def test_a_missing_or_unexecuted_notebook_fails_the_build(small_book):
 
 
 def test_a_sphinx_warning_fails_the_build(small_book):
-    making.execute(small_book / "notebooks/one.ipynb", {"n": 8}, small_book / "out/source/notebooks/one.ipynb")
+    page = page_of(small_book / "notebooks/one.ipynb", {"n": 8}, small_book / "out/source/notebooks/one.ipynb", [])
+    list(execute([page]))
     assert making.build_book(small_book / "out").exists()
     (small_book / "book/index.md").write_text("# A page\n\n[nowhere](nowhere.md)\n")
     with pytest.raises(RuntimeError, match="did not build"):
         making.build_book(small_book / "out")
 
 
-def test_a_failing_notebook_stops_the_report_and_leaves_no_page(small_book):
-    target = small_book / "pages/one.ipynb"
-    with pytest.raises(Exception, match="ZeroDivisionError"):
-        making.execute(small_book / "notebooks/one.ipynb", {"n": 7}, target)
-    assert not target.exists()
+def test_a_table_in_data_decides_whether_notebooks_run_again_but_the_report_s_own_times_do_not(small_book):
+    (small_book / "data/results").mkdir(parents=True)
+
+    def keys():
+        return [page.key for page in making.pages_of({}, small_book / "out", "")]
+
+    before = keys()
+    (small_book / "data/results/report_times.csv").write_text("stage\nbook\n")
+    assert keys() == before
+    (small_book / "data/results/other.csv").write_text("a\n1\n")
+    assert keys() != before
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

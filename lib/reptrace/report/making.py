@@ -2,43 +2,119 @@
 
 A stage is done again when the hash of what it depends on changes: a run, when its settings or its text do (`pretrain`);
 a measurement, when weights, probe or settings do (`sweep`); a notebook, when its source, its own parameters, the
-library, a table in data/, the lock, the text or a record do; the pages, when the book's prose or an executed notebook
-does. Each stage is written whole or not at all, so one that was cut short is simply not there.
+library, a table in data/, the lock, the text or a record do (`executing`); the pages, when the book's prose or an
+executed notebook does. Each stage is written whole or not at all, so one that was cut short is simply not there.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
 import yaml
 from filelock import FileLock
 
-from reptrace.records.store import write_atomically
-from reptrace.report.profiles import ROOT, Profile
+from reptrace.records.store import Store, write_atomically
+from reptrace.report import capabilities, times
+from reptrace.report.executing import Page, execute, hash_of, page_of
+from reptrace.report.profiles import CORPORA, ROOT, HubProfile, Profile
+from reptrace.support.processes import cores
 
 BOOK = ROOT / "book"
+DEFAULT = ROOT / "notebooks/params/tiny.yaml"
+TIMES = ROOT / "data/results" / times.NAME
 
 
 def make_report(parameters_file: Path) -> Path:
-    """Make everything the report needs and build it; returns its first page."""
+    """Make everything the report needs, build it and print the times; returns its first page.
+
+    With the default parameters, the times of what was done whole are tracked in data/results.
+    """
     parameters = yaml.safe_load(parameters_file.read_text())
-    profile = Profile.of(parameters)
+    profile, spent = Profile.of(parameters), times.Times()
     folder = profile.folder / "book"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):  # a second call waits for the first and finds everything done
         print("suite: training and measuring what is missing", flush=True)
-        profile.train()
-        tables = pd.concat(profile.trace().values())
-        state = json.dumps([profile.text, tables[["identity", "status"]].to_dict("records")])
-        for notebook in chapters():
-            execute(notebook, parameters, folder / "source" / "notebooks" / notebook.name, state)
+        traced = _suite(profile, spent)
+        pages = pages_of(parameters, folder, state_of(profile, traced))
+        if any("items" in page.parameters for page in pages):
+            _tasks(profile, parameters["items"], spent)
+        _execute(pages, spent)
+        first = _book(folder, spent)
+    table = spent.table(times.read(TIMES), [page.name for page in pages])
+    if parameters == yaml.safe_load(DEFAULT.read_text()) and table.now.any():
+        times.write(table, TIMES)
+    print(times.shown(table), flush=True)
+    return first
+
+
+def _suite(profile: Profile | HubProfile, spent: times.Times) -> pd.DataFrame:
+    """Train and measure what is missing; the geometry of all runs."""
+    if isinstance(profile, Profile):
+        with spent.stage("text") as stage:
+            tokens = [profile.suite.tokens(vocabulary) for vocabulary in {run.vocabulary for run in profile.runs}]
+            stage.whole = stage.made(tokens) and any(map(stage.made, ([path] for path in CORPORA.glob("*"))))
+        with spent.stage("training") as stage:
+            begun = any((profile.folder / "training").glob("*/state"))
+            profile.train()
+            logs = Store(profile.folder / "logs")
+            stage.whole = not begun and stage.made(logs.path(run.identity) for run in profile.runs)
+    with spent.stage("measuring") as stage:
+        traced = pd.concat(profile.trace().values())
+        stage.whole = stage.made(_records(profile.store, traced))
+    return traced
+
+
+def _tasks(profile: Profile | HubProfile, items: int, spent: times.Times) -> None:
+    """Tasks and memorization, before the notebooks, of which several ask for them."""
+    with spent.stage("tasks") as stage:
+        asked = capabilities.evaluate(profile, capabilities.groups(profile, items), items)
+        stage.whole = stage.made(_records(profile.store, pd.concat(asked.values())))
+
+
+def _records(store: Store, table: pd.DataFrame) -> Iterable[Path]:
+    return (store.path(json.loads(identity)) for identity in table["identity"].dropna().unique())
+
+
+def state_of(profile: Profile | HubProfile, traced: pd.DataFrame) -> str:
+    """What stands for the text and the records."""
+    return json.dumps([profile.text, traced[["identity", "status"]].to_dict("records")])
+
+
+def pages_of(parameters: Mapping, folder: Path, state: str) -> list[Page]:
+    """The pages of the book's notebooks, in the order of its contents."""
+    tables = (path for path in sorted((ROOT / "data").rglob("*.csv")) if path.name != times.NAME)
+    made_from = [*sorted((ROOT / "lib").rglob("*.py")), *tables, ROOT / "requirements.lock"]
+    return [page_of(notebook, parameters, folder / "source" / "notebooks" / notebook.name, made_from, state)
+            for notebook in chapters()]
+
+
+def _execute(pages: list[Page], spent: times.Times) -> None:
+    """Execute what is not done, the slowest first, as many at a time as there are cores."""
+    missing = {page.name: page for page in pages if not page.done}
+    for page in pages:
+        if page.name not in missing:
+            print(f"notebook {page.notebook.name}: done already", flush=True)
+    order = times.slowest_first(missing, times.read(TIMES))
+    with spent.stage("notebooks") as stage, closing(execute([missing[name] for name in order], cores())) as ended:
+        for number, (page, taken) in enumerate(ended, 1):
+            spent.notebook(page.name, taken)
+            print(f"notebook {page.notebook.name}: done in {taken.seconds:.0f} s ({number} of {len(missing)})",
+                  flush=True)
+        stage.whole = len(missing) == len(pages)
+
+
+def _book(folder: Path, spent: times.Times) -> Path:
+    with spent.stage("book") as stage:
+        stage.whole = not (folder / "_build").exists()
         return build_book(folder)
 
 
@@ -46,44 +122,6 @@ def chapters() -> list[Path]:
     """The notebooks that the book's contents list, in their order."""
     names = [entry["file"] for entry in yaml.safe_load((BOOK / "_toc.yml").read_text())["chapters"]]
     return [ROOT / f"{name}.ipynb" for name in names if name.startswith("notebooks/")]
-
-
-def execute(notebook: Path, parameters: dict, target: Path, state: str = "") -> None:
-    """Run a notebook by papermill with those of the parameters that it declares, unless that was done.
-
-    `state` stands for the text and the records, for the notebooks that open a profile (which declare `corpus`). Where
-    the parameters name suites of the hub, a notebook that is about a suite trained here keeps its own parameters.
-    """
-    import papermill
-
-    declared = papermill.inspect_notebook(str(notebook))
-    foreign = bool(parameters.get("suites")) and "suites" not in declared
-    own = {} if foreign else {name: value for name, value in parameters.items() if name in declared}
-    read = state if "corpus" in declared else ""
-    made_from = [*sorted((ROOT / "lib").rglob("*.py")), *sorted((ROOT / "data").rglob("*.csv"))]
-    key = _hash(notebook, *made_from, ROOT / "requirements.lock", extra=json.dumps([own, read]))
-    if target.exists() and json.loads(target.read_text())["metadata"].get("reptrace_key") == key:
-        print(f"notebook {notebook.name}: done already", flush=True)
-        return
-    print(f"notebook {notebook.name}: executing", flush=True)
-    unfinished = target.with_suffix(".unfinished.ipynb")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(str(notebook), str(unfinished), own, kernel_name="python3", cwd=str(notebook.parent),
-                               progress_bar=False, log_output=False)
-    page = json.loads(unfinished.read_text())
-    del page["metadata"]["papermill"]  # paths of this machine
-    page["metadata"]["reptrace_key"] = key
-    page["cells"] = _with_parameters_used(page["cells"])
-    write_atomically(target, json.dumps(page).encode())
-    unfinished.unlink()
-
-
-def _with_parameters_used(cells: list[dict]) -> list[dict]:
-    """The cells without the default parameters where papermill put others after them; those are folded instead."""
-    injected = [cell for cell in cells if "injected-parameters" in cell["metadata"].get("tags", [])]
-    for cell in injected:
-        cell["metadata"]["tags"].append("hide-input")
-    return [cell for cell in cells if not injected or "parameters" not in cell["metadata"].get("tags", [])]
 
 
 def build_book(folder: Path) -> Path:
@@ -101,7 +139,7 @@ def build_book(folder: Path) -> Path:
             raise ValueError(f"{page.name} holds no outputs: it was not executed. Delete {page} and run again.")
     # copytree keeps the times of files, by which Sphinx knows what changed
     shutil.copytree(BOOK, source, dirs_exist_ok=True, ignore=shutil.ignore_patterns("notebooks", "_build"))
-    key = _hash(*sorted(path for path in BOOK.rglob("*") if path.is_file()), *pages, ROOT / "requirements.lock")
+    key = hash_of(*sorted(path for path in BOOK.rglob("*") if path.is_file()), *pages, ROOT / "requirements.lock")
     if first.exists() and stamp.exists() and stamp.read_text() == key:
         print("book: nothing changed", flush=True)
         return first
@@ -116,9 +154,3 @@ def build_book(folder: Path) -> Path:
     write_atomically(stamp, key.encode())
     return first
 
-
-def _hash(*paths: Path, extra: str = "") -> str:
-    digest = hashlib.sha256(extra.encode())
-    for path in paths:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
