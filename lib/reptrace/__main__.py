@@ -1,4 +1,4 @@
-"""The command line: `python -m reptrace suites | sweep | trace | tasks | report`."""
+"""The command line: `python -m reptrace suites | sweep | trace | tasks | report | book | verify`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="python -m reptrace",
                                    description="Trace the representation geometry of language models through training.",
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = main.add_subparsers(dest="command", required=True, metavar="suites | sweep | trace | tasks | report")
+    commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
     listing = commands.add_parser("suites", help="list the registered suites",
                                   description="List the suites that can be swept by name, and what they consist of.")
     listing.add_argument("--suites", nargs="+", default=[], metavar="FILE", help="YAML files with suites of your own")
@@ -72,7 +72,10 @@ def parser() -> argparse.ArgumentParser:
                                  description="Make the report; what is done already is not done again.")
     report.add_argument("--params", type=Path, default=Path("notebooks/params/tiny.yaml"),
                         help="parameters file (default notebooks/params/tiny.yaml)")
-    helps = "\n".join(command.format_help() for command in (listing, sweep, trace, tasks, report))
+    book = commands.add_parser(
+        "book", help="build the same pages from tracked records, with no training (make book)",
+        description="Build the pages of the default suite from data/archive: nothing is trained, no model is opened.")
+    helps = "\n".join(command.format_help() for command in (listing, sweep, trace, tasks, report, book))
     main.epilog = f"{helps}\n{EPILOG}"
     return main
 
@@ -137,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return {"suites": _suites, "sweep": _sweep, "trace": _trace, "tasks": _tasks,
-                "report": _report}[options.command](options)
+                "report": _report, "book": _book}[options.command](options)
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, MemoryError, ImportError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"reptrace: {message}", file=sys.stderr)
@@ -151,6 +154,13 @@ def _report(options) -> int:
         raise FileNotFoundError(f"there is no parameters file {str(options.params)!r}: run in the project's folder, or "
                                 "name one with --params.")
     print(f"report: {make_report(options.params)}")
+    return 0
+
+
+def _book(options) -> int:
+    from reptrace.report.making import DEFAULT, make_book
+
+    print(f"book: {make_book(DEFAULT)}")
     return 0
 
 

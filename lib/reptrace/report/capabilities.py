@@ -3,13 +3,14 @@ answers, on all of its checkpoints, and on the last ones with directions removed
 
 A suite trained here is asked items made from its own held-out text (`items`), and its training text is indexed whole.
 Suites of the hub are asked lm-eval's tasks and TriviaQA, and the public infini-gram index of their training text.
+What a suite trained here answered is kept for the archive, and read from one where the profile is an archive's.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from reptrace.checkpoints.selection import spread
 from reptrace.measures.phases import Phases
 from reptrace.memorization.infgram import build_infgram
 from reptrace.memorization.infgram_api import WebInfinityGram
-from reptrace.memorization.questions import Answers, Questions, encoded, infgram_answers
+from reptrace.memorization.questions import Answers, Peak, Questions, encoded, infgram_answers, peak
 from reptrace.models import loading
 from reptrace.models.eigendirections import Projection
 from reptrace.report.profiles import DEVICE, DTYPE, HubProfile, Profile
@@ -44,6 +45,7 @@ METRICS = ("acc", "exact_match", "spearman")  # the one that is shown, of those 
 QUESTIONS_EACH = 8  # questions for each item of a task: one answer to score, not choices, and a weaker signal
 CHANCE = {"continuation": 0.25, "cloze": 0.25, "sciq": 0.25}
 KS, RANDOM_SEEDS = (1, 2, 5, 10, 50), 3
+PEAK = ["model", *(each.name for each in fields(Peak))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,28 +53,44 @@ class Group:
     """Runs that are asked the same questions.
 
     `checkpoints`: run -> its checkpoints; `tasks`: names; `data`: their files, see `evaluation.evaluate`; `suffixes`:
-    the infinity-gram model's look-ups of the questions' answers.
+    the infinity-gram model's look-ups of the questions' answers; `source`: which infinity-gram model. An archive has no
+    data, questions and tokenizer.
     """
 
     checkpoints: Mapping[object, list[Checkpoint]]
     tasks: tuple[str, ...]
-    data: Mapping[str, Path]
-    questions: Questions
     suffixes: Answers
-    tokenizer: object = field(repr=False)
+    source: str
+    data: Mapping[str, Path] = field(default_factory=dict)
+    questions: Questions | None = None
+    tokenizer: object = field(default=None, repr=False)
 
 
 def groups(profile: Profile | HubProfile, count: int, progress: bool = True) -> list[Group]:
     """The runs of a profile by what they are asked; `count` items of a task at most, and some questions for each."""
     if isinstance(profile, HubProfile):
         return [_of_hub(profile, run, count) for run in profile.runs]
-    return [_of_suite(profile, key, count, progress)
-            for key in dict.fromkeys((run.vocabulary, run.context) for run in profile.runs)]
+    asked = list(dict.fromkeys((run.vocabulary, run.context) for run in profile.runs))
+    found = [] if profile.archive else [_of_suite(profile, key, count, progress) for key in asked]
+    table = profile.asked(f"suffixes_{count}", lambda: pd.concat(map(_suffixes, range(len(found)), found)))
+    return found or [_of_archive(profile, key, table[table.group == number]) for number, key in enumerate(asked)]
 
 
 def evaluate(profile: Profile | HubProfile, found: Sequence[Group], count: int, progress: bool = True
              ) -> dict[object, pd.DataFrame]:
-    """Tasks and memorization on every checkpoint: run -> table of `evaluation.evaluate_checkpoints`."""
+    """Tasks and memorization on every checkpoint: run -> table of `evaluation.evaluate_checkpoints`.
+
+    From an archive, memorization comes without the values of its items: see `peaks`.
+    """
+    if isinstance(profile, HubProfile):
+        return _evaluated(profile, found, count, progress)
+    tables = {} if profile.archive else _evaluated(profile, found, count, progress)
+    kept = profile.asked(f"tasks_{count}", lambda: _without_scores(pd.concat(tables.values())))
+    return tables or profile.by_run(kept)
+
+
+def _evaluated(profile: Profile | HubProfile, found: Sequence[Group], count: int, progress: bool
+               ) -> dict[object, pd.DataFrame]:
     tables = {}
     for group in found:
         points = [point for each in group.checkpoints.values() for point in each]
@@ -90,6 +108,14 @@ def project(profile: Profile, found: Sequence[Group], count: int, ks: Sequence[i
 
     For every k below the width, see `projections`; the runs of a group have one probe.
     """
+    if isinstance(profile, HubProfile):
+        return _projected(profile, found, count, ks, progress)
+    return profile.by_run(profile.asked(f"projections_{count}", lambda: pd.concat(
+        _projected(profile, found, count, ks, progress).values())))
+
+
+def _projected(profile: Profile | HubProfile, found: Sequence[Group], count: int, ks: Sequence[int], progress: bool
+               ) -> dict[object, pd.DataFrame]:
     firsts = {runs[0]: tuple(k for k in ks if k < runs[0].width) for runs in profile.sizes_of_runs}
     tables = {}
     for group in found:
@@ -153,10 +179,36 @@ def beside(values: pd.DataFrame, task: str, traced: pd.DataFrame) -> pd.DataFram
 
 def ngram_baseline(profile: Profile, group: Group, count: int) -> list[dict]:
     """Rows of `evaluation.evaluate` for the n-gram model of the training text, on a suite trained here."""
-    run = next(iter(group.checkpoints))
-    ids = np.fromfile(profile.suite.tokens(run.vocabulary), dtype=np.uint16)
-    return evaluation.evaluate(NgramModel(ids, len(group.tokenizer)), group.tokenizer, group.tasks, BATCH_SIZE, count,
-                          group.data)
+    def evaluated() -> pd.DataFrame:
+        run = next(iter(group.checkpoints))
+        ids = np.fromfile(profile.suite.tokens(run.vocabulary), dtype=np.uint16)
+        return pd.DataFrame(evaluation.evaluate(NgramModel(ids, len(group.tokenizer)), group.tokenizer, group.tasks,
+                                                BATCH_SIZE, count, group.data))
+
+    return profile.asked(f"ngram_{count}", evaluated).to_dict("records")
+
+
+def peaks(profile: Profile | HubProfile, found: Sequence[Group], asked: Mapping[object, pd.DataFrame], count: int
+          ) -> dict[object, Peak]:
+    """Where the memorization of each run is highest, of those with two measured checkpoints; see `questions.peak`.
+
+    `asked`: of `evaluate`.
+    """
+    def of_all() -> dict[object, Peak]:
+        peaked = {}
+        for group in found:
+            for run in group.checkpoints:
+                known = series(asked[run], MEMORIZATION).query("status == 'measured'")
+                if len(known) > 1:
+                    peaked[run] = peak(known.tokens, np.stack(known["items"]), group.questions.reference)
+        return peaked
+
+    if isinstance(profile, HubProfile):
+        return of_all()
+    table = profile.asked(f"peaks_{count}", lambda: pd.DataFrame(
+        [{"model": run.repository, **asdict(each)} for run, each in of_all().items()], columns=PEAK))
+    return {run: Peak(**{name: value for name, value in rows.iloc[0].items() if name != "model"})
+            for run, rows in profile.by_run(table).items()}
 
 
 def _of_suite(profile: Profile, key: tuple[int, int], count: int, progress: bool) -> Group:
@@ -176,11 +228,34 @@ def _of_suite(profile: Profile, key: tuple[int, int], count: int, progress: bool
     prompts = [item["passage"] for item in asked]
     answers = [f" {item['choices'][item['answer']]}" for item in asked]
     suffixes = infgram_answers(index, *encoded(tokenizer, prompts, answers))
-    questions = Questions(MEMORIZATION, prompts, answers, suffixes.log_probability,
-                          f"training text {training.fingerprint}, vocabulary {vocabulary}")
+    source = f"training text {training.fingerprint}, vocabulary {vocabulary}"
+    questions = Questions(MEMORIZATION, prompts, answers, suffixes.log_probability, source)
     tasks_there = tuple(name for name in ("continuation", "cloze") if name in data)
-    return Group({run: profile.suite.checkpoints(run) for run in runs}, tasks_there, data, questions, suffixes,
+    return Group({run: profile.checkpoints(run) for run in runs}, tasks_there, suffixes, source, data, questions,
                  tokenizer)
+
+
+def _of_archive(profile: Profile, key: tuple[int, int], table: pd.DataFrame) -> Group:
+    """A group from its rows of `_suffixes`."""
+    item, each = table.item.to_numpy(), table.token_log_probability.to_numpy()
+    joint = np.zeros(item.max() + 1)
+    np.add.at(joint, item, each)
+    return Group({run: profile.checkpoints(run) for run in profile.runs if (run.vocabulary, run.context) == key},
+                 tuple(table.tasks.iloc[0].split()), Answers(joint, item, table.length.to_numpy(), each),
+                 table.source.iloc[0])
+
+
+def _suffixes(number: int, group: Group) -> pd.DataFrame:
+    """What notebooks read of a group, a row for each token of an answer."""
+    found = group.suffixes
+    return pd.DataFrame({"group": number, "source": group.source, "tasks": " ".join(group.tasks), "item": found.item,
+                         "length": found.length, "token_log_probability": found.token_log_probability})
+
+
+def _without_scores(table: pd.DataFrame) -> pd.DataFrame:
+    """Without ln P of each answer of memorization, ten times as many numbers as all else: `peaks` tells what they say.
+    """
+    return table.assign(items=table["items"].where(table.task != MEMORIZATION, None)) if "items" in table else table
 
 
 def _of_hub(profile: HubProfile, run, count: int) -> Group:
@@ -195,7 +270,7 @@ def _of_hub(profile: HubProfile, run, count: int) -> Group:
     web = WebInfinityGram(profile.folder / "infgram", index)
     suffixes = infgram_answers(web, *encoded(tokenizer, prompts, answers))
     questions = Questions(MEMORIZATION, prompts, answers, suffixes.log_probability, index)
-    return Group({run: spread(points, profile.checkpoints)}, STOCK, {}, questions, suffixes, tokenizer)
+    return Group({run: spread(points, profile.checkpoints)}, STOCK, suffixes, index, {}, questions, tokenizer)
 
 
 def trivia(count: int) -> tuple[list[str], list[str]]:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,10 +66,11 @@ def page_of(notebook: Path, parameters: dict, target: Path, made_from: Sequence[
     return Page(notebook, own, target, hash_of(notebook, *made_from, extra=json.dumps([own, read])))
 
 
-def execute(pages: Sequence[Page], workers: int = 1) -> Iterator[tuple[Page, Spent]]:
+def execute(pages: Sequence[Page], workers: int = 1, environment: Mapping[str, str] | None = None
+            ) -> Iterator[tuple[Page, Spent]]:
     """Execute notebooks in the order given, `workers` at a time; each is told when it has ended.
 
-    One thread each, also where one runs alone, so that the same numbers come out.
+    One thread each, also where one runs alone, so that the same numbers come out; `environment`: further variables.
 
     Raises
     ------
@@ -77,7 +78,7 @@ def execute(pages: Sequence[Page], workers: int = 1) -> Iterator[tuple[Page, Spe
         A notebook failed: which, in which cell, and the cell's error. Those that run beside it are ended, and leave no
         page.
     """
-    children, pool = _Children(), ThreadPoolExecutor(workers)
+    children, pool = _Children({**os.environ, **ONE_THREAD, **(environment or {})}), ThreadPoolExecutor(workers)
     try:
         futures = {pool.submit(_execute, page, children): page for page in pages}
         for future in as_completed(futures):
@@ -91,7 +92,8 @@ def execute(pages: Sequence[Page], workers: int = 1) -> Iterator[tuple[Page, Spe
 class _Children:
     """Processes that execute notebooks, to be ended at once, those that were about to start too."""
 
-    def __init__(self):
+    def __init__(self, environment: Mapping[str, str]):
+        self._environment = environment
         self._lock, self._running, self._ended = threading.Lock(), set(), False
 
     def run(self, order: dict) -> tuple[int, str]:
@@ -101,8 +103,8 @@ class _Children:
                 return 1, "ended with the others"
             child = subprocess.Popen(
                 [sys.executable, "-m", "reptrace.report.executing", json.dumps(order)],
-                env={**os.environ, **ONE_THREAD}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True)
+                env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True)
             self._running.add(child)
         with child:
             # not communicate(): that closes the pipe whose end tells the child that this process has ended

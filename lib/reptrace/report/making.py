@@ -23,19 +23,21 @@ from filelock import FileLock
 
 from reptrace.records.store import Store, write_atomically
 from reptrace.report import capabilities, times
+from reptrace.report.archive import VARIABLE, pack
 from reptrace.report.executing import Page, execute, hash_of, page_of
 from reptrace.report.profiles import CORPORA, ROOT, HubProfile, Profile
 from reptrace.support.processes import cores
 
 BOOK = ROOT / "book"
 DEFAULT = ROOT / "notebooks/params/tiny.yaml"
-TIMES = ROOT / "data/results" / times.NAME
+TIMES, ARCHIVE = ROOT / "data/results" / times.NAME, ROOT / "data/archive"
 
 
 def make_report(parameters_file: Path) -> Path:
     """Make everything the report needs, build it and print the times; returns its first page.
 
-    With the default parameters, the times of what was done whole are tracked in data/results.
+    With the default parameters, the times of what was done whole are tracked in data/results, and what the pages were
+    told of the suite in data/archive.
     """
     parameters = yaml.safe_load(parameters_file.read_text())
     profile, spent = Profile.of(parameters), times.Times()
@@ -47,13 +49,31 @@ def make_report(parameters_file: Path) -> Path:
         pages = pages_of(parameters, folder, state_of(profile, traced))
         if any("items" in page.parameters for page in pages):
             _tasks(profile, parameters["items"], spent)
+        if isinstance(profile, Profile) and not any(page.done for page in pages):
+            shutil.rmtree(profile.answers.folder, ignore_errors=True)  # so that none stays that no page asks for
         _execute(pages, spent)
         first = _book(folder, spent)
     table = spent.table(times.read(TIMES), [page.name for page in pages])
-    if parameters == yaml.safe_load(DEFAULT.read_text()) and table.now.any():
-        times.write(table, TIMES)
+    if parameters == yaml.safe_load(DEFAULT.read_text()):
+        pack(profile.answers, ARCHIVE)
+        if table.now.any():
+            times.write(table, TIMES)
     print(times.shown(table), flush=True)
     return first
+
+
+def make_book(parameters_file: Path, archive: Path | None = None) -> Path:
+    """Build the report's pages from an archive (default data/archive), with no training and no model opened, in a
+    folder of their own; returns the first page."""
+    archive, parameters = archive or ARCHIVE, yaml.safe_load(parameters_file.read_text())
+    if parameters.get("suites") or not any(archive.glob("*.parquet")):
+        raise FileNotFoundError(f"{str(archive)!r} holds no records of a suite trained here: make report.")
+    folder, spent = ROOT / parameters["build"] / "from_archive", times.Times()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        pages = pages_of(parameters, folder, hash_of(*sorted(archive.glob("*.parquet"))))
+        _execute(pages, spent, {VARIABLE: str(archive.resolve())})
+        return _book(folder, spent)
 
 
 def _suite(profile: Profile | HubProfile, spent: times.Times) -> pd.DataFrame:
@@ -97,14 +117,15 @@ def pages_of(parameters: Mapping, folder: Path, state: str) -> list[Page]:
             for notebook in chapters()]
 
 
-def _execute(pages: list[Page], spent: times.Times) -> None:
+def _execute(pages: list[Page], spent: times.Times, environment: Mapping[str, str] | None = None) -> None:
     """Execute what is not done, the slowest first, as many at a time as there are cores."""
     missing = {page.name: page for page in pages if not page.done}
     for page in pages:
         if page.name not in missing:
             print(f"notebook {page.notebook.name}: done already", flush=True)
     order = times.slowest_first(missing, times.read(TIMES))
-    with spent.stage("notebooks") as stage, closing(execute([missing[name] for name in order], cores())) as ended:
+    with spent.stage("notebooks") as stage, closing(execute(
+            [missing[name] for name in order], cores(), environment)) as ended:
         for number, (page, taken) in enumerate(ended, 1):
             spent.notebook(page.name, taken)
             print(f"notebook {page.notebook.name}: done in {taken.seconds:.0f} s ({number} of {len(missing)})",

@@ -6,8 +6,9 @@ The parameters are those of notebooks/params/*.yaml, and each notebook's paramet
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,8 +17,12 @@ from pathlib import Path
 import pandas as pd
 
 from reptrace.checkpoints import suites
+from reptrace.checkpoints.suites import Checkpoint
+from reptrace.measures.spectra import Geometry
 from reptrace.records.store import Store, provenance
+from reptrace.report.archive import VARIABLE, Answers, geometry_of, geometry_row
 from reptrace.support import arguments
+from reptrace.support.fingerprints import fingerprint
 from reptrace.support.processes import cores
 from reptrace.sweeps.dispatch import Means
 from reptrace.sweeps.located import Opening
@@ -56,6 +61,8 @@ class Profile:
         alpha's window of 1-based ranks.
     build : str
         Folder for models and records; a relative one lies in the project.
+    archive : str, optional
+        Folder of an archive to read from in place of training and measuring, see `archive`.
     """
 
     sizes: list[dict]
@@ -65,6 +72,7 @@ class Profile:
     min_length: int
     alpha_ranks: tuple[int, int]
     build: str
+    archive: str | None = None
 
     @classmethod
     def of(cls, parameters: Mapping) -> Profile | HubProfile:
@@ -83,7 +91,7 @@ class Profile:
         sizes = [size | {"seeds": [size["seeds"]]} if isinstance(size.get("seeds"), int) else size for size in sizes]
         return cls(sizes, {key: parameters[key] for key in TRAINING_KEYS},
                    parameters["corpus"], int(parameters["sequences"]), int(parameters["min_length"]),
-                   tuple(parameters["alpha_ranks"]), parameters["build"])
+                   tuple(parameters["alpha_ranks"]), parameters["build"], os.environ.get(VARIABLE))
 
     @cached_property
     def folder(self) -> Path:
@@ -128,14 +136,48 @@ class Profile:
     def store(self) -> Store:
         return Store(self.folder / "records")
 
-    @property
+    @cached_property
     def text(self) -> str:
         """Which text it is, for what depends on it."""
-        return self.texts[0].fingerprint
+        return self.origin.text
+
+    @cached_property
+    def origin(self) -> pd.Series:
+        """Parameters, text and provenance of the answers that are kept; ValueError if an archive is of others."""
+        found = self.asked("suite", lambda: pd.DataFrame([
+            {"parameters": self.describe(), "text": self.texts[0].fingerprint, **provenance()}])).iloc[0]
+        if found.parameters != self.describe():
+            raise ValueError(f"the archive in {self.archive!r} is of the suite {found.parameters}, not of "
+                             f"{self.describe()}: take its parameters, or make report.")
+        return found
+
+    @cached_property
+    def answers(self) -> Answers:
+        """What notebooks were told: the archive, or, of these parameters, what goes into one."""
+        return Answers(self.archive or self.folder / "answers" / fingerprint([self.describe().encode()]))
+
+    def asked(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """A table that `make` makes, which is kept under a name; from an archive, as it was kept."""
+        if self.archive:
+            return self.answers.read(name)
+        table = make()
+        self.answers.write(name, table)
+        return table
 
     def log(self, run: Run) -> pd.DataFrame:
         """Training log of a run, see `pretrain`."""
-        return self.suite.log(run)
+        return self._logs[self._logs.model == run.repository].reset_index(drop=True)
+
+    @cached_property
+    def _logs(self) -> pd.DataFrame:
+        return self.asked("logs", lambda: pd.concat([self.suite.log(run).assign(model=run.repository)
+                                                     for run in self.runs]))
+
+    def checkpoints(self, run: Run) -> list[Checkpoint]:
+        """The checkpoints of a run, in order of steps."""
+        if not self.archive:
+            return self.suite.checkpoints(run)
+        return [Checkpoint(row.model, row.revision, row.step, row.tokens) for row in self.trace()[run].itertuples()]
 
     def probe(self, run: Run) -> corpora.Probe:
         """The held-out sequences, as the run's training text is tokenized and remapped."""
@@ -146,22 +188,38 @@ class Profile:
 
     def train(self, progress: bool = True) -> None:
         """Train what is missing of the suite."""
-        self.suite.train(progress=progress)
+        if not self.archive:
+            self.suite.train(progress=progress)
+            self.__dict__.pop("_logs", None)
 
-    def trace(self, layers="final", progress: bool = True) -> dict[Run, pd.DataFrame]:
+    def trace(self, progress: bool = True) -> dict[Run, pd.DataFrame]:
         """Geometry of every checkpoint of every run, measured where it is not in the store: a table a run."""
+        return self.by_run(self.asked("trace", lambda: self._traced(
+            {run: self.suite.checkpoints(run) for run in self.runs}, BATCH_SIZE, DTYPE, cores(), progress)))
+
+    def trace_at(self, places: Mapping[Run, Sequence[int]], dtype: str, batch_size: int) -> dict[Run, pd.DataFrame]:
+        """Geometry of some checkpoints (indices into those of their run) in another precision: a table a run."""
+        return self.by_run(self.asked(f"trace_{dtype}_{batch_size}", lambda: self._traced(
+            {run: [self.suite.checkpoints(run)[k] for k in its] for run, its in places.items()}, batch_size, dtype)))
+
+    def measured(self, name: str, measure: Callable[[], Geometry]) -> Geometry:
+        """A geometry that a notebook measures by itself, kept under a name."""
+        return geometry_of(self.asked(name, lambda: pd.DataFrame([geometry_row(measure())])).iloc[0])
+
+    def by_run(self, table: pd.DataFrame) -> dict[Run, pd.DataFrame]:
+        """The rows of each run that has any, by the name of its repository."""
+        named = {run: table[table.model == run.repository].reset_index(drop=True) for run in self.runs}
+        return {run: rows for run, rows in named.items() if len(rows)}
+
+    def _traced(self, points: Mapping[Run, list[Checkpoint]], batch_size: int, dtype: str, workers: int = 1,
+                progress: bool = False) -> pd.DataFrame:
         alike: dict[tuple, list[Run]] = {}  # of one probe
-        for run in self.runs:
+        for run in points:
             alike.setdefault((run.vocabulary, run.context, run.frequencies), []).append(run)
-        groups = [([point for run in runs for point in self.suite.checkpoints(run)], self.probe(runs[0]))
-                  for runs in alike.values()]
-        layers = layers if layers == "all" else (layers,)
-        settings = Settings(layers, tuple(self.alpha_ranks), BATCH_SIZE)
-        found = trace_groups(groups, self.store, settings, Opening(DEVICE, DTYPE),
-                             Means(cores(), progress=progress))
-        tables = {run: table[table.model == run.repository].reset_index(drop=True)
-                  for runs, table in zip(alike.values(), found, strict=True) for run in runs}
-        return {run: tables[run] for run in self.runs}
+        groups = [([point for run in runs for point in points[run]], self.probe(runs[0])) for runs in alike.values()]
+        settings = Settings(("final",), tuple(self.alpha_ranks), batch_size)
+        return pd.concat(trace_groups(groups, self.store, settings, Opening(DEVICE, dtype),
+                                      Means(workers, progress=progress)), ignore_index=True)
 
     def describe(self) -> str:
         """The parameters on one line of JSON, for a page's footer."""
@@ -176,7 +234,7 @@ class Profile:
         setting = {**self.training, **{key: size[key] for key in TRAINING_KEYS + OPTIONAL_KEYS if key in size}}
         steps = round(float(size["tokens"]) / (setting["batch"] * setting["context"]))
         return Run(width=size["width"], layers=size["layers"], seed=seed, steps=max(1, steps),
-                   corpus=self.texts[0].fingerprint, **setting)
+                   corpus=self.text, **setting)
 
 
 @dataclass(frozen=True)
@@ -218,6 +276,7 @@ class HubProfile:
     build: str
 
     STAGE = "pretraining"
+    archive = None  # there is one of a suite trained here alone
 
     @classmethod
     def of(cls, parameters: Mapping) -> HubProfile:
@@ -293,6 +352,10 @@ def footer(profile: Profile | HubProfile, started: float, tables: Mapping[Run, p
         trained = sum(profile.log(run)["wall_seconds"].max() for run in profile.runs)
         training = f"{trained / 60:.1f} min of training and " if trained == trained else ""
         records = f"; its records took {training}{seconds / 60:.1f} min of measuring, each checkpoint on its own"
+    if profile.archive:
+        origin = profile.origin
+        records += (". **No model was trained or measured for it**: its records are those of the archive, written by "
+                    f"reptrace {origin.code} on {origin.machine}")
     measured = pd.concat(tables.values()).query("status == 'measured'") if tables else pd.DataFrame()
     where = ", ".join(measured[["device", "dtype_forward"]].iloc[0]) if len(measured) else f"{DEVICE}, {DTYPE}"
     return (f"**What made this page.** reptrace {made['code']}; Python {made['python']}; {packages}; "
