@@ -8,7 +8,7 @@ PARAMS ?= notebooks/params/tiny.yaml
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help setup report smoke test bench settings toy causes lint clean
+.PHONY: help setup report book verify smoke test bench settings toy causes lint clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -26,7 +26,13 @@ setup: $(VENV)/ready ## create .venv with the locked requirements
 report: setup ## train the suite, measure it, run the notebooks, build the book (PARAMS=file)
 	$(RUN) -m reptrace report --params $(PARAMS)
 
-smoke: ## the same with a suite trained for seconds
+book: setup ## the same pages from the tracked records in data/archive, without training (minutes)
+	$(RUN) -m reptrace book
+
+verify: setup ## train one run of the suite anew, measure it, compare with data/archive (minutes)
+	$(RUN) -m reptrace verify
+
+smoke: ## make report with a suite trained for seconds
 	$(MAKE) report PARAMS=notebooks/params/smoke.yaml
 
 test: setup ## pytest, two files at a time

@@ -75,7 +75,12 @@ def parser() -> argparse.ArgumentParser:
     book = commands.add_parser(
         "book", help="build the same pages from tracked records, with no training (make book)",
         description="Build the pages of the default suite from data/archive: nothing is trained, no model is opened.")
-    helps = "\n".join(command.format_help() for command in (listing, sweep, trace, tasks, report, book))
+    verify = commands.add_parser(
+        "verify", help="train runs of the default suite anew and compare them with data/archive (make verify)",
+        description="Train the first run of the default suite anew, measure it, and compare with data/archive; exits "
+                    "with 1 where a number is out of its tolerance. Interrupted, the next call goes on.")
+    verify.add_argument("--every-run", action="store_true", help="all runs of the suite, not the first one alone")
+    helps = "\n".join(command.format_help() for command in (listing, sweep, trace, tasks, report, book, verify))
     main.epilog = f"{helps}\n{EPILOG}"
     return main
 
@@ -140,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return {"suites": _suites, "sweep": _sweep, "trace": _trace, "tasks": _tasks,
-                "report": _report, "book": _book}[options.command](options)
+                "report": _report, "book": _book, "verify": _verify}[options.command](options)
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, MemoryError, ImportError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"reptrace: {message}", file=sys.stderr)
@@ -162,6 +167,15 @@ def _book(options) -> int:
 
     print(f"book: {make_book(DEFAULT)}")
     return 0
+
+
+def _verify(options) -> int:
+    from reptrace.report import verifying
+    from reptrace.report.making import ARCHIVE, DEFAULT
+
+    table = verifying.verify(DEFAULT, ARCHIVE, options.every_run)
+    print(verifying.shown(table))
+    return int(not table.within.all())
 
 
 def _suites(options) -> int:

@@ -130,11 +130,13 @@ def memorization(model, infgram, *, resamples: int = 1000, level: float = 0.95, 
                              "no ranks to correlate. Take more items, or shorter answers.")
     rng = np.random.default_rng(seed)
     ranked = _Ranked(model), _Ranked(infgram)
-    resampled = np.array([_spearman(*ranked, weights) for weights in _draws(rng, len(model), resamples)])
+    resampled = np.array([_spearman(*(each.ranks(weights) for each in ranked), weights)
+                          for weights in _draws(rng, len(model), resamples)])
     resampled = resampled[~np.isnan(resampled)]
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]) if len(resampled) else (np.nan, np.nan)
     zeros = (int(np.isneginf(values).sum()) for values in (model, infgram))
-    whole = _spearman(*ranked, np.ones(len(model)))
+    ones = np.ones(len(model))
+    whole = _spearman(*(each.ranks(ones) for each in ranked), ones)
     return Memorization(whole, float(low), float(high), len(model), *zeros, level, resamples, seed)
 
 
@@ -181,7 +183,10 @@ def peak(tokens, models, reference, *, resamples: int = 1000, level: float = 0.9
                          f"{models.shape} for {len(tokens)} checkpoints and {len(reference)} items.")
     ranked, known = [_Ranked(model) for model in models], _Ranked(np.asarray(reference, float))
     draws = [np.ones(len(reference)), *_draws(np.random.default_rng(seed), len(reference), resamples)]
-    found = np.array([[_spearman(model, known, weights) for model in ranked] for weights in draws])
+    found = np.empty((len(draws), len(ranked)))
+    for row, weights in zip(found, draws, strict=True):
+        theirs = known.ranks(weights)  # the same for all checkpoints
+        row[:] = [_spearman(model.ranks(weights), theirs, weights) for model in ranked]
     # A model that ties all answers has no correlation, and no peak.
     at = np.argmax(np.nan_to_num(found, nan=-np.inf), axis=1)
     highest = found[np.arange(len(found)), at]
@@ -292,9 +297,9 @@ def _draws(rng: np.random.Generator, size: int, resamples: int) -> Iterator[np.n
     return (np.bincount(rng.integers(size, size=size), minlength=size).astype(float) for _ in range(resamples))
 
 
-def _spearman(x: _Ranked, y: _Ranked, weights: np.ndarray) -> float:
-    """As scipy.stats.spearmanr of a resample; nan where x or y are all tied."""
-    x, y = (ranked.ranks(weights) - (weights.sum() + 1) / 2 for ranked in (x, y))
+def _spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
+    """As scipy.stats.spearmanr of a resample, from its ranks; nan where x or y are all tied."""
+    x, y = (ranks - (weights.sum() + 1) / 2 for ranks in (x, y))
     scale = np.sqrt(weights @ x**2) * np.sqrt(weights @ y**2)
     return float(np.clip((weights * x) @ y / scale, -1, 1)) if scale else np.nan
 

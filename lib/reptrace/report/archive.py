@@ -7,6 +7,7 @@ REPTRACE_ARCHIVE names its folder, a profile reads there what it would otherwise
 from __future__ import annotations
 
 import io
+import platform
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import pairwise
@@ -86,6 +87,16 @@ def geometry_of(row: pd.Series) -> Geometry:
     fit = {key.removeprefix("fit_"): values.pop(key) for key in list(values) if key.startswith("fit_")}
     alpha = AlphaFit(**{**fit, "ranks": tuple(map(int, fit["ranks"]))}) if fit else None
     return Geometry(**{**values, "eigenvalues": np.array(values["eigenvalues"]), "alpha": alpha})
+
+
+def processor() -> str:
+    """Which processor this is, and the instructions that torch uses of it: where these are alike, so is rounding."""
+    import torch
+
+    file = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in (file.read_text() if file.exists() else "").splitlines()
+             if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _pieces(table: pd.DataFrame) -> Iterator[list[bytes]]:

@@ -20,7 +20,7 @@ from reptrace.checkpoints import suites
 from reptrace.checkpoints.suites import Checkpoint
 from reptrace.measures.spectra import Geometry
 from reptrace.records.store import Store, provenance
-from reptrace.report.archive import VARIABLE, Answers, geometry_of, geometry_row
+from reptrace.report.archive import VARIABLE, Answers, geometry_of, geometry_row, processor
 from reptrace.support import arguments
 from reptrace.support.fingerprints import fingerprint
 from reptrace.support.processes import cores
@@ -144,8 +144,9 @@ class Profile:
     @cached_property
     def origin(self) -> pd.Series:
         """Parameters, text and provenance of the answers that are kept; ValueError if an archive is of others."""
-        found = self.asked("suite", lambda: pd.DataFrame([
-            {"parameters": self.describe(), "text": self.texts[0].fingerprint, **provenance()}])).iloc[0]
+        found = self.asked("suite", lambda: pd.DataFrame([{
+            "parameters": self.describe(), "text": self.texts[0].fingerprint, "processor": processor(), **provenance()}
+        ])).iloc[0]
         if found.parameters != self.describe():
             raise ValueError(f"the archive in {self.archive!r} is of the suite {found.parameters}, not of "
                              f"{self.describe()}: take its parameters, or make report.")
