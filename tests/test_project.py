@@ -360,6 +360,7 @@ def catalogue() -> dict[str, set[str]]:
         for name in re.findall(r"`([^`]+)`", title) or [title.strip()]:  # tables of the same columns share a section
             columns[name] = set(re.findall(r"`([^`]+)`", " ".join(cells)))
     columns["common"] = columns.pop("Common columns of results")
+    columns["archive"] = columns.pop("Columns of the archive")
     return columns
 
 
@@ -370,6 +371,7 @@ def columns_of(path: Path) -> set[str]:
 def test_the_catalogue_lists_every_data_file_with_its_columns():
     listed = catalogue()
     common = listed.pop("common")
+    listed = {name: columns for name, columns in listed.items() if not name.startswith("archive")}
     files = {str(path.relative_to(ROOT / "data")): path for folder in ("published", "results")
              for path in (ROOT / "data" / folder).glob("*") if path.suffix != ".md" and not path.name.startswith(".")}
     assert set(files) <= set(listed), "files that data/README.md does not list"
@@ -380,6 +382,16 @@ def test_the_catalogue_lists_every_data_file_with_its_columns():
         there = columns_of(path)
         assert listed[name] <= there, name
         assert there - listed[name] <= (common if name.startswith("results/") else set()), name
+
+
+def test_the_catalogue_lists_every_table_of_the_archive_and_explains_its_columns():
+    listed = catalogue()
+    names, explained = {name for name in listed if name.startswith("archive/")}, listed["archive"] | listed["common"]
+    paths = list((ROOT / "data/archive").glob("*"))
+    assert {f"archive/{path.name.split('.')[0]}.parquet" for path in paths} == names
+    there = {path.name: columns_of(path) for path in paths}
+    assert {name: columns - explained for name, columns in there.items() if columns - explained} == {}
+    assert listed["archive"] <= set().union(*there.values())
 
 
 def test_every_published_table_has_a_source():

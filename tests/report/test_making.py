@@ -19,6 +19,7 @@ import yaml
 from limits import kill_when, run
 
 from reptrace.report import making
+from reptrace.report.archive import pack
 from reptrace.report.executing import execute, page_of
 from reptrace.report.profiles import ROOT, Profile
 from reptrace.training.pretrain import Suite
@@ -31,13 +32,13 @@ TINY = yaml.safe_load((ROOT / "notebooks/params/tiny.yaml").read_text())
 # Within the first test the report is made: over a minute on a quiet machine, and a busy one is five times slower.
 pytestmark = pytest.mark.timeout(900)
 # Some pages of the book, which link to no others: all of them are made by `make smoke`, in CI.
-CONTENTS = ["method", "notebooks/start_here", "notebooks/fig02_pretraining_phases", "notebooks/settings_tried",
+CONTENTS = ["method", "notebooks/start_here", "notebooks/fig02_pretraining_phases", "notebooks/fig03_capabilities",
+            "notebooks/tab09_correlations", "notebooks/settings_tried", "notebooks/precision",
             "notebooks/trace_real_suite", "own_model", "refused", "references"]
 COMMAND = """
 import sys
 from pathlib import Path
 from reptrace.report import making
-from reptrace.report.executing import execute, page_of
 if __name__ == "__main__":
     making.BOOK = Path(sys.argv[1])
     print("report:", making.make_report(Path(sys.argv[2])))
@@ -135,10 +136,46 @@ def test_a_killed_report_ends_with_the_weights_of_one_never_stopped(made, projec
 def test_a_second_call_redoes_nothing(made, project):
     before = {path: path.stat().st_mtime_ns for path in project.glob("build/**/*") if path.is_file()}
     again = make(project / "small.yaml")
-    assert again.returncode == 0 and again.stdout.count("done already") == 4
+    assert again.returncode == 0 and again.stdout.count("done already") == 7
     assert "nothing changed" in again.stdout
     after = {path: path.stat().st_mtime_ns for path in project.glob("build/**/*") if path.is_file()}
     assert after == before
+
+
+def outputs(page):
+    """What the cells show, without where and when that was."""
+    for cell in nbformat.read(page, 4).cells:
+        for output in cell.get("outputs", []):
+            text = "".join(output.get("data", {}).get("text/markdown", ""))
+            yield text.partition("**What made this page.**")[0] if text else output.get("data", output.get("text"))
+
+
+def test_pages_made_from_an_archive_show_what_the_report_s_show_without_text_and_models(made, project, monkeypatch):
+    parameters = yaml.safe_load((project / "small.yaml").read_text())
+    pack(Profile.of(parameters).answers, project / "archive")
+    (project / "elsewhere.yaml").write_text(yaml.safe_dump(parameters | {"build": str(project / "elsewhere")}))
+    (project / "text.jsonl").rename(project / "gone.jsonl")
+    monkeypatch.setattr(making, "BOOK", project / "book")
+    try:
+        first = making.make_book(project / "elsewhere.yaml", project / "archive")
+    finally:
+        (project / "gone.jsonl").rename(project / "text.jsonl")
+    assert first.exists() and {path.name for path in (project / "elsewhere").iterdir()} == {"from_archive"}
+    names = [Path(name).name for name in CONTENTS if name.startswith("notebooks/")]
+    for name in names:
+        ours, theirs = (list(outputs(folder / "source/notebooks" / f"{name}.ipynb"))
+                        for folder in (project / "elsewhere/from_archive", project / "build/book"))
+        assert len(ours) > 3 and ours == theirs, name
+    page = nbformat.read(project / "elsewhere/from_archive/source/notebooks/fig03_capabilities.ipynb", 4)
+    assert "its records are those of the archive" in page.cells[-1].outputs[0].data["text/markdown"]
+
+
+def test_an_archive_of_another_suite_is_refused(made, project, monkeypatch):
+    parameters = yaml.safe_load((project / "small.yaml").read_text())
+    monkeypatch.setenv("REPTRACE_ARCHIVE", str(Profile.of(parameters).answers.folder))
+    assert len(Profile.of(parameters).runs) == 3
+    with pytest.raises(ValueError, match=r"the archive in .* is of the suite"):
+        _ = Profile.of(parameters | {"learning_rate": 0.3}).runs
 
 
 def test_a_changed_parameter_redoes_only_what_depends_on_it(made, project):

@@ -121,7 +121,7 @@ class _Children:
 
 
 def _execute(page: Page, children: _Children) -> Spent:
-    print(f"notebook {page.notebook.name}: executing", flush=True)
+    print(f"notebook {page.notebook.name}: executing\n", end="", flush=True)  # in one piece, from several threads
     started, unfinished = time.perf_counter(), page.target.with_suffix(".unfinished.ipynb")
     page.target.parent.mkdir(parents=True, exist_ok=True)
     code, said = children.run({"input_path": str(page.notebook), "output_path": str(unfinished),
