@@ -31,6 +31,7 @@ from packaging.version import Version
 
 import reptrace
 from reptrace.texts import corpora
+from reptrace.report import times as report_times
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "data/published"
@@ -345,6 +346,24 @@ def test_no_tracked_file_names_a_path_of_somebodys_machine():
 def test_paths_of_somebodys_machine_are_seen(folder):
     assert MACHINE_PATH.search(f"open('/{folder}/x.txt')") and MACHINE_PATH.search(f"file:///{folder}/me")
     assert not MACHINE_PATH.search(f"docs/{folder}/x.txt ../{folder}/x.txt https://example.org/{folder}/x")
+
+
+# Costs
+
+
+def test_the_processor_times_that_readme_states_are_those_that_the_report_took():
+    text, times = (ROOT / "README.md").read_text(), report_times.read(ROOT / "data/results/report_times.csv")
+    seconds = times[times.notebook != ""].set_index("notebook").processor_seconds
+    stated = dict(re.findall(r"^\| \[\w+\]\(notebooks/(\w+)\.ipynb\) \|.*\| (\d+ (?:s|min))\b", text, flags=re.M))
+    assert set(stated) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    whole = report_times.total(times).processor_seconds
+    if whole == whole:
+        (stated["all"],) = re.findall(r"takes (\d+ min)utes of processor time", text)
+        seconds["all"] = whole
+    # Other programs on a machine slow its caches: the same work was seen to take up to 1.6 times the processor time.
+    ratios = {name: seconds[name] / (int(number) * {"s": 1, "min": 60}[unit])
+              for name, (number, unit) in ((name, said.split()) for name, said in stated.items())}
+    assert {name: ratio for name, ratio in ratios.items() if not 1 / 1.6 <= ratio <= 1.6} == {}
 
 
 # Tables

@@ -18,7 +18,7 @@ def known(*rows):
 
 
 def of(table):
-    return [tuple(row) for row in table[["stage", "notebook", "now"]].itertuples(index=False)]
+    return [tuple(row) for row in table[["stage", "notebook"]].itertuples(index=False)]
 
 
 def test_what_was_done_before_or_in_part_keeps_its_earlier_time():
@@ -32,10 +32,15 @@ def test_what_was_done_before_or_in_part_keeps_its_earlier_time():
     earlier = known(("training", "", 500.0), ("notebooks", "", 100.0), ("notebooks", "a", 9.0),
                     ("notebooks", "b", 8.0), ("notebooks", "no longer there", 7.0), ("book", "", 20.0))
     table = spent.table(earlier, ["b", "a"])
-    assert of(table) == [("training", "", False), ("notebooks", "", False), ("notebooks", "b", False),
-                         ("notebooks", "a", True), ("book", "", True)]
+    assert of(table) == [("training", ""), ("notebooks", ""), ("notebooks", "b"), ("notebooks", "a"), ("book", "")]
     assert table.wall_seconds[:4].tolist() == [500.0, 100.0, 8.0, 3.0] and 0.2 <= table.wall_seconds[4] < 15
-    assert 600 <= 60 * times.total_minutes(table) < 615  # notebooks count once, by their stage
+    assert "training" in spent.shown() and spent.shown().count("not done before") == 1
+
+
+def test_the_whole_report_s_time_counts_each_stage_once_and_is_unknown_while_a_stage_is():
+    stages = [(stage, "", 10.0) for stage in times.STAGES]
+    assert times.total(known(*stages, ("notebooks", "a", 9.0))).tolist() == [60.0, 60.0]
+    assert times.total(known(*stages[1:])).isna().all()
 
 
 def test_tables_are_read_as_they_were_written_and_say_what_made_them(tmp_path):
@@ -47,8 +52,7 @@ def test_tables_are_read_as_they_were_written_and_say_what_made_them(tmp_path):
     back = times.read(tmp_path / "t.csv")
     assert back.columns.tolist() == times.COLUMNS and back.notebook.tolist() == ["a"] and back.wall_seconds[0] == 3.0
     assert "cores" in back.machine[0] and back.code[0].startswith("0.") and "torch" in back.packages[0]
-    assert "a   " in times.shown(table) and "earlier" not in times.shown(table)
-    assert "earlier" in times.shown(times.Times().table(back, ["a"]))
+    pd.testing.assert_frame_equal(times.Times().table(back, ["a"]), back, check_dtype=False)
 
 
 def test_a_stage_is_whole_only_if_all_its_files_are_new(tmp_path):

@@ -56,9 +56,8 @@ def make_report(parameters_file: Path) -> Path:
     table = spent.table(times.read(TIMES), [page.name for page in pages])
     if parameters == yaml.safe_load(DEFAULT.read_text()):
         pack(profile.answers, ARCHIVE)
-        if table.now.any():
-            times.write(table, TIMES)
-    print(times.shown(table), flush=True)
+        times.write(table, TIMES)
+    print(spent.shown(), flush=True)
     return first
 
 

@@ -53,13 +53,20 @@ class Times:
 
     def table(self, known: pd.DataFrame, notebooks: Iterable[str]) -> pd.DataFrame:
         """These times where a thing was done whole, else those that are known of it, in the order of stages and
-        notebooks; columns COLUMNS and `now`, whether it is new."""
-        new = pd.DataFrame([row for row in self.rows if row["whole"]], columns=COLUMNS).assign(now=True)
-        both = pd.concat([new, known.assign(now=False)] if len(known) else [new]).drop_duplicates(["stage", "notebook"])
+        notebooks."""
+        new = pd.DataFrame([row for row in self.rows if row["whole"]], columns=COLUMNS)
+        both = pd.concat([new, known[COLUMNS]] if len(known) else [new]).drop_duplicates(["stage", "notebook"])
         order = [(stage, name) for stage in STAGES for name in ("", *(notebooks if stage == "notebooks" else ()))]
         place = {key: number for number, key in enumerate(order)}
         both["place"] = [place.get(key, -1) for key in zip(both.stage, both.notebook, strict=True)]
         return both[both.place >= 0].sort_values("place").drop(columns="place").reset_index(drop=True)
+
+    def shown(self) -> str:
+        """This making's own times, for a reader."""
+        lines = [f"{'  ' + row['notebook'] if row['notebook'] else row['stage']:32}{row['wall_seconds']:9.1f}"
+                 f"{row['processor_seconds']:11.1f}{'' if row['whole'] else '   (what was not done before)'}"
+                 for row in sorted(self.rows, key=lambda row: STAGES.index(row["stage"]))]
+        return "\n".join([f"{'seconds':32}{'wall':>9}{'processor':>11}", *lines])
 
     def _add(self, stage: str, notebook: str, spent: Spent, load: float, whole: bool) -> None:
         self.rows.append({"stage": stage, "notebook": notebook, "wall_seconds": round(spent.seconds, 1),
@@ -73,21 +80,16 @@ def read(file: Path) -> pd.DataFrame:
 
 
 def write(table: pd.DataFrame, file: Path) -> None:
-    write_atomically(file, table[COLUMNS].to_csv(index=False).encode())
+    write_atomically(file, table.to_csv(index=False).encode())
 
 
-def total_minutes(table: pd.DataFrame) -> float:
-    """Wall minutes of all stages; those of single notebooks lie within the stage of notebooks."""
-    return float(table[table.notebook == ""].wall_seconds.sum()) / 60
+def total(table: pd.DataFrame) -> pd.Series:
+    """Seconds of all stages, wall_seconds and processor_seconds; nan while the time of a stage is not known.
 
-
-def shown(table: pd.DataFrame) -> str:
-    """The table for a reader; what is not new says so."""
-    lines = [f"{'  ' + row.notebook if row.notebook else row.stage:32}{row.wall_seconds:9.1f}"
-             f"{row.processor_seconds:11.1f}{'' if row.now else '   (an earlier time: done before, or in part)'}"
-             for row in table.itertuples()]
-    return "\n".join([f"{'seconds':32}{'wall':>9}{'processor':>11}", *lines,
-                      f"{'all stages, minutes':32}{total_minutes(table):9.1f}"])
+    Those of single notebooks lie within the stage of notebooks.
+    """
+    stages = table[table.notebook == ""].set_index("stage").reindex(STAGES)
+    return stages[["wall_seconds", "processor_seconds"]].astype(float).sum(skipna=False)
 
 
 def slowest_first(names: Iterable[str], known: pd.DataFrame) -> list[str]:
