@@ -22,7 +22,9 @@ import pandas as pd
 
 from reptrace.texts.given import as_texts
 from reptrace.texts.probes import first_tokens
+from reptrace.texts.token_ids import reading_fingerprint
 
+_encoded: dict[tuple[str, str], tuple] = {}  # of this process: the checkpoints of a suite ask the same in the same ids
 SHORT, LONG = 3, 8  # tokens: the paper's Table 7 has one row for lengths up to SHORT and one for those above LONG
 
 
@@ -88,7 +90,11 @@ class Questions:
     def memorization(self, model, tokenizer, batch_size: int, progress: bool = False) -> dict:
         """Distributional memorization of a transformers causal LM, as a row like those of `evaluation.evaluate`:
         `value` is Spearman's correlation, `low` and `high` its 95 % interval over items, `items` each answer's ln P."""
-        joint = model_log_probabilities(model, *encoded(tokenizer, self.prompts, self.answers), batch_size, progress)
+        key = self.fingerprint, reading_fingerprint(tokenizer)
+        if key not in _encoded:
+            _encoded.clear()  # those of one tokenizer at a time
+            _encoded[key] = encoded(tokenizer, self.prompts, self.answers)
+        joint = model_log_probabilities(model, *_encoded[key], batch_size, progress)
         found = memorization(joint, self.reference)
         return {"task": self.task, "metric": "spearman", "filter": "none", "value": found.spearman, "low": found.low,
                 "high": found.high, "samples": found.items, "zeros_model": found.zeros_model,
