@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from reptrace.report.verifying import _compared
-from reptrace.training.pretrain import Run
+from reptrace.training.runs import Run
 
 ONE = Run(16, 1, 10, 0, 512, 32, 8, 0.01, 2, "cosine", 0.0, "")
 TWO, WIDE = replace(ONE, seed=1), replace(ONE, width=32)

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from reptrace.report import capabilities
 from reptrace.report.profiles import Profile
-from reptrace.training.pretrain import Run
+from reptrace.training.runs import Run
 
 SAME = 1e-6  # relative: far more than is lost on the way through a table, far less than other weights make
 STDERRS = 4  # of the difference of two models on a task, if each had drawn its own items
