@@ -28,13 +28,14 @@ def test_what_was_done_before_or_in_part_keeps_its_earlier_time():
     with spent.stage("book") as stage:
         time.sleep(0.2)
         stage.whole = True
-    spent.notebook("a", Spent(3.0, 4.0))
+    spent.notebook("a", Spent(3.0, 4.0), whole=True)
+    spent.notebook("b", Spent(1.0, 1.0), whole=False)
     earlier = known(("training", "", 500.0), ("notebooks", "", 100.0), ("notebooks", "a", 9.0),
                     ("notebooks", "b", 8.0), ("notebooks", "no longer there", 7.0), ("book", "", 20.0))
     table = spent.table(earlier, ["b", "a"])
     assert of(table) == [("training", ""), ("notebooks", ""), ("notebooks", "b"), ("notebooks", "a"), ("book", "")]
     assert table.wall_seconds[:4].tolist() == [500.0, 100.0, 8.0, 3.0] and 0.2 <= table.wall_seconds[4] < 15
-    assert "training" in spent.shown() and spent.shown().count("not done before") == 1
+    assert "training" in spent.shown() and spent.shown().count("not done before") == 2
 
 
 def test_the_whole_report_s_time_counts_each_stage_once_and_is_unknown_while_a_stage_is():
@@ -46,7 +47,7 @@ def test_the_whole_report_s_time_counts_each_stage_once_and_is_unknown_while_a_s
 def test_tables_are_read_as_they_were_written_and_say_what_made_them(tmp_path):
     assert times.read(tmp_path / "none.csv").empty
     spent = times.Times()
-    spent.notebook("a", Spent(3.0, 4.0))
+    spent.notebook("a", Spent(3.0, 4.0), whole=True)
     table = spent.table(times.read(tmp_path / "none.csv"), ["a"])
     times.write(table, tmp_path / "t.csv")
     back = times.read(tmp_path / "t.csv")

@@ -45,13 +45,13 @@ def make_report(parameters_file: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):  # a second call waits for the first and finds everything done
         print("suite: training and measuring what is missing", flush=True)
-        traced = _suite(profile, spent)
+        traced, new = _suite(profile, spent)
         pages = pages_of(parameters, folder, state_of(profile, traced))
         if any("items" in page.parameters for page in pages):
             _tasks(profile, parameters["items"], spent)
         if isinstance(profile, Profile) and not any(page.done for page in pages):
             shutil.rmtree(profile.answers.folder, ignore_errors=True)  # so that none stays that no page asks for
-        _execute(pages, spent)
+        _execute(pages, spent, new)
         first = _book(folder, spent)
     table = spent.table(times.read(TIMES), [page.name for page in pages])
     if parameters == yaml.safe_load(DEFAULT.read_text()):
@@ -71,12 +71,14 @@ def make_book(parameters_file: Path, archive: Path | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         pages = pages_of(parameters, folder, hash_of(*sorted(archive.glob("*.parquet"))))
-        _execute(pages, spent, {VARIABLE: str(archive.resolve())})
-        return _book(folder, spent)
+        _execute(pages, spent, False, {VARIABLE: str(archive.resolve())})
+        first = _book(folder, spent)
+    print(spent.shown(), flush=True)
+    return first
 
 
-def _suite(profile: Profile | HubProfile, spent: times.Times) -> pd.DataFrame:
-    """Train and measure what is missing; the geometry of all runs."""
+def _suite(profile: Profile | HubProfile, spent: times.Times) -> tuple[pd.DataFrame, bool]:
+    """Train and measure what is missing; the geometry of all runs, and whether none of it was there before."""
     if isinstance(profile, Profile):
         with spent.stage("text") as stage:
             tokens = [profile.suite.tokens(vocabulary) for vocabulary in {run.vocabulary for run in profile.runs}]
@@ -89,7 +91,7 @@ def _suite(profile: Profile | HubProfile, spent: times.Times) -> pd.DataFrame:
     with spent.stage("measuring") as stage:
         traced = pd.concat(profile.trace().values())
         stage.whole = stage.made(_records(profile.store, traced))
-    return traced
+    return traced, stage.whole
 
 
 def _tasks(profile: Profile | HubProfile, items: int, spent: times.Times) -> None:
@@ -116,8 +118,12 @@ def pages_of(parameters: Mapping, folder: Path, state: str) -> list[Page]:
             for notebook in chapters()]
 
 
-def _execute(pages: list[Page], spent: times.Times, environment: Mapping[str, str] | None = None) -> None:
-    """Execute what is not done, the slowest first, as many at a time as there are cores."""
+def _execute(pages: list[Page], spent: times.Times, new: bool, environment: Mapping[str, str] | None = None) -> None:
+    """Execute what is not done, the slowest first, as many at a time as there are cores.
+
+    `new`: the suite was measured in this call. Otherwise the notebooks that open a profile may find records of their
+    own, and their time is not a whole one.
+    """
     missing = {page.name: page for page in pages if not page.done}
     for page in pages:
         if page.name not in missing:
@@ -126,10 +132,10 @@ def _execute(pages: list[Page], spent: times.Times, environment: Mapping[str, st
     with spent.stage("notebooks") as stage, closing(execute(
             [missing[name] for name in order], cores(), environment)) as ended:
         for number, (page, taken) in enumerate(ended, 1):
-            spent.notebook(page.name, taken)
+            spent.notebook(page.name, taken, new or "corpus" not in page.parameters)
             print(f"notebook {page.notebook.name}: done in {taken.seconds:.0f} s ({number} of {len(missing)})",
                   flush=True)
-        stage.whole = len(missing) == len(pages)
+        stage.whole = new and len(missing) == len(pages)
 
 
 def _book(folder: Path, spent: times.Times) -> Path:

@@ -48,8 +48,8 @@ class Times:
         yield stage
         self._add(name, "", Spent(time.perf_counter() - begun, processor_seconds() - spent), load, stage.whole)
 
-    def notebook(self, name: str, spent: Spent) -> None:
-        self._add("notebooks", name, spent, _load(), True)
+    def notebook(self, name: str, spent: Spent, whole: bool) -> None:
+        self._add("notebooks", name, spent, _load(), whole)
 
     def table(self, known: pd.DataFrame, notebooks: Iterable[str]) -> pd.DataFrame:
         """These times where a thing was done whole, else those that are known of it, in the order of stages and
