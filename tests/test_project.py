@@ -30,8 +30,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import reptrace
-from reptrace.texts import corpora
 from reptrace.report import times as report_times
+from reptrace.texts import corpora
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "data/published"
