@@ -6,15 +6,23 @@ Trusted: numpy on states that transformers' own model returns for each sequence 
 import numpy as np
 import pytest
 import torch
+from limits import SOON, in_background
+from standin_hub import tiny_model, tiny_tokenizer
+from test_dispatch import PYTHIA, STEPS, downloads
 from test_hidden_states import VOCABULARY, tiny
 
+from reptrace.checkpoints import hub as real_hub
 from reptrace.checkpoints.listing import Checkpoint
+from reptrace.checkpoints.suites import suite
 from reptrace.measures import registry
 from reptrace.measures.registry import REGISTRY, chosen, measure, measured, needed
 from reptrace.measures.spectra import geometry
 from reptrace.records.store import Store
+from reptrace.sweeps import measurement
+from reptrace.sweeps.dispatch import Means
+from reptrace.sweeps.located import Opening
 from reptrace.sweeps.measurement import Settings
-from reptrace.sweeps.sweep import trace
+from reptrace.sweeps.sweep import SuiteSpec, measure_suites, trace
 from reptrace.texts.probes import Probe
 
 SEQUENCES = [[k % VOCABULARY for k in range(start, start + length)] for start, length in
@@ -101,22 +109,48 @@ def test_what_is_measured_and_compared_with_is_part_of_a_records_identity(entrie
     assert plain.rankme[0] == found[0].rankme[0]  # the same numbers, whatever is asked beside
 
 
-def test_a_reference_that_is_missing_or_not_needed_is_an_error(entries, checkpoint, tmp_path):
+@pytest.fixture
+def size(entries):
     @measure(needs=["reference"], columns={"size": None})
     def size(reference):
         return {"size": len(reference)}
 
+
+@pytest.mark.parametrize("which", [0, 1, -1])  # the first, the next one on its way, the last
+@pytest.mark.parametrize("disk", [None, 1], ids=["", "of_one_checkpoint"])
+def test_a_reference_on_the_hub_may_be_one_of_the_checkpoints_that_are_compared_with_it(
+        size, hub, tmp_path, which, disk):
+    for step in STEPS:
+        hub.put(PYTHIA, f"step{step}", tiny_model("gpt_neox", step) | tiny_tokenizer(pad=False))
+    points = suite("pythia-14m").checkpoints()
+    disk = disk and max(real_hub.files(point.model, point.commit).bytes for point in points)
+    table = in_background(traced, points, tmp_path, "size", reference=points[which], disk=disk).result(SOON)
+    assert table.status.tolist() == ["measured"] * len(STEPS)
+    assert sum(len(downloads(hub, point)) for point in points) <= len(STEPS) + 2  # again as reference, or when it waits
+
+
+def test_a_reference_is_opened_once_for_all_checkpoints_and_probes(size, checkpoint, tmp_path, monkeypatch):
+    opened, open_at = [], measurement.open_at
+    monkeypatch.setattr(measurement, "open_at", lambda point, *rest: opened.append(point.step) or open_at(point, *rest))
+    points, (reference, _) = [checkpoint(seed)[0] for seed in (1, 2)], checkpoint(3)
+    probes = [Probe("all", SEQUENCES, 12, 4), Probe("some", SEQUENCES[:30], 12, 4)]
+    table = trace(points, probes, Store(tmp_path / "records"), ranks=(2, 8), measures="size", reference=reference,
+                  device="cpu", progress=False)
+    assert table["size"].tolist() == [len(SEQUENCES), 30] * 2
+    assert opened == [3, 3]  # once a probe
+
+
+def test_a_reference_that_is_missing_or_not_needed_is_an_error(size, checkpoint, tmp_path):
     (point, _), (reference, _) = checkpoint(1), checkpoint(2)
     for measures, given in ((["size"], None), (["rankme"], reference)):
         with pytest.raises(ValueError, match="a reference is needed by measures that compare with one"):
             traced(point, tmp_path, measures, reference=given)
+    with pytest.raises(ValueError, match="a reference is needed by measures that compare with one"):
+        measure_suites(SuiteSpec("pythia-14m"), "docstrings", tmp_path, None, Settings(measures="size"), Opening(),
+                       Means())
 
 
-def test_a_reference_that_cannot_be_opened_is_a_gap(entries, checkpoint, tmp_path):
-    @measure(needs=["reference"], columns={"size": None})
-    def size(reference):
-        return {"size": len(reference)}
-
+def test_a_reference_that_cannot_be_opened_is_a_gap(size, checkpoint, tmp_path):
     (tmp_path / "empty").mkdir()
     found = traced(checkpoint(1)[0], tmp_path, ["size"], reference=Checkpoint(str(tmp_path / "empty")))
     assert found.status.tolist() == ["failed"] and "empty" in found.reason[0]

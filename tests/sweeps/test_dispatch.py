@@ -23,6 +23,9 @@ from reptrace.checkpoints.downloads import weights_cache
 from reptrace.checkpoints.suites import suite
 from reptrace.records.store import Store
 from reptrace.sweeps import cluster, dispatch
+from reptrace.sweeps.jobs import jobs_of
+from reptrace.sweeps.located import Opening, located
+from reptrace.sweeps.measurement import GeometryPart, Settings
 from reptrace.sweeps.sweep import trace
 from reptrace.texts.corpora import Probe
 
@@ -382,3 +385,31 @@ def test_each_gpu_of_this_machine_gets_one_worker_and_those_of_others_none(dask_
         assert sorted(client.run(visible).values()) == ["5", "7"]
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         assert [worker["resources"] for worker in workers] == [{"GPU": 1}] * 2
+
+
+def test_two_jobs_of_one_checkpoint_are_each_claimed_until_they_are_done(points, probe, tmp_path):
+    """As of two groups that hold the same checkpoint for other probes."""
+    other = Probe("other", probe.sequences[:30], 24, 4)
+    point, opening = points[0], Opening().placed()
+    places = located([point], opening, False)
+    parts = [GeometryPart(each, Settings(ranks=(2, 8))) for each in (probe, other)]
+    jobs = [job for part in parts for job in jobs_of([point], [part], places, opening)]
+    with dispatch.Queue(jobs, Store(tmp_path)) as mine, dispatch.Queue(jobs, Store(tmp_path)) as others:
+        first, second = mine.take(), mine.take()
+        assert others.take() is None
+        mine.give_back(first)
+        assert others.take().parts == first.parts and others.take() is None
+        assert second.parts == (parts[1],)
+    assert all(Store(tmp_path).claim(job.identity(*job.parts)) for job in jobs)  # all let go
+
+
+def test_a_part_that_is_done_is_not_held_from_others(points, probe, tmp_path):
+    other, third = (Probe(str(k), probe.sequences[:k], 24, 4) for k in (30, 40))
+    done, opening = measure(points[:1], probe, tmp_path), Opening().placed()
+    places = located(points[:1], opening, False)
+    queues = [dispatch.Queue(jobs_of(points[:1], [GeometryPart(each, Settings(ranks=(2, 8), batch_size="auto"))
+                                                  for each in (probe, extra)], places, opening), Store(tmp_path))
+              for extra in (other, third)]
+    with queues[0] as one, queues[1] as two:
+        taken = one.take(), two.take()
+    assert [[part.probe for part in job.parts] for job in taken] == [[other], [third]] and len(done) == 1

@@ -110,6 +110,13 @@ def test_two_calls_on_one_store_share_the_work(alone, points, asked, hub, tmp_pa
     assert sorted(len(downloads(hub, point)) for point in points) == [1] * len(points)
 
 
+def test_what_is_asked_twice_is_measured_once_and_two_rows(points, asked, tmp_path):
+    twice = asked | {"asked": ["loss", "loss"], "projections": None}
+    table = in_background(measure, points[:1], twice, tmp_path / "out").result(SOON)
+    assert table.task.tolist() == ["loss"] * 2 and table["value"].nunique() == 1
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 1
+
+
 def test_a_worker_that_finds_other_items_under_the_name_of_a_data_file_refuses_them(
         points, asked, data, hub, tmp_path, nursery, loopback):
     nursery.worker(loopback)
@@ -201,6 +208,40 @@ def test_tasks_want_suites_or_a_model_and_not_both(tmp_path, capsys):
     for given in (["pythia-14m", "--model", "me/run"], []):
         assert main(["tasks", *given, "--tasks", "sciq", "--out", str(tmp_path)]) == 1
         assert "name one or the other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given, told", [
+    (["--model", "me/run", "--dry-run"], "--dry-run is for suites by name"),
+    (["--model", "me/run", "--checkpoints", "2"], "--checkpoints is for suites by name"),
+    (["--model", "me/run", "--stages", "RLVR"], "--stages is for suites by name"),
+    (["pythia-14m", "--revision", "step1"], "--revision is for a --model"),
+    (["pythia-14m", "--tokens-per-step", "9", "--dry-run"], "--tokens-per-step is for a --model")])
+def test_an_option_that_would_be_passed_over_is_refused(tmp_path, capsys, given, told):
+    assert main(["tasks", *given, "--tasks", "sciq", "--out", str(tmp_path)]) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_tasks_of_a_model_are_done_by_the_means_that_were_named(points, sciq, tmp_path, capsys):
+    command = ["tasks", "--model", PYTHIA, "--revision", "step1", "--tasks", "sciq", "--out", str(tmp_path / "out")]
+    assert main([*command, "--scheduler", "nowhere.json"]) == 1
+    assert "no scheduler file 'nowhere.json'" in capsys.readouterr().err
+    assert main([*command, "--workers", "0"]) == 1
+    assert "workers must be positive" in capsys.readouterr().err
+
+
+def test_a_sweeps_batch_size_is_that_of_its_tasks_too_where_it_is_a_number(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("reptrace.__main__._swept", lambda probes, tasks, *rest: asked.append(tasks) or 1 / 0)
+    command = ["sweep", "pythia-14m", "--text", "docstrings", "--tasks", "sciq", "--out", str(tmp_path)]
+    for more in ([], ["--batch-size", "4"]):
+        with pytest.raises(ZeroDivisionError):
+            main([*command, *more])
+    assert [each.batch_size for each in asked] == [16, 4]
+
+
+def test_a_limit_without_tasks_is_refused(tmp_path, capsys):
+    assert main(["sweep", "pythia-14m", "--text", "docstrings", "--limit", "3", "--out", str(tmp_path)]) == 1
+    assert "--limit says how many items of tasks" in capsys.readouterr().err
 
 
 def test_a_sweep_asks_tasks_too_where_they_are_named(points, tmp_path, capsys):

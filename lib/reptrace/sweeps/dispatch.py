@@ -118,7 +118,7 @@ class Queue:
         self.pending, self.store, self.say = list(jobs), store, say
         self.total, self.finished = len(self.pending), 0
         self._done = done
-        self._claims: dict[Checkpoint, list[FileLock]] = {}
+        self._claims: dict[tuple[Checkpoint, Part], FileLock] = {}
         self._deaths: Counter[Checkpoint] = Counter()
         self._failed: set[Checkpoint] = set()
 
@@ -127,27 +127,32 @@ class Queue:
         return self
 
     def __exit__(self, *error) -> None:
-        for checkpoint in list(self._claims):
-            self._release(checkpoint)
+        for claim in self._claims.values():
+            claim.release()
+        self._claims.clear()
 
     def take(self) -> Job | None:
         """The next job that nobody else is doing, less what is done of it; None where there is none just now."""
         for job in list(self.pending):
-            claims = [self.store.claim(job.identity(part)) for part in job.parts]
-            self._claims[job.checkpoint] = [claim for claim in claims if claim is not None]
-            left = () if None in claims else tuple(p for p in job.parts if not self.store.done(job.identity(p)))
+            claims = {part: self.store.claim(job.identity(part)) for part in job.parts}
+            free = None not in claims.values()
+            left = tuple(p for p in job.parts if free and not self.store.done(job.identity(p)))
+            for part, claim in claims.items():
+                if part in left:
+                    self._claims[job.checkpoint, part] = claim
+                elif claim is not None:
+                    claim.release()
             if left:
                 self.pending.remove(job)
                 return replace(job, parts=left)
-            self._release(job.checkpoint)
-            if None not in claims:  # done by another call meanwhile
+            if free:  # done by another call meanwhile
                 self.pending.remove(job)
                 self._count(job)
         return None
 
     def give_back(self, job: Job) -> None:
         """A job that was taken and not begun."""
-        self._release(job.checkpoint)
+        self._release(job)
         self.pending.insert(0, job)
 
     def write(self, job: Job, part: Part, rows: Sequence[dict]) -> None:
@@ -158,7 +163,7 @@ class Queue:
 
     def finish(self, job: Job) -> None:
         """Let go of a job whose parts are written."""
-        self._release(job.checkpoint)
+        self._release(job)
         self._count(job)
 
     def died(self, job: Job, reason: str) -> None:
@@ -171,9 +176,9 @@ class Queue:
             self.write(job, part, [row])
         return self.finish(job)
 
-    def _release(self, checkpoint: Checkpoint) -> None:
-        for claim in self._claims.pop(checkpoint, []):
-            claim.release()
+    def _release(self, job: Job) -> None:
+        for part in job.parts:
+            self._claims.pop((job.checkpoint, part)).release()
 
     def _count(self, job: Job) -> None:
         self.finished += 1

@@ -1,16 +1,17 @@
 """A job: one checkpoint with the parts that it is to be measured for. It is fetched and opened once for all of them.
 
-What a part is stands in `tracing` (geometry on a probe) and `evaluation` (a task, the loss, memorization); `dispatch`
-gets jobs done, here or on a cluster.
+What a part is stands in `measurement` (geometry on a probe) and `evaluation` (a task, the loss, memorization);
+`dispatch` gets jobs done, here or on a cluster.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -37,6 +38,9 @@ class Part:
     def facts(self, job: Job) -> dict:
         """Columns of its record that are known beforehand."""
         raise NotImplementedError
+
+    def prepare(self, opened: Opened, progress: bool) -> None:
+        """What is to be had of other models, before this one is fetched and takes its place in memory."""
 
     def rows(self, opened: Opened, progress: bool) -> list[dict]:
         """What is measured on an opened checkpoint."""
@@ -67,10 +71,13 @@ class Job:
 
 
 class Opened:
-    """A checkpoint that is being measured. Its model, and what else several parts use, is made when first asked for."""
+    """A checkpoint that is being measured. Its model, and what else several parts use, is made when first asked for.
 
-    def __init__(self, job: Job, cache_dir: str | Path | None = None):
-        self.job, self.cache_dir = job, cache_dir
+    `downloads` hold its weights and others'; `cache_dir` is where its own were fetched to.
+    """
+
+    def __init__(self, job: Job, downloads: Downloads):
+        self.job, self.downloads, self.cache_dir = job, downloads, None
         self._made: dict[object, object] = {}
 
     @property
@@ -99,22 +106,27 @@ def measured(job: Job, following: Job | None, downloads: Downloads, progress: bo
     Its weights are fetched first, those of the following job meanwhile. A checkpoint that cannot be fetched or opened
     is a gap for every part.
     """
+    opened = Opened(job, downloads)
+    for part in job.parts:
+        with suppress(Exception):  # a failure is told by the part
+            part.prepare(opened, progress)
     with ExitStack() as held:
-        fetched = attempt(lambda: [{"cache": _fetched(job, following, downloads, held)}])
-        if "cache" not in fetched[0]:
-            yield from ((part, fetched) for part in job.parts)
+        got = attempt(lambda: [{"cache": fetched(job.at, following and following.at, downloads, held)}])
+        if "cache" not in got[0]:
+            yield from ((part, got) for part in job.parts)
             return
-        opened = Opened(job, fetched[0]["cache"])
+        opened.cache_dir = got[0]["cache"]
         with suppress(Exception):  # now, so that no part's wall time has it in it; a failure is told by each part
             _ = opened.model
         for part in job.parts:
             yield part, attempt(partial(_rows, part, opened, progress))
 
 
-def _fetched(job: Job, following: Job | None, downloads: Downloads, held: ExitStack) -> Path | None:
-    if job.at.files is None:
+def fetched(at: Located, following: Located | None, downloads: Downloads, held: ExitStack) -> Path | None:
+    """The cache that holds a checkpoint's files until the stack is closed; None where they need not be fetched."""
+    if at.files is None:
         return None
-    return held.enter_context(downloads.holding(job.at.files, following.at.files if following else None))
+    return held.enter_context(downloads.holding(at.files, following.files if following else None))
 
 
 def _rows(part: Part, opened: Opened, progress: bool) -> list[dict]:
@@ -127,5 +139,11 @@ def _rows(part: Part, opened: Opened, progress: bool) -> list[dict]:
 
 def jobs_of(checkpoints: Sequence[Checkpoint], parts: Sequence[Part], places: dict[Checkpoint, Located],
             opening: Opening, reference: tuple[Checkpoint, Located] | None = None) -> list[Job]:
-    """A job for each checkpoint that was located."""
-    return [Job(point, places[point], tuple(parts), opening, reference) for point in checkpoints if point in places]
+    """A job for each checkpoint that was located. What is asked twice is a part of it once: two would wait for one
+    claim."""
+    found = []
+    for point in [point for point in checkpoints if point in places]:
+        job = Job(point, places[point], tuple(parts), opening, reference)
+        once = {json.dumps(job.identity(part), sort_keys=True): part for part in reversed(parts)}
+        found.append(replace(job, parts=tuple(part for part in parts if part in once.values())))
+    return found

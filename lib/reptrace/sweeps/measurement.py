@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,9 @@ from warnings import warn
 
 from tqdm import tqdm
 
-from reptrace.checkpoints.downloads import Downloads
 from reptrace.measures import registry, spectra
 from reptrace.measures.moments import products_dtype
-from reptrace.sweeps.jobs import Job, Opened, Part
+from reptrace.sweeps.jobs import Job, Opened, Part, fetched
 from reptrace.sweeps.located import open_at, place
 from reptrace.texts.given import as_texts
 from reptrace.texts.probes import Probe, TokenizingError, first_tokens, in_order
@@ -23,7 +23,7 @@ from reptrace.texts.probes import Probe, TokenizingError, first_tokens, in_order
 METHOD = 2
 RANKS = (12, 100)
 SHARES = (1, 10)
-_references: dict[tuple, Mapping] = {}  # of this process: the last one, see `_reference`
+_references: dict[tuple, Mapping] = {}  # of this process: those of the last job, see `_reference`
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,13 @@ class GeometryPart(Part):
         return {**place(job.checkpoint), "weights": job.at.weights, **facts_of(self.probe),
                 "batch_size": str(self.settings.batch_size)}
 
+    def prepare(self, opened: Opened, progress: bool) -> None:
+        if "reference" in self.settings.needs:
+            self._reference(opened, progress)
+
+    def _reference(self, opened: Opened, progress: bool) -> Mapping:
+        return opened.once(("reference", self), lambda: _reference(opened, self, progress))
+
     def rows(self, opened: Opened, progress: bool) -> list[dict]:
         import torch
 
@@ -96,7 +103,7 @@ class GeometryPart(Part):
         device = next(model.parameters()).device
         others = {}
         if "reference" in settings.needs:
-            others["reference"] = opened.once(("reference", self.key), lambda: _reference(opened.job, self, progress))
+            others["reference"] = self._reference(opened, progress)
         if "unembedding" in settings.needs:
             others["unembedding"] = model.get_output_embeddings().weight.detach()
         budget, found = _geometries(model, self.probe.sequences, settings.layers, settings.batch_size, settings.ranks,
@@ -205,25 +212,32 @@ def _geometries(model, sequences, layers, batch_size, ranks, progress: bool, mea
     return found.token_budget, geometries
 
 
-def _reference(job: Job, part: GeometryPart, progress: bool) -> Mapping:
-    """The reference checkpoint's states of a part's sequences: layer -> features. The last one is kept, since the
-    checkpoints of a sweep are compared with the same one."""
+def _reference(opened: Opened, part: GeometryPart, progress: bool) -> Mapping:
+    """The reference checkpoint's states of a part's sequences: layer -> features.
+
+    Those of a job's parts are kept, since the checkpoints of a sweep are compared with the same ones.
+
+    By the downloads that fetch the job's own weights: others would wait for ever where the two are one, or this one is
+    on its way as the next.
+    """
     from reptrace.models.hidden_states import extract
 
+    job = opened.job
     point, at = job.reference
-    key = at.weights, part.key, job.opening
-    if key not in _references:
-        _references.clear()
+
+    def key(part: Part) -> tuple:
+        return job.opening, json.dumps(part.identity(job), sort_keys=True)
+
+    for stale in set(_references).difference(map(key, job.parts)):
+        _references.pop(stale, None)
+    found = _references.get(key(part))
+    if found is None:
         with ExitStack() as held:
-            cache = None
-            if at.files is not None:
-                downloads = Downloads()
-                held.callback(downloads.close)
-                cache = held.enter_context(downloads.holding(at.files))
-            model = open_at(point, at, job.opening, cache)
-            _references[key] = extract(model, part.probe.sequences, part.settings.layers, part.settings.batch_size,
-                                       progress).features
-    return _references[key]
+            model = open_at(point, at, job.opening, fetched(at, job.at, opened.downloads, held))
+            found = extract(model, part.probe.sequences, part.settings.layers, part.settings.batch_size,
+                            progress).features
+        _references[key(part)] = found
+    return found
 
 
 def _summary(found: spectra.Geometry, columns: Mapping) -> dict:

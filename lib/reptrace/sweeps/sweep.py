@@ -128,6 +128,7 @@ def measure_suites(which: SuiteSpec, texts: str | ProbeSpec | Sequence[str | Pro
     known = which.checkpoints()
     if not known or not (specs or asked):
         raise ValueError(NOTHING)
+    _check_reference(settings, None)
     texts = {spec: spec.corpus(folder / "corpora") for spec in specs}
     for each in texts.values():
         corpora.report_passed_over(each)
@@ -265,13 +266,18 @@ def trace_groups(groups: Sequence[tuple[Sequence[Checkpoint], Probe | Sequence[P
                  settings: Settings, opening: Opening, means: Means, faulty: bool = False,
                  reference: Checkpoint | None = None) -> list[pd.DataFrame]:
     """`trace` of several lists of checkpoints, each with its own probes, by the same workers: a table for each."""
-    if ("reference" in settings.needs) != (reference is not None):
-        raise ValueError("a reference is needed by measures that compare with one, and by these alone: measures "
-                         f"{', '.join(settings.measures)}, reference {reference and reference.label}.")
+    _check_reference(settings, reference)
     groups = [(as_checkpoints(points), [GeometryPart(each, settings) for each in _as_probes(probe)])
               for points, probe in groups]
     jobs = run(groups, store, opening, means, faulty, reference)
     return [table_of(points, parts, each, store) for (points, parts), each in zip(groups, jobs, strict=True)]
+
+
+def _check_reference(settings: Settings, reference: Checkpoint | None) -> None:
+    if ("reference" in settings.needs) != (reference is not None):
+        raise ValueError("a reference is needed by measures that compare with one, and by these alone: measures "
+                         f"{', '.join(settings.measures)}, reference {reference and reference.label}. `trace` takes "
+                         "one (reference=).")
 
 
 def _as_probes(given: Probe | Sequence[Probe]) -> tuple[Probe, ...]:
