@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import threading
 from pathlib import Path
 
 import accelerate
@@ -23,6 +24,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
+from limits import SOON, in_background
 from test_hidden_states import hooks
 from test_loading import files_of
 from tokenizers import processors
@@ -400,6 +402,22 @@ def test_model_tokenizer_generators_and_lm_evals_own_settings_stay_as_they_are(m
     assert (logger.handlers, logger.propagate, logger.level, os.environ.get("DISABLE_MULTIPROC")) == before
     assert evaluator.add_env_info is information and not datasets.are_progress_bars_disabled()
     assert capfd.readouterr() == ("", "")
+
+
+def test_two_threads_do_not_change_lm_evals_settings_at_once():
+    from lm_eval import evaluator
+
+    information, entered = evaluator.add_env_info, threading.Event()
+
+    def quietly():
+        with harness.quiet():
+            entered.set()
+
+    with harness.quiet():
+        other = in_background(quietly)
+        assert not entered.wait(0.5)
+    other.result(SOON)
+    assert entered.is_set() and evaluator.add_env_info is information
 
 
 def test_progress_is_shown_when_asked_for(model, tokenizer, data, capfd):

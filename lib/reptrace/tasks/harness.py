@@ -11,6 +11,7 @@ import io
 import logging
 import math
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import cache, lru_cache
@@ -32,6 +33,7 @@ from reptrace.texts.token_ids import reading_fingerprint
 
 BOOTSTRAPS = 1000  # for metrics that are no mean, such as lambada's perplexity
 ENCODED_TEXTS = 200_000
+_one_at_a_time = threading.RLock()  # of this process's threads
 
 
 def run(model, tokenizer, spec: Mapping, batch_size: int | str, limit: int | None, file: str | Path | None,
@@ -232,8 +234,14 @@ def _check_finite(samples: Mapping[str, list[dict]]) -> None:
 def quiet(progress: bool = False) -> Iterator[None]:
     """lm-eval without its bars (unless `progress`), its prints, its child processes, and its look at pip and git.
 
-    For the whole process: not for two threads at once.
+    For the whole process, so one thread at a time: others (a Dask worker may have many) wait here.
     """
+    with _one_at_a_time, _quieted(progress):
+        yield
+
+
+@contextmanager
+def _quieted(progress: bool) -> Iterator[None]:
     import datasets
     from lm_eval import evaluator
     from lm_eval.api import model, task
@@ -270,11 +278,12 @@ def quiet_messages() -> Iterator[list[str]]:
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
     logger = logging.getLogger("lm_eval")
-    before = logger.handlers, logger.propagate, logger.level
-    try:
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.WARNING)
-        yield messages
-    finally:
-        logger.handlers, logger.propagate = before[:2]
-        logger.setLevel(before[2])
+    with _one_at_a_time:
+        before = logger.handlers, logger.propagate, logger.level
+        try:
+            logger.handlers, logger.propagate = [handler], False
+            logger.setLevel(logging.WARNING)
+            yield messages
+        finally:
+            logger.handlers, logger.propagate = before[:2]
+            logger.setLevel(before[2])
