@@ -1,6 +1,6 @@
 """The infini-gram web API behind the interface of the infinity-gram model.
 
-Trusted: the model over an index of its own (tests/test_infgram.py), which a stand-in server on loopback answers from,
+Trusted: the model over an index of its own (test_infgram.py), which a stand-in server on loopback answers from,
 in the form that the API's documentation gives; it can be told to answer late, with errors, with something else, or not
 at all. Nothing here asks the real API.
 """

@@ -2,7 +2,7 @@
 
 lm-eval runs the tasks on a model that is already open, so a small suite, a Pythia branch and a model with directions
 removed (`eigendirections`) are treated alike. Stock tasks go by lm-eval's names. Those of the small suites are the YAML
-files in the folder `tasks` beside this module; what they ask comes from `items`.
+files in the folder `local` beside this module; what they ask comes from `items`.
 """
 
 from __future__ import annotations
