@@ -21,6 +21,8 @@ EPILOG = """examples:
 """
 
 
+OF_SUITES = ("suites", "checkpoints", "stages", "dry_run")  # options of `tasks` that only these have a use for
+OF_A_MODEL = ("revision", "cache_dir", "tokens_per_step")
 TEXT = ("a file, .txt or .md (blank lines between documents), .jsonl, .json, .csv, .tsv or .parquet, each also with "
         ".gz or .zst; docstrings; or hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]], also for a folder of data files")
 
@@ -44,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
     add("names", nargs="+", metavar="SUITE", help="names, as `python -m reptrace suites` lists them")
     add("--text", required=True, nargs="+", help=TEXT)
     add("--refine", type=int, default=0, metavar="N", help="so many more of each suite, where its RankMe bends")
-    add("--tasks", nargs="+", default=[], metavar="TASK", help="names, as lm-eval knows them, or loss: asked too")
+    add("--tasks", nargs="+", default=[], metavar="TASK",
+        help="names, as lm-eval knows them, or loss: asked too (16 requests a batch, or --batch-size)")
     add("--limit", type=int, metavar="N", help="only the first so many items of each task (default: all)")
     _suites_options(add)
     _measuring(add)
@@ -209,7 +212,10 @@ def _sweep(options) -> int:
     probes = [_probe_spec(text, options) for text in options.text]
     if options.dry_run:
         return _dry_run(probes, options)
-    asked = Asked(options.tasks, limit=options.limit) if options.tasks else None
+    if options.limit and not options.tasks:
+        raise ValueError("--limit says how many items of tasks: name some with --tasks.")
+    size = {} if options.batch_size == "auto" else {"batch_size": options.batch_size}
+    asked = Asked(options.tasks, limit=options.limit, **size) if options.tasks else None
     geometry, tasks = _swept(probes, asked, options, options.refine, _settings(options))
     _print(geometry)
     for suite, rows in geometry.groupby("suite", sort=False):
@@ -224,8 +230,9 @@ def _swept(probes, asked, options, refine: int = 0, settings=None):
     from reptrace.sweeps.sweep import SuiteSpec, measure_suites
 
     which = SuiteSpec(options.names, options.checkpoints, refine, options.suites, options.stages, options.faulty)
+    out = _out(options)
     with _client(options.scheduler) if options.scheduler else nullcontext() as client:
-        return measure_suites(which, probes, _out(options), asked, settings or Settings(), _opening(options),
+        return measure_suites(which, probes, out, asked, settings or Settings(), _opening(options),
                               _means(options, client))
 
 
@@ -258,13 +265,15 @@ def _dry_run(probes, options) -> int:
     from reptrace.records.store import Store
     from reptrace.sweeps.plan import estimate
 
-    chosen = [suites.suite(name, *options.suites) for name in options.names]
+    chosen = [suites.suite(name, *options.suites).of_stages(options.stages) for name in options.names]
+    refined = getattr(options, "refine", 0)
     table = estimate(chosen, probes, options.checkpoints, options.tasks, options.gpu, options.workers,
-                     store=Store(options.out / "records") if options.out else None)
+                     store=Store(options.out / "records") if options.out else None, faulty=options.faulty)
     print(table.to_string(index=False, float_format="{:,.1f}".format))
     print(f"On {options.workers} {options.gpu} at 40 % of its peak, downloading 200 MB/s; gb_disk: fetched weights at "
           "once. Estimates: measure yours with make bench."
-          + (" What the tasks compute is not counted: it depends on their items." if options.tasks else ""))
+          + (" What the tasks compute is not counted: it depends on their items." if options.tasks else "")
+          + (f" Nor are up to {refined} more of each suite, by --refine." if refined else ""))
     return 0
 
 
@@ -296,17 +305,27 @@ def _tasks(options) -> int:
 
     if bool(options.names) == (options.model is not None):
         raise ValueError("tasks are asked of suites by name, or of one --model: name one or the other.")
+    _check_options_of(options, "suites by name" if options.model is not None else "a --model",
+                      OF_SUITES if options.model is not None else OF_A_MODEL)
     if options.names and options.dry_run:
         return _dry_run([], options)
+    out = _out(options)
     if options.names:
         asked = Asked(options.tasks, options.batch_size, options.limit, tokenizer=_tokenizer(options))
-        return _show_tasks(_swept((), asked, options).tasks, options.out)
-    out = _out(options)
+        return _show_tasks(_swept((), asked, options).tasks, out)
     checkpoints = listing.checkpoints(options.model, options.revision, options.cache_dir, options.tokens_per_step)
-    table = evaluate_checkpoints(checkpoints, options.tasks, Store(out / "records"), options.batch_size, options.limit,
-                                 tokenizer=_tokenizer(options), device=options.device, dtype=options.dtype,
-                                 trust=options.trust)
+    with _client(options.scheduler) if options.scheduler else nullcontext() as client:
+        table = evaluate_checkpoints(checkpoints, options.tasks, Store(out / "records"), options.batch_size,
+                                     options.limit, tokenizer=_tokenizer(options), device=options.device,
+                                     dtype=options.dtype, trust=options.trust, faulty=options.faulty,
+                                     **vars(_means(options, client)))
     return _show_tasks(table, out)
+
+
+def _check_options_of(options, what: str, names) -> None:
+    """ValueError where one of these options was given: it would be passed over."""
+    if given := [name for name in names if getattr(options, name)]:
+        raise ValueError(f"--{given[0].replace('_', '-')} is for {what}: leave it out.")
 
 
 def _show_tasks(table, out: Path) -> int:

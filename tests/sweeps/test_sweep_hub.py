@@ -30,6 +30,7 @@ from limits import SOON, in_background, join, run
 from standin_hub import fineweb, tiny_model, tiny_tokenizer
 
 from reptrace.__main__ import main
+from reptrace.checkpoints import listing
 from reptrace.checkpoints.downloads import weights_cache
 from reptrace.checkpoints.listing import checkpoints
 from reptrace.measures import spectra
@@ -664,6 +665,30 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(hub, commits, text, 
     for column in ("gb_download", "gb_disk", "petaflop", "hours"):
         assert column in printed.out
     assert not downloads(hub) and not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_counts_the_stages_that_were_named_and_faulty_ones_where_they_are_asked_for(
+        hub, commits, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(listing, "_faults", lambda: {("EleutherAI/pythia-14m", STEPS[1]): "serves others' weights"})
+    stage = '{{stage: {0}, repository: me/run, branch: "{0}{{step}}", steps: 0-{1}/1}}'
+    (tmp_path / "mine.yaml").write_text(f"mine: {{stages: [{stage.format('a', 3)}, {stage.format('b', 7)}]}}")
+
+    def said(*words):
+        assert shell("sweep", *words, "--text", text, *ON_SHELL, "--dry-run") == 0
+        header, row, *_ = capsys.readouterr().out.splitlines()
+        return dict(zip(header.split(), row.split(), strict=True))
+
+    mine = ["mine", "--suites", tmp_path / "mine.yaml"]
+    assert [said(*mine, *words)["chosen"] for words in ([], ["--stages", "b"])] == ["12", "8"]
+    assert [said("pythia-14m", *words)["chosen"] for words in ([], ["--faulty"])] == [f"{len(STEPS) - 1}",
+                                                                                   f"{len(STEPS)}"]
+    assert shell("sweep", "pythia-14m", "--stages", "RLVR", "--text", text, "--dry-run") == 1
+    assert "'pythia-14m' has no stage RLVR; it has pretraining" in capsys.readouterr().err
+
+
+def test_without_out_no_cluster_is_looked_for(capsys):
+    assert shell("sweep", "pythia-14m", "--text", "docstrings", "--scheduler", "nowhere.json") == 1
+    assert "--out FOLDER is needed" in capsys.readouterr().err
 
 
 def test_the_suites_are_listed(capsys):

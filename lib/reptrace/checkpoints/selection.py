@@ -43,6 +43,12 @@ def spread(checkpoints: Sequence[Checkpoint], count: int | None) -> list[Checkpo
     return [good[k] for k in sorted(chosen)]
 
 
+def with_faults(chosen: Sequence[Checkpoint], points: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """The chosen ones and those with a known fault, in the suite's order."""
+    wanted = set(chosen)
+    return [point for point in points if point in wanted or point.fault]
+
+
 def refine(table: pd.DataFrame, checkpoints: Sequence[Checkpoint], count: int) -> list[Checkpoint]:
     """Up to `count` checkpoints to measure next: one each in the gaps where interpolation is worst.
 

@@ -10,7 +10,7 @@ the cache after its download: the same `from_pretrained(repository, revision=...
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import product
@@ -130,6 +130,14 @@ class Suite:
     stages: tuple[Stage, ...]
     shape: Mapping[str, int] = field(default_factory=dict)
     about: str = ""
+
+    def of_stages(self, names: Sequence[str]) -> Suite:
+        """With these stages alone; none named: all. ValueError where it has none of them."""
+        found = tuple(stage for stage in self.stages if not names or stage.stage in names)
+        if not found:
+            raise ValueError(f"{self.name!r} has no stage {', '.join(names)}; it has "
+                             f"{', '.join(dict.fromkeys(stage.stage for stage in self.stages))}.")
+        return replace(self, stages=found)
 
     def checkpoints(self, ask: bool = True) -> list[Checkpoint]:
         """Every checkpoint, stage by stage, in order of steps; known faults in `fault`.

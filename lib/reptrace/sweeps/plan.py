@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from reptrace.checkpoints import hub
-from reptrace.checkpoints.selection import spread
+from reptrace.checkpoints.selection import spread, with_faults
 from reptrace.checkpoints.suites import Suite
 from reptrace.records.store import Store
 from reptrace.support.arguments import near
@@ -42,7 +42,7 @@ GPUS = {"H200": GPU(989e12, 141e9), "H100": GPU(989e12, 80e9), "A100-80GB": GPU(
 
 def estimate(suites: Sequence[Suite], probes: Sequence[ProbeSpec], count: int | None = None,
              tasks: Sequence[str] = (), gpu: str = "H100", gpus: int = 1, megabytes_a_second: float = 200,
-             ask: bool = True, store: Store | None = None) -> pd.DataFrame:
+             ask: bool = True, store: Store | None = None, faulty: bool = False) -> pd.DataFrame:
     """A row a suite: what there is, what would be measured, and what that takes.
 
     Parameters
@@ -63,6 +63,8 @@ def estimate(suites: Sequence[Suite], probes: Sequence[ProbeSpec], count: int | 
     store : Store, optional
         What it holds already is counted off: a checkpoint with all of the tasks, and with a geometry on whatever text
         where there are probes.
+    faulty : bool, default False
+        Those with a known fault are measured too.
 
     Returns
     -------
@@ -80,13 +82,14 @@ def estimate(suites: Sequence[Suite], probes: Sequence[ProbeSpec], count: int | 
         raise ValueError(f"there is no GPU {gpu!r} in the table.{near(gpu, GPUS)} It has {', '.join(GPUS)}.")
     machine = GPUS[gpu]
     done = _done(store, bool(probes), tasks)
-    return pd.DataFrame([_row(suite, count, probes, done, machine, gpus, megabytes_a_second, ask) for suite in suites])
+    return pd.DataFrame([_row(suite, count, probes, done, machine, gpus, megabytes_a_second, ask, faulty)
+                         for suite in suites])
 
 
-def _row(suite: Suite, count, probes: Sequence[ProbeSpec], done: set, gpu: GPU, gpus: int, speed: float, ask: bool
-         ) -> dict:
+def _row(suite: Suite, count, probes: Sequence[ProbeSpec], done: set, gpu: GPU, gpus: int, speed: float, ask: bool,
+         faulty: bool) -> dict:
     points = suite.checkpoints(ask)
-    chosen = spread(points, count)
+    chosen = with_faults(spread(points, count), points) if faulty else spread(points, count)
     left = [point for point in chosen if (named(point), point.revision) not in done]
     fetched = [point for point in left if point.cache_dir is None and not Path(point.model).is_dir()]
     size, sizes = _bytes_each(suite, left or chosen, ask)

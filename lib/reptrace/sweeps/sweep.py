@@ -20,7 +20,7 @@ from tqdm import tqdm
 from reptrace.checkpoints import hub, suites
 from reptrace.checkpoints.listing import Checkpoint, as_checkpoints
 from reptrace.checkpoints.selection import refine as refine_selection
-from reptrace.checkpoints.selection import spread
+from reptrace.checkpoints.selection import spread, with_faults
 from reptrace.records.store import Store
 from reptrace.support import arguments
 from reptrace.sweeps import evaluation
@@ -67,7 +67,7 @@ class SuiteSpec:
         """All that there are of each suite, in its order."""
         names, stages = arguments.names(self.names, "suites"), arguments.names(self.stages, "stages")
         files = arguments.names(self.suite_files, "files of suites")
-        return {name: _stages(suites.suite(name, *files), stages) for name in names}
+        return {name: suites.suite(name, *files).of_stages(stages).checkpoints() for name in names}
 
 
 class Swept(NamedTuple):
@@ -150,7 +150,7 @@ def measure_suites(which: SuiteSpec, texts: str | ProbeSpec | Sequence[str | Pro
 def _one_suite(which: SuiteSpec, points: Sequence[Checkpoint], parts: Sequence[GeometryPart],
                tasks: Sequence[evaluation.TaskPart], store: Store, opening: Opening, means: Means) -> Swept:
     twins = report_twins(points, means.progress)
-    chosen = with_faults(spread(points, which.count), points)
+    chosen = with_faults(spread(points, which.count), points)  # so that these are seen
 
     def measured(points: Sequence[Checkpoint]) -> Swept:
         (jobs,) = run([(points, [*parts, *tasks])], store, opening, means, which.faulty)
@@ -182,20 +182,6 @@ def _specs(texts) -> tuple[ProbeSpec, ...]:
         if all(isinstance(each, ProbeSpec) for each in given):
             return given
     return tuple(ProbeSpec(name) for name in arguments.names(given, "sources of text"))
-
-
-def _stages(suite: suites.Suite, stages: Sequence[str]) -> list[Checkpoint]:
-    found = [point for point in suite.checkpoints() if not stages or point.stage in stages]
-    if not found:
-        raise ValueError(f"{suite.name!r} has no stage {', '.join(stages)}; it has "
-                         f"{', '.join(dict.fromkeys(stage.stage for stage in suite.stages))}.")
-    return found
-
-
-def with_faults(chosen: Sequence[Checkpoint], points: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """The chosen ones and, so that they are seen, those with a known fault, in the suite's order."""
-    wanted = set(chosen)
-    return [point for point in points if point in wanted or point.fault]
 
 
 def in_order(table: pd.DataFrame, points: Sequence[Checkpoint]) -> pd.DataFrame:
