@@ -41,7 +41,7 @@ test: setup ## pytest, two files at a time
 bench: setup ## speed against scikit-learn and against plain loops, as ratios; writes data/results/bench.csv, README's tables
 	$(RUN) studies/bench.py
 
-settings: setup ## train every setting of studies/settings.yaml; writes data/results/settings_tried.csv (hours)
+settings: setup ## train every setting of studies/settings.yaml; writes data/results/settings_tried.csv (an hour)
 	$(RUN) studies/settings.py
 
 toy: setup ## the toy model's phases over hundreds of settings; writes data/results/toy_prevalence.csv (15 minutes)

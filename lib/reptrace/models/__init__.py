@@ -1,1 +1,1 @@
-"""A model and token sequences -> features and scores; alone touches the device."""
+"""A model, opened on its device, and token sequences -> features and scores."""
