@@ -1,8 +1,9 @@
 """What a representation can be measured for: a registry of measures, each one function.
 
 A measure has a name, says what it needs and which columns it returns with their standard errors; a sweep provides what
-the measures that were asked for need, once for all of them. To add one, write its function below or in a module of its
-own that is imported here, under `@measure(...)`:
+the measures that were asked for need, once for all of them. To add one, write its function below, under
+`@measure(...)`; or in a module of its own, which imports `measure` from here and is therefore imported at the end of
+this one (`from reptrace.measures import NAME  # noqa: E402, F401`):
 
     @measure(needs=["features"], columns={"mean_norm": "mean_norm_stderr"})
     def mean_norm(features):
