@@ -15,7 +15,8 @@ from reptrace.checkpoints import hub as real_hub
 from reptrace.checkpoints.listing import Checkpoint
 from reptrace.checkpoints.suites import suite
 from reptrace.measures import registry
-from reptrace.measures.registry import REGISTRY, chosen, measure, measured, needed
+from reptrace.measures.measure import REGISTRY, measure
+from reptrace.measures.registry import chosen, measured, needed
 from reptrace.measures.spectra import geometry
 from reptrace.records.store import Store
 from reptrace.sweeps import measurement
@@ -30,10 +31,12 @@ SEQUENCES = [[k % VOCABULARY for k in range(start, start + length)] for start, l
 
 
 @pytest.fixture
-def entries(monkeypatch):
+def entries():
     """The registry, to be changed for one test."""
-    monkeypatch.setattr(registry, "REGISTRY", dict(REGISTRY))
-    return registry.REGISTRY
+    before = dict(REGISTRY)
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(before)
 
 
 @pytest.fixture

@@ -1,0 +1,76 @@
+"""A measure: something that a representation can be measured for, one function.
+
+It has a name, says what it needs and which columns it returns with their standard errors; a sweep provides what the
+measures that were asked for need, once for all of them. To add one, write its function under `@measure(...)` in a
+module of this wing, and name that module at the head of `registry`:
+
+    @measure(needs=["features"], columns={"mean_norm": "mean_norm_stderr"})
+    def mean_norm(features):
+        norms = features.norm(dim=1).double()
+        return {"mean_norm": float(norms.mean()), "mean_norm_stderr": float(norms.std() / len(norms) ** 0.5)}
+
+Its columns then stand in every record for which it was asked (`Settings(measures=...)`, `--measures`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+# What a measure may need, by the name of the argument that it comes in.
+NEEDS = {
+    "spectrum": "`spectra.Geometry` of the layer: covariance eigenvalues (centred), with jackknife errors",
+    "features": "the layer's states, tensor of shape (M, d), on the device that solves",
+    "layers": "the states of all layers that are measured: layer -> tensor of shape (M, d)",
+    "reference": "a reference checkpoint's states of the same sequences at the same layer, tensor of shape (M, d')",
+    "unembedding": "the LM head's weights, tensor of shape (V, d), on the model's device",
+}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One entry.
+
+    Attributes
+    ----------
+    name : str
+    needs : tuple of str, keys of NEEDS; the function's arguments
+    columns : mapping of column -> the column of its standard error, or None where it has none
+    function : callable, returns exactly these columns
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    columns: Mapping[str, str | None]
+    function: Callable[..., Mapping]
+
+    @property
+    def returned(self) -> tuple[str, ...]:
+        """All columns, each followed by its standard error."""
+        return tuple(column for pair in self.columns.items() for column in pair if column)
+
+
+REGISTRY: dict[str, Measure] = {}
+
+
+def measure(needs: Iterable[str], columns: Mapping[str, str | None]) -> Callable:
+    """Enter a function under its own name.
+
+    Raises
+    ------
+    ValueError
+        It needs what is not in NEEDS, or its name or one of its columns is taken.
+    """
+    needs, columns = tuple(needs), dict(columns)
+
+    def enter(function: Callable) -> Callable:
+        entry = Measure(function.__name__, needs, columns, function)
+        if unknown := [need for need in needs if need not in NEEDS]:
+            raise ValueError(f"a measure cannot need {unknown[0]!r}: it may need {', '.join(NEEDS)}.")
+        taken = {column for each in REGISTRY.values() for column in each.returned}
+        if entry.name in REGISTRY or taken & set(entry.returned):
+            raise ValueError(f"the name of the measure {entry.name!r}, or of one of its columns, is taken.")
+        REGISTRY[entry.name] = entry
+        return function
+
+    return enter
