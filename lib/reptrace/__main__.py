@@ -415,7 +415,7 @@ def _draw(table, path: Path) -> list[str]:
 
     phases = {}
     for layer, found in rows[rows.status == "measured"].groupby("layer", sort=False):
-        enough = len(found) >= 3 and rows.layer.nunique() == 1 and rows[axis].is_unique
+        enough = len(found) >= 3 and found.rankme.notna().all() and rows.layer.nunique() == 1 and rows[axis].is_unique
         phases[layer] = find_phases(rows[axis], rows.rankme, rows.rankme_stderr) if enough else None
     if rows.layer.nunique() == 1 and not rows[axis].is_unique:
         print(f"several checkpoints state the same {axis[:-1] if axis == 'tokens' else axis}: no phases are looked for",

@@ -7,6 +7,7 @@ unless a test says otherwise; they cannot import this file, so what they run is 
 """
 
 import errno
+import sys
 from contextlib import contextmanager
 
 import dask
@@ -15,7 +16,7 @@ import pandas as pd
 import psutil
 import pytest
 from clusters import scheduler, wait_until
-from limits import SOON, in_background
+from limits import SOON, in_background, run
 from standin_hub import tiny_model, tiny_tokenizer
 
 from reptrace.__main__ import main
@@ -119,6 +120,29 @@ def test_threads_in_this_process_give_the_table_of_one_process(alone, points, pr
 
     with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as client:
         assert_same(measure(points, probe, tmp_path / "cluster", client=client), alone)
+
+
+THREADS = """
+import sys
+from distributed import Client
+from reptrace.checkpoints.listing import checkpoints
+from reptrace.records.store import Store
+from reptrace.sweeps.sweep import trace
+from reptrace.texts.probes import Probe
+with Client(processes=False, n_workers=1, threads_per_worker=4, dashboard_address="127.0.0.1:0") as client:
+    probe = Probe("made", [[k, k + 1, k + 2] for k in range(2, 40)], 3, 3)
+    table = trace(checkpoints(sys.argv[1]), probe, Store(sys.argv[2]), ranks=(2, 8), client=client, progress=False)
+print(table.status.tolist(), table.reason.tolist())
+"""
+
+
+def test_threads_of_a_fresh_process_may_all_begin_at_once(tmp_path):
+    for step in (1, 2, 3, 4):
+        (folder := tmp_path / f"run/checkpoint-{step}").mkdir(parents=True)
+        for name, content in tiny_model("gpt_neox", step).items():
+            (folder / name).write_bytes(content)
+    done = run([sys.executable, "-c", THREADS, tmp_path / "run", tmp_path / "records"], cwd=tmp_path)
+    assert done.stdout.strip() == str(["measured"] * 4) + " " + str([""] * 4), done.stderr
 
 
 @pytest.mark.parametrize("allowed_failures", [0, 3])  # with 3, Dask's own, the task of a dead worker waits for ever

@@ -239,6 +239,25 @@ def test_a_sweeps_batch_size_is_that_of_its_tasks_too_where_it_is_a_number(monke
     assert [each.batch_size for each in asked] == [16, 4]
 
 
+def test_refining_without_rankme_is_refused(tmp_path, capsys):
+    assert main(["sweep", "pythia-14m", "--text", "docstrings", "--refine", "2", "--measures", "alpha", "--out",
+                 str(tmp_path)]) == 1
+    assert "refining goes where RankMe bends" in capsys.readouterr().err
+
+
+def test_nothing_is_said_of_phases_where_rankme_is_not_measured(tmp_path, capsys):
+    for step in (1, 2, 3):
+        (folder := tmp_path / f"run/checkpoint-{step}").mkdir(parents=True)
+        for name, content in (tiny_model("gpt_neox", step) | tiny_tokenizer(pad=False)).items():
+            (folder / name).write_bytes(content)
+    (tmp_path / "text.txt").write_text("\n\n".join(f"{text(np.random.default_rng(k), 12)} {k}" for k in range(70)))
+    for measures, said in (["alpha"], False), (["alpha", "rankme"], True):
+        assert main(["trace", "--model", str(tmp_path / "run"), "--text", str(tmp_path / "text.txt"), "--sequences",
+                     "50", "--max-length", "20", "--min-length", "2", "--ranks", "2", "8", "--out",
+                     str(tmp_path / "out"), "--measures", *measures]) == 0
+        assert ("phases (RankMe)" in capsys.readouterr().out) == said
+
+
 def test_a_limit_without_tasks_is_refused(tmp_path, capsys):
     assert main(["sweep", "pythia-14m", "--text", "docstrings", "--limit", "3", "--out", str(tmp_path)]) == 1
     assert "--limit says how many items of tasks" in capsys.readouterr().err

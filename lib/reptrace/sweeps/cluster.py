@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,6 +34,7 @@ FETCH = 30  # seconds that a small table may take from a worker
 _downloads: dict[tuple, Downloads] = {}  # of this process
 _parts: dict[str, Part] = {}  # that a worker was given, by key
 _unwanted: set[str] = set()  # commits that this process was to fetch ahead for a sweep that has ended since
+_importing = threading.Lock()
 
 
 @contextmanager
@@ -226,9 +228,16 @@ def _on_worker(job: Job, following: Job | None, parts: list[str], disk: int | No
     downloads = _downloads.setdefault((disk, keep), Downloads(disk, keep))
     ahead = following.at.files.commit if following and following.at.files else None
     _unwanted.difference_update({job.at.files and job.at.files.commit, ahead})
+    _import_transformers()
     try:
         whole = replace(job, parts=tuple(_parts[key] for key in parts))
         return [rows for _, rows in measured(whole, following, downloads)]
     finally:
         if ahead in _unwanted:
             downloads.close()
+
+
+def _import_transformers() -> None:
+    """By one thread of a worker: of several that begin at once, all but one would see half of it, and fail."""
+    with _importing:
+        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer  # noqa: F401

@@ -129,6 +129,8 @@ def measure_suites(which: SuiteSpec, texts: str | ProbeSpec | Sequence[str | Pro
     if not known or not (specs or asked):
         raise ValueError(NOTHING)
     _check_reference(settings, None)
+    if which.refine and not (specs and "rankme" in settings.measures):
+        raise ValueError("refining goes where RankMe bends: that takes a text, and rankme among the measures.")
     texts = {spec: spec.corpus(folder / "corpora") for spec in specs}
     for each in texts.values():
         corpora.report_passed_over(each)
