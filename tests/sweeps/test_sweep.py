@@ -125,6 +125,13 @@ def test_a_sweep_needs_names(tmp_path):
         sweep(3, "docstrings", tmp_path)
 
 
+def test_an_option_that_there_is_not_is_refused_with_those_that_there_are(tmp_path):
+    with pytest.raises(TypeError, match=r"no option sequences; there are .*workers.* as ProbeSpec\(text"):
+        sweep("pythia-14m", "docstrings", tmp_path, sequences=100)
+    with pytest.raises(TypeError, match=r"no option layer; there are .*layers, [^P]*$"):
+        trace([], Probe("made", [[1, 2], [3, 4]], 2, 2), Store(tmp_path), layer=3)
+
+
 def test_what_is_done_is_not_done_again_and_other_weights_or_settings_are(run, probe, tmp_path, monkeypatch):
     store, points = Store(tmp_path / "records"), checkpoints(str(run))
     first = trace(points, probe, store, ranks=(2, 10), progress=False)

@@ -83,17 +83,6 @@ class Store:
         frame = pd.DataFrame([{**common, **row} for row in rows])
         write_atomically(self.path(identity), frame.to_parquet(index=False))
 
-    def measure(self, identity: Mapping, measurement: Callable[[], list[Mapping]], facts: Mapping) -> bool:
-        """Do a measurement unless it is done, and write it (see `attempt`). True if there is a good record.
-
-        `facts` are columns of every row.
-        """
-        if self.done(identity):
-            return True
-        rows = attempt(measurement)
-        self.write(identity, [{**facts, **row} for row in rows])
-        return rows[0].get("status") != "failed"
-
     def claim(self, identity: Mapping) -> FileLock | None:
         """The right to make this record, held until it is released; None while another process has it.
 

@@ -35,6 +35,7 @@ from reptrace.texts.corpora import ProbeSpec
 from reptrace.texts.probes import Probe
 
 NOTHING = "a sweep needs a suite and a text at least, or a suite and a task, by name."
+OF_A_TEXT = ProbeSpec.__dataclass_fields__
 MEASURED = ("layer", "rankme", "rankme_stderr", "alpha", "alpha_stderr", "alpha_r2", "largest_influence",
             "half_variance", "wall_seconds")
 
@@ -103,8 +104,9 @@ def _values(options: dict, *kinds: type) -> list:
     options = {"batch_size": "auto", **options}
     fields = [kind.__dataclass_fields__ for kind in kinds]
     if unknown := set(options) - set().union(*fields):
+        of_text = " Those of a text go with it, as ProbeSpec(text, ...)." if unknown & set(OF_A_TEXT) else ""
         raise TypeError(f"there is no option {', '.join(sorted(unknown))}; there are "
-                        f"{', '.join(name for each in fields for name in each)}.")
+                        f"{', '.join(name for each in fields for name in each)}.{of_text}")
     return [kind(**{name: options[name] for name in each if name in options})
             for kind, each in zip(kinds, fields, strict=True)]
 
