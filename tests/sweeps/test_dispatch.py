@@ -418,7 +418,7 @@ def test_two_jobs_of_one_checkpoint_are_each_claimed_until_they_are_done(points,
     point, opening = points[0], Opening().placed()
     places = located([point], opening, False)
     parts = [GeometryPart(each, Settings(ranks=(2, 8))) for each in (probe, other)]
-    jobs = [job for part in parts for job in jobs_of([point], [part], places, opening)]
+    jobs = [job for part in parts for job in jobs_of(places, [part], opening)]
     with dispatch.Queue(jobs, Store(tmp_path)) as mine, dispatch.Queue(jobs, Store(tmp_path)) as others:
         first, second = mine.take(), mine.take()
         assert others.take() is None
@@ -432,8 +432,8 @@ def test_a_part_that_is_done_is_not_held_from_others(points, probe, tmp_path):
     other, third = (Probe(str(k), probe.sequences[:k], 24, 4) for k in (30, 40))
     done, opening = measure(points[:1], probe, tmp_path), Opening().placed()
     places = located(points[:1], opening, False)
-    queues = [dispatch.Queue(jobs_of(points[:1], [GeometryPart(each, Settings(ranks=(2, 8), batch_size="auto"))
-                                                  for each in (probe, extra)], places, opening), Store(tmp_path))
+    queues = [dispatch.Queue(jobs_of(places, [GeometryPart(each, Settings(ranks=(2, 8), batch_size="auto"))
+                                              for each in (probe, extra)], opening), Store(tmp_path))
               for extra in (other, third)]
     with queues[0] as one, queues[1] as two:
         taken = one.take(), two.take()

@@ -74,7 +74,7 @@ def _jobs(points: Sequence[Checkpoint], parts: Sequence[Part], opening: Opening,
           reference) -> list[Job]:
     wanted = [point for point in points if faulty or not point.fault]
     places = located(wanted, opening, progress, beside=any(part.reads for part in parts))
-    return jobs_of(list(places), parts, places, opening, reference)
+    return jobs_of(places, parts, opening, reference)
 
 
 def _check_disk(jobs: Sequence[Job], disk: int | None) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -21,30 +22,29 @@ from reptrace.records.store import attempt
 from reptrace.sweeps.located import Located, Opening, check_unchanged, identity_of, open_at
 
 
-class Part:
+class Part(ABC):
     """One thing that checkpoints are measured for, the same for all of them: a base class of frozen dataclasses.
 
-    `identity`, `facts` and `rows` are a subclass's own. `head`: whether the LM head is needed; `reads`: whether text is
-    read, by a tokenizer.
+    `head`: whether the LM head is needed; `reads`: whether text is read, by a tokenizer.
     """
 
     head = False
     reads = False
 
+    @abstractmethod
     def identity(self, job: Job) -> dict:
         """What its record depends on besides the model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def facts(self, job: Job) -> dict:
         """Columns of its record that are known beforehand."""
-        raise NotImplementedError
 
-    def prepare(self, opened: Opened, progress: bool) -> None:
+    def prepare(self, opened: Opened, progress: bool) -> None:  # noqa: B027  most have nothing to prepare
         """What is to be had of other models, before this one is fetched and takes its place in memory."""
 
+    @abstractmethod
     def rows(self, opened: Opened, progress: bool) -> list[dict]:
         """What is measured on an opened checkpoint."""
-        raise NotImplementedError
 
     @cached_property
     def key(self) -> str:
@@ -137,13 +137,13 @@ def _rows(part: Part, opened: Opened, progress: bool) -> list[dict]:
     return rows
 
 
-def jobs_of(checkpoints: Sequence[Checkpoint], parts: Sequence[Part], places: dict[Checkpoint, Located],
-            opening: Opening, reference: tuple[Checkpoint, Located] | None = None) -> list[Job]:
-    """A job for each checkpoint that was located. What is asked twice is a part of it once: two would wait for one
-    claim."""
+def jobs_of(places: Mapping[Checkpoint, Located], parts: Sequence[Part], opening: Opening,
+            reference: tuple[Checkpoint, Located] | None = None) -> list[Job]:
+    """A job for each checkpoint. What is asked twice is a part of it once: two would wait for one claim."""
     found = []
-    for point in [point for point in checkpoints if point in places]:
-        job = Job(point, places[point], tuple(parts), opening, reference)
-        once = {json.dumps(job.identity(part), sort_keys=True): part for part in reversed(parts)}
-        found.append(replace(job, parts=tuple(part for part in parts if part in once.values())))
+    for point, at in places.items():
+        job, once = Job(point, at, tuple(parts), opening, reference), {}
+        for part in parts:
+            once.setdefault(json.dumps(job.identity(part), sort_keys=True), part)
+        found.append(replace(job, parts=tuple(once.values())))
     return found
