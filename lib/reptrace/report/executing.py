@@ -131,7 +131,7 @@ def _execute(page: Page, children: _Children) -> Spent:
     content = json.loads(unfinished.read_text())
     del content["metadata"]["papermill"]  # paths of this machine
     content["metadata"]["reptrace_key"] = page.key
-    content["cells"] = _with_parameters_used(content["cells"])
+    content["cells"] = _with_captions(_with_parameters_used(content["cells"]))
     write_atomically(page.target, json.dumps(content).encode())
     unfinished.unlink()
     return Spent(time.perf_counter() - started, float(said.splitlines()[-1]))
@@ -143,6 +143,16 @@ def _with_parameters_used(cells: list[dict]) -> list[dict]:
     for cell in injected:
         cell["metadata"]["tags"].append("hide-input")
     return [cell for cell in cells if not injected or "parameters" not in cell["metadata"].get("tags", [])]
+
+
+def _with_captions(cells: list[dict]) -> list[dict]:
+    """The cells, with the caption and the alternative text of a figure (`figures.show`) where the book looks."""
+    for cell in cells:
+        for output in cell.get("outputs", []):
+            said = output.get("metadata", {}).pop("reptrace", None)
+            if said:
+                cell["metadata"]["mystnb"] = {"figure": {"caption": said["caption"]}, "image": {"alt": said["alt"]}}
+    return cells
 
 
 def hash_of(*paths: Path, extra: str = "") -> str:

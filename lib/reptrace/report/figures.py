@@ -10,9 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import display
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
+from pandas.io.formats.style import Styler
 
 from reptrace.measures.phases import PHASES, Phases
 from reptrace.measures.spectra import dominated
@@ -178,6 +180,32 @@ def run_picture(table: pd.DataFrame, phases: Mapping[str, Phases | None], axis: 
         else:
             phase_legend(figure)
     return figure
+
+
+def show(figure, caption: str, alt: str) -> None:
+    """Show a figure in a notebook's cell, which shows no other.
+
+    Parameters
+    ----------
+    caption : Markdown; what is drawn and how to read it. The book puts a number before it
+    alt : plain text for who can't see the figure; what it shows, that is, its finding
+    """
+    display(figure, metadata={"reptrace": {"caption": caption, "alt": alt}})
+
+
+def table(frame: pd.DataFrame | pd.Series, caption: str, form: str | Mapping[str, str] | None = None,
+          index: bool = True) -> Styler:
+    """A table in the book's one style, to be shown: numbers to the right, words to the left, gaps as a dash.
+
+    Parameters
+    ----------
+    caption : plain text; what the rows are
+    form : format of all numbers, or by column, as "{:,.0f}"
+    index : bool, default True; whether row names are shown
+    """
+    frame = frame.to_frame() if isinstance(frame, pd.Series) else frame
+    shown = frame.style.format(form, na_rep="–").set_caption(caption)
+    return shown if index else shown.hide(axis="index")
 
 
 def save(figure, path: str | Path) -> Path:
