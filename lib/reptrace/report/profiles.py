@@ -116,6 +116,11 @@ class Profile:
         return list(groups.values())
 
     @property
+    def scale(self) -> str:
+        """Number of runs, sizes and tokens, in words."""
+        return _scale(self.runs)
+
+    @property
     def labels(self) -> dict[Run, str]:
         """A short name for each run: its width, what else sets it apart from others of that width, a further seed."""
         labels = {}
@@ -305,6 +310,11 @@ class HubProfile:
         return [[run] for run in self.runs]
 
     @property
+    def scale(self) -> str:
+        """Number of runs, sizes and tokens, in words."""
+        return _scale(self.runs)
+
+    @property
     def labels(self) -> dict[HubRun, str]:
         return {run: run.name for run in self.runs}
 
@@ -341,6 +351,25 @@ class HubProfile:
         points = [point for point in suite.checkpoints() if point.stage == self.STAGE]
         shape = [suite.shape.get(key, float("nan")) for key in ("layers", "width", "vocabulary", "parameters")]
         return HubRun(suite.name, *shape, points[-1].step, points[-1].tokens)
+
+
+def _scale(runs: Sequence[Run] | Sequence[HubRun]) -> str:
+    sizes, tokens = (span([getattr(run, name) for run in runs]) for name in ("parameters", "training_tokens"))
+    return f"{len(runs)} runs of models with {sizes} weights, {tokens} training tokens"
+
+
+def span(counts: Sequence[float]) -> str:
+    """Smallest and largest of some large numbers, in words: "72 to 157 thousand"."""
+    (low, small), (high, large) = (_in_words(each) for each in (min(counts), max(counts)))
+    if (low, small) == (high, large):
+        return f"{high}{large}"
+    return f"{low}{'' if small == large else small} to {high}{large}"
+
+
+def _in_words(count: float) -> tuple[str, str]:
+    """Three digits of a number, and the word for its power of a thousand, a space before it."""
+    power = max((power for power in range(5) if count >= 1000**power), default=0)
+    return f"{count / 1000**power:.3g}", ("", " thousand", " million", " billion", " trillion")[power]
 
 
 def footer(profile: Profile | HubProfile, started: float, tables: Mapping[Run, pd.DataFrame] | None = None) -> str:
