@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pandas as pd
 
 from reptrace.records.store import write_atomically
+from reptrace.support.marked import filled
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "data" / "results"
 HEAD = ("what", "against", "seconds", "times faster", "must reach", "tokens a second", "share of a matmul's rate")
-MARKED = re.compile(r"(<!-- (bench\w*) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+TABLES = ("bench", "bench_gpu")
 
 
 def rewrite() -> None:
@@ -24,8 +24,8 @@ def rewrite() -> None:
 
 
 def rewritten(text: str) -> str:
-    """The text with a table from bench.csv between the marks `<!-- bench -->` and `<!-- /bench -->`, and so on."""
-    return MARKED.sub(lambda mark: mark[1] + table(pd.read_csv(RESULTS / f"{mark[2]}.csv")) + mark[3], text)
+    """The text with a table from bench.csv between the marks of that name (see `marked`), and so on."""
+    return filled(text, {name: table(pd.read_csv(RESULTS / f"{name}.csv")) for name in TABLES})
 
 
 def table(rows: pd.DataFrame) -> str:

@@ -31,6 +31,7 @@ from packaging.version import Version
 
 import reptrace
 from reptrace.report import times as report_times
+from reptrace.support.marked import MARKED
 from reptrace.texts import corpora
 
 ROOT = Path(__file__).parents[1]
@@ -242,7 +243,7 @@ def test_readmes_tables_of_speed_are_those_of_the_results_and_its_sentences_quot
     text = (ROOT / "README.md").read_text()
     assert bench_tables.rewritten(text) == text, "python studies/bench_tables.py writes them anew"
     (section,) = re.findall(r"^## Speed\n(.*?)^## ", text, flags=re.MULTILINE | re.DOTALL)
-    assert [mark[1] for mark in bench_tables.MARKED.findall(section)] == ["bench", "bench_gpu"]
+    assert [mark[1] for mark in MARKED.findall(section)] == ["bench", "bench_gpu"]
     for name in ("bench", "bench_gpu"):
         results = pd.read_csv(ROOT / f"data/results/{name}.csv")
         (shown,) = re.findall(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", section, flags=re.DOTALL)
@@ -251,7 +252,7 @@ def test_readmes_tables_of_speed_are_those_of_the_results_and_its_sentences_quot
         faster = [float(row[3].replace(",", "")) for row, ratio in zip(cells, results.ratio, strict=True) if ratio > 0]
         assert faster == pytest.approx(list(results.ratio.dropna()), rel=0.05)  # two digits
     # Any other number would not follow a new measurement.
-    assert re.findall(r"\b\d[\d.,]*", bench_tables.MARKED.sub("", section)) == []
+    assert re.findall(r"\b\d[\d.,]*", MARKED.sub("", section)) == []
 
 
 # What is in git

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reptrace.records.store import write_atomically
+from reptrace.report.verdicts import bundles
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
@@ -131,7 +133,7 @@ def _execute(page: Page, children: _Children) -> Spent:
     content = json.loads(unfinished.read_text())
     del content["metadata"]["papermill"]  # paths of this machine
     content["metadata"]["reptrace_key"] = page.key
-    content["cells"] = _with_captions(_with_parameters_used(content["cells"]))
+    content["cells"] = _with_answer(_with_captions(_with_parameters_used(content["cells"])))
     write_atomically(page.target, json.dumps(content).encode())
     unfinished.unlink()
     return Spent(time.perf_counter() - started, float(said.splitlines()[-1]))
@@ -152,6 +154,16 @@ def _with_captions(cells: list[dict]) -> list[dict]:
             said = output.get("metadata", {}).pop("reptrace", None)
             if said:
                 cell["metadata"]["mystnb"] = {"figure": {"caption": said["caption"]}, "image": {"alt": said["alt"]}}
+    return cells
+
+
+def _with_answer(cells: list[dict]) -> list[dict]:
+    """The cells, with what the page concludes (`verdicts.conclude`) under its title."""
+    said = [kept["answer"] for kept in bundles(cells)]
+    if said and cells[0]["cell_type"] == "markdown":
+        title, end, rest = "".join(cells[0]["source"]).partition("\n")
+        answer = re.sub(r"([\\`*_{}\[\]<>$#|~])", r"\\\1", said[0])  # plain text, so nothing in it is Markdown
+        cells[0]["source"] = f"{title}\n\n:::{{div}} answer\n{answer}\n:::\n{end}{rest}"
     return cells
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -182,6 +183,28 @@ def run_picture(table: pd.DataFrame, phases: Mapping[str, Phases | None], axis: 
     return figure
 
 
+def overview(tables: Sequence[pd.DataFrame], phases: Sequence[Phases], groups: Sequence[str]):
+    """RankMe by tokens of all runs in one small panel, which stays readable on a phone.
+
+    `groups`: of each run, what it has in common with others of its colour, in order of size. Each run tints the
+    background by its phases; the tint of all that agree is as strong as `trajectory` shades one.
+    """
+    colours = palette(list(dict.fromkeys(groups)))
+    with style():
+        figure, axes = grid(1, 1, height=2.7, width=4.6)
+        ax = axes[0, 0]
+        labelled = set()
+        for table, found, group in zip(tables, phases, groups, strict=True):
+            trajectory(ax, table, "rankme", found, colours[group], None if group in labelled else group, shade=False)
+            labelled.add(group)
+            for name, first, last in found.spans if found else ():
+                ax.axvspan(table.tokens.iloc[first], table.tokens.iloc[last], color=PHASE_COLOURS[name],
+                           alpha=0.25 / len(tables), linewidth=0)
+        ax.legend(loc="best")
+        phase_legend(figure)
+    return figure
+
+
 def show(figure, caption: str, alt: str) -> None:
     """Show a figure in a notebook's cell, which shows no other.
 
@@ -206,6 +229,14 @@ def table(frame: pd.DataFrame | pd.Series, caption: str, form: str | Mapping[str
     frame = frame.to_frame() if isinstance(frame, pd.Series) else frame
     shown = frame.style.format(form, na_rep="–").set_caption(caption)
     return shown if index else shown.hide(axis="index")
+
+
+def svg(figure) -> bytes:
+    """The figure as SVG, the same bytes for the same figure: without a date, and with ids that are no chance."""
+    content = io.BytesIO()
+    with plt.rc_context({"svg.hashsalt": "reptrace", "svg.fonttype": "none"}):
+        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
+    return content.getvalue()
 
 
 def save(figure, path: str | Path) -> Path:

@@ -2,8 +2,9 @@
 
 A stage is done again when the hash of what it depends on changes: a run, when its settings or its text do (`pretrain`);
 a measurement, when weights, probe or settings do (`sweep`); a notebook, when its source, its own parameters, the
-library, a table in data/, the lock, the text or a record do (`executing`); the pages, when the book's prose or an
-executed notebook does. Each stage is written whole or not at all, so one that was cut short is simply not there.
+library, a table in data/, the lock, the text or a record do (`executing`); the pages, when the book's prose, an
+executed notebook or what they found (`findings`) does. Each stage is written whole or not at all, so one that was cut
+short is simply not there.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import yaml
 from filelock import FileLock
 
+from reptrace.measures.phases import find_phases
 from reptrace.records.store import Store, write_atomically
-from reptrace.report import capabilities, times
+from reptrace.report import capabilities, figures, findings, times
 from reptrace.report.archive import VARIABLE, pack
 from reptrace.report.executing import Page, execute, hash_of, page_of
-from reptrace.report.profiles import CORPORA, ROOT, HubProfile, Profile
+from reptrace.report.profiles import CORPORA, ROOT, HubProfile, HubRun, Profile
 from reptrace.support.processes import cores
+from reptrace.training.runs import Run
 
 BOOK = ROOT / "book"
 DEFAULT = ROOT / "notebooks/params/tiny.yaml"
@@ -36,8 +40,8 @@ TIMES, ARCHIVE = ROOT / "data/results" / times.NAME, ROOT / "data/archive"
 def make_report(parameters_file: Path) -> Path:
     """Make everything the report needs, build it and print the times; returns its first page.
 
-    With the default parameters, the times of what was done whole are tracked in data/results, and what the pages were
-    told of the suite in data/archive.
+    With the default parameters, the times of what was done whole and the verdicts are tracked in data/results, what the
+    pages were told of the suite in data/archive, and what they found in README.
     """
     parameters = yaml.safe_load(parameters_file.read_text())
     profile, spent = Profile.of(parameters), times.Times()
@@ -46,38 +50,48 @@ def make_report(parameters_file: Path) -> Path:
     with FileLock(folder / "lock"):  # a second call waits for the first and finds everything done
         print("suite: training and measuring what is missing", flush=True)
         traced, new = _suite(profile, spent)
-        pages = pages_of(parameters, folder, state_of(profile, traced))
+        state = state_of(profile, pd.concat(traced.values()))
+        pages = pages_of(parameters, folder, state)
         if any("items" in page.parameters for page in pages):
             _tasks(profile, parameters["items"], spent)
         if isinstance(profile, Profile) and not any(page.done for page in pages):
             shutil.rmtree(profile.answers.folder, ignore_errors=True)  # so that none stays that no page asks for
         _execute(pages, spent, new)
-        first = _book(folder, spent)
+        verdicts = findings.collect(pages_of(parameters, folder, state), parameters_file.name)  # none may be stale
+        picture = _picture(profile, traced)
+        first = _book(folder, spent, verdicts, picture)
     table = spent.table(times.read(TIMES), [page.name for page in pages])
     if parameters == yaml.safe_load(DEFAULT.read_text()):
         pack(profile.answers, ARCHIVE)
         times.write(table, TIMES)
+        findings.track(verdicts, picture, ROOT)
     print(spent.shown(), flush=True)
     return first
 
 
 def make_book(parameters_file: Path, archive: Path | None = None) -> Path:
     """Build the report's pages from an archive (default data/archive), with no training and no model opened, in a
-    folder of their own; returns the first page."""
+    folder of their own; returns the first page. From the default archive, what they found is tracked as by
+    `make_report`."""
     archive, parameters = archive or ARCHIVE, yaml.safe_load(parameters_file.read_text())
     if parameters.get("suites") or not any(archive.glob("*.parquet")):
         raise FileNotFoundError(f"{str(archive)!r} holds no records of a suite trained here: make report.")
     folder, spent = ROOT / parameters["build"] / "from_archive", times.Times()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
-        pages = pages_of(parameters, folder, hash_of(*sorted(archive.glob("*.parquet"))))
-        _execute(pages, spent, False, {VARIABLE: str(archive.resolve())})
-        first = _book(folder, spent)
+        state = hash_of(*sorted(archive.glob("*.parquet")))
+        _execute(pages_of(parameters, folder, state), spent, False, {VARIABLE: str(archive.resolve())})
+        verdicts = findings.collect(pages_of(parameters, folder, state), parameters_file.name)  # none may be stale
+        profile = replace(Profile.of(parameters), archive=str(archive))
+        picture = _picture(profile, profile.trace())
+        first = _book(folder, spent, verdicts, picture)
+    if parameters == yaml.safe_load(DEFAULT.read_text()) and archive == ARCHIVE:
+        findings.track(verdicts, picture, ROOT)
     print(spent.shown(), flush=True)
     return first
 
 
-def _suite(profile: Profile | HubProfile, spent: times.Times) -> tuple[pd.DataFrame, bool]:
+def _suite(profile: Profile | HubProfile, spent: times.Times) -> tuple[dict[Run | HubRun, pd.DataFrame], bool]:
     """Train and measure what is missing; the geometry of all runs, and whether none of it was there before."""
     if isinstance(profile, Profile):
         with spent.stage("text") as stage:
@@ -89,8 +103,8 @@ def _suite(profile: Profile | HubProfile, spent: times.Times) -> tuple[pd.DataFr
             logs = Store(profile.folder / "logs")
             stage.whole = not begun and stage.made(logs.path(run.identity) for run in profile.runs)
     with spent.stage("measuring") as stage:
-        traced = pd.concat(profile.trace().values())
-        stage.whole = stage.made(_records(profile.store, traced))
+        traced = profile.trace()
+        stage.whole = stage.made(_records(profile.store, pd.concat(traced.values())))
     return traced, stage.whole
 
 
@@ -112,7 +126,8 @@ def state_of(profile: Profile | HubProfile, traced: pd.DataFrame) -> str:
 
 def pages_of(parameters: Mapping, folder: Path, state: str) -> list[Page]:
     """The pages of the book's notebooks, in the order of its contents."""
-    tables = (path for path in sorted((ROOT / "data").rglob("*.csv")) if path.name != times.NAME)
+    made_by_this = (times.NAME, findings.NAME)
+    tables = (path for path in sorted((ROOT / "data").rglob("*.csv")) if path.name not in made_by_this)
     made_from = [*sorted((ROOT / "lib").rglob("*.py")), *tables, ROOT / "requirements.lock"]
     return [page_of(notebook, parameters, folder / "source" / "notebooks" / notebook.name, made_from, state)
             for notebook in chapters()]
@@ -138,10 +153,18 @@ def _execute(pages: list[Page], spent: times.Times, new: bool, environment: Mapp
         stage.whole = new and len(missing) == len(pages)
 
 
-def _book(folder: Path, spent: times.Times) -> Path:
+def _picture(profile: Profile | HubProfile, traced: Mapping[Run | HubRun, pd.DataFrame]) -> bytes:
+    """The opening page's figure, the phases of all runs, as SVG."""
+    groups = [profile.labels[runs[0]] for runs in profile.sizes_of_runs for _ in runs]
+    tables = [traced[run] for runs in profile.sizes_of_runs for run in runs]
+    phases = [find_phases(table.tokens, table.rankme, table.rankme_stderr) for table in tables]
+    return figures.svg(figures.overview(tables, phases, groups))
+
+
+def _book(folder: Path, spent: times.Times, verdicts: pd.DataFrame, picture: bytes) -> Path:
     with spent.stage("book") as stage:
         stage.whole = not (folder / "_build").exists()
-        return build_book(folder)
+        return build_book(folder, verdicts, picture)
 
 
 def chapters() -> list[Path]:
@@ -150,10 +173,11 @@ def chapters() -> list[Path]:
     return [ROOT / f"{name}.ipynb" for name in names if name.startswith("notebooks/")]
 
 
-def build_book(folder: Path) -> Path:
+def build_book(folder: Path, verdicts: pd.DataFrame | None = None, picture: bytes | None = None) -> Path:
     """Build the pages with every Sphinx warning an error; returns the first page.
 
-    The book is built from a copy, `folder/source`, in which the executed notebooks stand beside the prose.
+    The book is built from a copy, `folder/source`, in which the executed notebooks stand beside the prose, and what
+    they found (`findings.collect`; default: no verdicts, no picture) stands on the opening page and in Findings.
     """
     source, stamp, first = folder / "source", folder / "key", folder / "_build" / "html" / "index.html"
     pages = [source / "notebooks" / notebook.name for notebook in chapters()]
@@ -164,8 +188,11 @@ def build_book(folder: Path) -> Path:
         if not any(cell.get("outputs") for cell in json.loads(page.read_text())["cells"]):
             raise ValueError(f"{page.name} holds no outputs: it was not executed. Delete {page} and run again.")
     # copytree keeps the times of files, by which Sphinx knows what changed
-    shutil.copytree(BOOK, source, dirs_exist_ok=True, ignore=shutil.ignore_patterns("notebooks", "_build"))
-    key = hash_of(*sorted(path for path in BOOK.rglob("*") if path.is_file()), *pages, ROOT / "requirements.lock")
+    written = ("index.md", Path(findings.FIGURE).name)  # by `findings`
+    shutil.copytree(BOOK, source, dirs_exist_ok=True, ignore=shutil.ignore_patterns("notebooks", "_build", *written))
+    findings.write(source, (BOOK / "index.md").read_text(),
+                   pd.DataFrame(columns=findings.COLUMNS) if verdicts is None else verdicts, picture)
+    key = hash_of(*sorted(path for path in source.rglob("*") if path.is_file()), ROOT / "requirements.lock")
     if first.exists() and stamp.exists() and stamp.read_text() == key:
         print("book: nothing changed", flush=True)
         return first

@@ -1,7 +1,8 @@
 """What a page concludes: a verdict a claim, with its evidence, and the page's answer in a sentence or two.
 
 A notebook states them with `conclude`, in its last cell but the footer. They travel in that cell's output, so they are
-written when the executed page is, whole or not at all, and are as old as the page; `of_page` reads them back.
+written when the executed page is, whole or not at all, and are as old as the page; `of_page` reads them back, and
+`findings` makes the book's page of that name from them.
 """
 
 from __future__ import annotations
@@ -9,19 +10,21 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
-from reptrace.report.profiles import ROOT
+from reptrace.records.store import provenance
 from reptrace.support.arguments import near
 
-CLAIMS = ROOT / "data/published/claims.csv"
+CLAIMS = Path(__file__).parents[3] / "data" / "published" / "claims.csv"
 REPRODUCED, PARTLY, NOT, OPEN = VERDICTS = ("reproduced", "partly", "not reproduced", "cannot be told here")
+MARKS = dict(zip(VERDICTS, "✓◐✗?", strict=True))  # beside the word, so that no colour is needed
 FEWEST = 3  # runs that agree, for a verdict that is not open
+MANY = 20  # from so many on they are starts of the toy model, of which a share decides; fewer are seeds: all must agree
 MIME = "application/vnd.reptrace.conclusion+json"
 
 
@@ -43,7 +46,8 @@ class Verdict:
     ------
     ValueError
         An unknown claim or verdict; a decision from fewer than `FEWEST` runs; "reproduced" or "not reproduced" although
-        the runs disagree about it by more than their scatter allows (see `of_runs`, `of_share`).
+        the runs disagree: of fewer than `MANY`, any that says otherwise; of more, no majority beyond chance (95 %) for
+        "reproduced", or all of them for "not reproduced".
     """
 
     claim: str
@@ -66,8 +70,20 @@ class Verdict:
             raise ValueError(f"{self.claim}: {self.runs} runs of {self.of}")
         if self.verdict != OPEN and self.of < FEWEST:
             raise ValueError(f"{self.claim}: {self.of} run(s) decide nothing, it takes {FEWEST}: say {OPEN!r}")
+        if not _allowed(self.verdict, self.runs, self.of):
+            raise ValueError(f"{self.claim}: {self.verdict!r} is stronger than its runs, of which {self.runs} of "
+                             f"{self.of} show the effect")
         if not math.isnan(self.value) and not self.low <= self.value <= self.high:
             raise ValueError(f"{self.claim}: {self.value} does not lie in {self.low} to {self.high}")
+
+
+def _allowed(verdict: str, runs: int, of: int) -> bool:
+    """Whether the scatter between runs lets a verdict be so strong."""
+    if verdict == REPRODUCED:  # Wilson's 95 % interval of the share lies above 1/2 where the score at 1/2 exceeds 1.96
+        return runs == of if of < MANY else 2 * runs - of > 1.96 * math.sqrt(of)
+    if verdict == NOT:
+        return runs == 0 if of < MANY else runs < of
+    return True
 
 
 def of_runs(outcomes: Iterable[str]) -> str:
@@ -85,6 +101,25 @@ def of_runs(outcomes: Iterable[str]) -> str:
     return REPRODUCED if yes == len(said) else NOT if no == len(said) else OPEN
 
 
+def of_interval(low: float, high: float, threshold: float, above: bool = True) -> str:
+    """The verdict of an interval that must lie above a threshold as a whole, or below it.
+
+    On the right side it is `REPRODUCED`, on the wrong one `NOT`; across the threshold, or nan, it is open.
+    """
+    if low > high:
+        raise ValueError(f"an interval has its lower end first; got {low} to {high}")
+    if not above:
+        low, high, threshold = -high, -low, -threshold
+    return REPRODUCED if low > threshold else NOT if high < threshold else OPEN
+
+
+def of_share(low: float, high: float, threshold: float, above: bool = True) -> str:
+    """`of_interval` of a share of starts, 0 to 1: more than `threshold` of them must show the effect, or fewer."""
+    if not all(0 <= each <= 1 for each in (low, high, threshold)):
+        raise ValueError(f"shares lie in 0 to 1; got {low} to {high}, threshold {threshold}")
+    return of_interval(low, high, threshold, above)
+
+
 @cache
 def claims() -> pd.DataFrame:
     """The paper's claims, a row each, in its order; `undecided` says why nothing here decides one."""
@@ -93,19 +128,19 @@ def claims() -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """A page's answer and its verdicts, as a notebook's cell shows them."""
+    """A page's answer and its verdicts, as a notebook's cell shows them; `made`: what made them (`provenance`)."""
 
     answer: str
     verdicts: tuple[Verdict, ...] = ()
+    made: Mapping[str, str] = field(default_factory=dict)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        kept = {"answer": self.answer, "verdicts": [asdict(verdict) for verdict in self.verdicts]}
-        return {MIME: json.loads(json.dumps(kept, default=float)), "text/html": self._html(),
-                "text/plain": self.answer}
+        kept = {"answer": self.answer, "verdicts": [_plain(verdict) for verdict in self.verdicts], "made": self.made}
+        return {MIME: kept, "text/html": self._html(), "text/plain": self.answer}
 
     def _html(self) -> str:
         said = claims().set_index("id").claim
-        items = [f'<li id="{each.claim}"><b>{each.verdict}</b>: {html.escape(said[each.claim])}. '
+        items = [f'<li id="{each.claim}"><b>{MARKS[each.verdict]} {each.verdict}</b>: {html.escape(said[each.claim])}. '
                  f'<span class="here">{html.escape(each.here)}</span></li>' for each in self.verdicts]
         return f'<ul class="verdicts">{"".join(items)}</ul>' if items else f"<p>{html.escape(self.answer)}</p>"
 
@@ -115,15 +150,32 @@ def conclude(answer: str, verdicts: Sequence[Verdict] = ()) -> Conclusion:
 
     `answer`: one or two sentences of plain text, its numbers computed. The order of verdicts is that of the claims.
     """
+    stated = [each.claim for each in verdicts]
+    if not answer.strip():
+        raise ValueError("a page's answer is a sentence or two")
+    if twice := {claim for claim in stated if stated.count(claim) > 1}:
+        raise ValueError(f"two verdicts of one claim: {', '.join(sorted(twice))}")
     order = list(claims().id)
-    return Conclusion(answer, tuple(sorted(verdicts, key=lambda each: order.index(each.claim))))
+    return Conclusion(answer, tuple(sorted(verdicts, key=lambda each: order.index(each.claim))), provenance())
 
 
 def of_page(page: Path) -> Conclusion | None:
     """What an executed page concludes; None where it does not say."""
-    for cell in json.loads(page.read_text())["cells"]:
-        for output in cell.get("outputs", []):
-            kept = output.get("data", {}).get(MIME)
-            if kept:
-                return Conclusion(kept["answer"], tuple(Verdict(**row) for row in kept["verdicts"]))
+    for kept in bundles(json.loads(page.read_text())["cells"]):
+        rows = [{name: math.nan if each is None else each for name, each in row.items()} for row in kept["verdicts"]]
+        return Conclusion(kept["answer"], tuple(Verdict(**row) for row in rows), kept["made"])
     return None
+
+
+def bundles(cells: Sequence[Mapping]) -> Iterable[dict]:
+    """What `conclude` left in the outputs of a notebook's cells."""
+    outputs = (output for cell in cells for output in cell.get("outputs", []))
+    return (output["data"][MIME] for output in outputs if MIME in output.get("data", {}))
+
+
+def _plain(verdict: Verdict) -> dict:
+    """Plain numbers for JSON, which has no nan."""
+    row = asdict(verdict)
+    numbers = {name: float(row[name]) for name in ("value", "low", "high")}
+    return row | {name: None if math.isnan(each) else each for name, each in numbers.items()} | {
+        name: int(row[name]) for name in ("runs", "of")}
