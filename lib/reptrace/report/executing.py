@@ -161,9 +161,9 @@ def _with_answer(cells: list[dict]) -> list[dict]:
     """The cells, with what the page concludes (`verdicts.conclude`) under its title."""
     said = [kept["answer"] for kept in bundles(cells)]
     if said and cells[0]["cell_type"] == "markdown":
-        title, end, rest = "".join(cells[0]["source"]).partition("\n")
+        title, _, rest = "".join(cells[0]["source"]).partition("\n")
         answer = re.sub(r"([\\`*_{}\[\]<>$#|~])", r"\\\1", said[0])  # plain text, so nothing in it is Markdown
-        cells[0]["source"] = f"{title}\n\n:::{{div}} answer\n{answer}\n:::\n{end}{rest}"
+        cells[0]["source"] = f"{title}\n\n:::{{div}} answer\n{answer}\n:::\n{rest}"
     return cells
 
 

@@ -1,0 +1,236 @@
+"""What the book and README say was found, against planted pages and verdicts, and the tracked ones against the tree.
+
+Trusted: the planted verdicts, the notebooks in the tree, and the standard library's reading of HTML and CSV.
+"""
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import yaml
+
+from reptrace.report import findings, verdicts
+from reptrace.report.making import chapters
+from reptrace.report.profiles import ROOT
+from reptrace.support.marked import MARKED, filled
+
+CLAIMS = verdicts.claims()
+TRACKED = ROOT / "data/results/verdicts.csv"
+
+
+def verdict(claim, said=verdicts.REPRODUCED, runs=3, **changed):
+    return verdicts.Verdict(claim, said, **{
+        "here": f"{claim} & more", "quantity": "ratio", "value": 0.1234567, "low": 0.1, "high": 0.2, "runs": runs,
+        "of": 3, "scale": "3 runs of small models"} | changed)
+
+
+class Page(SimpleNamespace):
+    """An executed page that concludes what it is given."""
+
+    def __init__(self, folder, name, concluded, done=True):
+        notebook, target = folder / f"{name}.ipynb", folder / f"executed/{name}.ipynb"
+        cells = [{"cell_type": "markdown", "source": [f"# Is it {name}?\n", "\n", "Yes."]}]
+        notebook.write_text(json.dumps({"cells": cells}))
+        target.parent.mkdir(exist_ok=True)
+        data = concluded._repr_mimebundle_() if concluded else {"text/plain": "3"}
+        target.write_text(json.dumps({"cells": [{"cell_type": "code", "source": "", "outputs": [{"data": data}]}]}))
+        super().__init__(name=name, notebook=notebook, target=target, done=done)
+
+
+@pytest.fixture
+def claims(monkeypatch):
+    """Three claims: two that a page decides each, and one that none does."""
+    rows = CLAIMS[CLAIMS.id.isin(["fig02-compression", "fig03-sciq", "fig05-stages"])].reset_index(drop=True)
+    rows["page"] = ["phases", "tasks", ""]
+    for module in (verdicts, findings):
+        monkeypatch.setattr(module, "claims", lambda: rows)
+    return rows
+
+
+def pages(folder, first=("fig02-compression",), second=("fig03-sciq",), done=True):
+    return [Page(folder, name, verdicts.conclude(f"{name}.", [verdict(each) for each in those]), done)
+            for name, those in (("phases", first), ("tasks", second))]
+
+
+def test_verdicts_are_collected_with_what_made_them(tmp_path, claims):
+    table = findings.collect(pages(tmp_path)[::-1], "tiny.yaml")
+    assert list(table.claim) == ["fig02-compression", "fig03-sciq"], "in the order of the claims"
+    row = table.iloc[0]
+    assert (row.page, row.title, row.parameters, row.value) == ("phases", "Is it phases?", "tiny.yaml", 0.123457)
+    assert row.notebook == findings.source_hash(tmp_path / "phases.ipynb") and "torch" in json.loads(row.packages)
+
+
+def test_the_hash_of_a_notebook_follows_its_cells_and_not_its_outputs(tmp_path):
+    def hashed(source, **more):
+        path = tmp_path / "one.ipynb"
+        path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": source, **more}]}))
+        return findings.source_hash(path)
+
+    assert hashed("a\nb") == hashed(["a\n", "b"]) == hashed("a\nb", outputs=["1"], metadata={"tags": []})
+    assert len({hashed("a\nb"), hashed("a"), hashed("a\nB")}) == 3
+
+
+@pytest.mark.parametrize(("changed", "message"), [
+    ({"done": False}, "phases, tasks: changed since it was executed"),
+    ({"second": ()}, "fig03-sciq: its page, tasks, states no verdict"),
+    ({"first": ("fig02-compression", "fig03-sciq")}, "fig03-sciq: phases decides it, but .* says tasks"),
+    ({"second": ("fig03-sciq", "fig05-stages")}, "fig05-stages: tasks decides it, .* nothing does")])
+def test_what_does_not_fit_the_claims_fails_the_build(tmp_path, claims, changed, message):
+    with pytest.raises(ValueError, match=message):
+        findings.collect(pages(tmp_path, **changed), "tiny.yaml")
+
+
+def test_a_page_without_an_answer_fails_the_build(tmp_path, claims):
+    with pytest.raises(ValueError, match="other has no answer"):
+        findings.collect([*pages(tmp_path), Page(tmp_path, "other", None)], "tiny.yaml")
+
+
+def test_a_book_without_the_page_of_a_claim_says_so(tmp_path, claims):
+    found = findings.joined(findings.collect(pages(tmp_path)[:1], "tiny.yaml")).set_index("id")
+    assert found.verdict["fig03-sciq"] == findings.UNDECIDED
+    assert found.undecided["fig03-sciq"] == "its page is not in this book"
+    assert found.undecided["fig05-stages"] == claims.undecided[2] != ""
+
+
+class Rows(HTMLParser):
+    """The rows of a page's table by their ids: the words of each cell, and the addresses that it links to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.rows, self.row = {}, None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "tr" and "id" in attributes:
+            self.row = self.rows.setdefault(attributes["id"], {"words": "", "links": []})
+        if tag == "a" and self.row:
+            self.row["links"].append(attributes["href"])
+
+    def handle_data(self, data):
+        if self.row:
+            self.row["words"] += data
+
+
+def planted():
+    """A verdict for every claim that a page decides: the first four differ, the rest is reproduced."""
+    said = dict(zip(CLAIMS.id, [(verdicts.NOT, 0), (verdicts.PARTLY, 2), (verdicts.OPEN, 1)], strict=False))
+    rows = [vars(verdict(row.id, *said.get(row.id, (verdicts.REPRODUCED, 3)))) | {"page": row.page, "title": "<Why?>"}
+            for row in CLAIMS.itertuples() if row.page]
+    return pd.DataFrame(rows, columns=findings.COLUMNS)
+
+
+def test_findings_has_a_row_a_claim_with_its_address_and_all_of_it_to_download(tmp_path):
+    findings.write(tmp_path, "# A\n\n<!-- findings -->\n<!-- /findings -->\n", planted(), b"<svg/>")
+    rows = Rows((tmp_path / "findings.md").read_text()).rows
+    assert list(rows) == list(CLAIMS.id)
+    for row in CLAIMS.itertuples():
+        shown = rows[row.id]
+        assert row.claim in shown["words"] and row.where in shown["words"] and row.published in shown["words"]
+        assert shown["links"] == [f"#{row.id}", *([f"notebooks/{row.page}.html#{row.id}"] if row.page else [])]
+        assert (row.undecided or "Ratio: 0.123 (0.1 to 0.2); ") in shown["words"]
+    first = rows["fig02-loss"]["words"]
+    assert "✗ not reproduced" in first and "fig02-loss & more" in first and "0 of 3 runs" in first and "<Why?>" in first
+    with (tmp_path / "findings.csv").open() as file:
+        assert [row["id"] for row in csv.DictReader(file)] == list(CLAIMS.id)
+
+
+def test_the_opening_page_counts_the_verdicts_and_shows_the_most_telling_first(tmp_path):
+    findings.write(tmp_path, "# A\n\n<!-- findings -->\n<!-- /findings -->\n\nprose\n", planted(), b"<svg/>")
+    text = (tmp_path / "index.md").read_text()
+    decided = int((CLAIMS.page != "").sum())
+    assert (f"**Of {len(CLAIMS)} claims of the paper** ✓ {decided - 3} reproduced, ◐ 1 reproduced in part, ✗ 1 not "
+            f"reproduced, ? 1 cannot be told here, … {len(CLAIMS) - decided} not decided yet.") in text
+    assert re.findall(r'findings\.html#([\w-]+)', text) == list(findings.TELLING)
+    assert text.startswith("# A\n") and text.endswith("<!-- /findings -->\n\nprose\n")
+    assert "images/phases.svg" in text and (tmp_path / "images/phases.svg").read_bytes() == b"<svg/>"
+    assert "**No page yet:** Fig 5, 6, 7, 8, 9, 10, 11, 14." in text
+    assert "it falls early (in 2 of 3 runs), then grows" in text
+
+
+def test_what_says_the_same_is_not_written_again(tmp_path):
+    for _ in range(2):
+        findings.write(tmp_path, "# A\n<!-- findings -->\n<!-- /findings -->\n", planted(), b"<svg/>")
+        times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    findings.write(tmp_path, "# A\n<!-- findings -->\n<!-- /findings -->\n", planted(), b"<svg/>")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == times
+
+
+def test_a_verdict_that_is_what_it_was_keeps_its_row():
+    known = planted().assign(code="old", notebook="h", parameters="tiny.yaml")
+    new = known.assign(code="new")
+    assert set(findings.unchanged(new, known).code) == {"old"}
+    new.loc[3, "here"] = "otherwise"
+    new.loc[4, "notebook"] = "another"
+    merged = findings.unchanged(new, known)
+    assert list(merged.index[merged.code == "new"]) == [3, 4] and list(merged.claim) == list(known.claim)
+    assert list(findings.unchanged(new, known[:0]).code) == ["new"] * len(new)
+
+
+def test_what_is_tracked_is_written_once(tmp_path):
+    marked = [f"<!-- {name} -->\nyesterday\n<!-- /{name} -->\n" for name in ("findings", "bench")]
+    (tmp_path / "README.md").write_text("\n".join(["# A\n", *marked]))
+    (tmp_path / "data/results").mkdir(parents=True)
+    findings.track(planted(), b"<svg/>", tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert text.count("yesterday") == 1 and "](book/images/phases.svg)" in text and text.endswith(marked[1])
+    assert f"](notebooks/{CLAIMS.set_index('id').page[findings.TELLING[0]]}.ipynb)" in text
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    findings.track(planted().assign(code="newer"), b"<svg/>", tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_only_what_is_between_known_marks_is_replaced():
+    text = "<!-- a -->\n1\n<!-- /a -->\n<!-- b -->\n2\n<!-- /b -->\n<!-- a -->\n"
+    assert filled(text, {"a": "3\n"}) == text.replace("1", "3")
+
+
+# The tree
+
+
+def test_every_claim_is_decided_by_a_page_of_the_book_or_says_why_none_does():
+    assert CLAIMS.id.is_unique and CLAIMS.id.str.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+").all()
+    assert ((CLAIMS.page == "") != (CLAIMS.undecided == "")).all()
+    assert set(CLAIMS.page) - {""} <= {path.stem for path in chapters()}
+    decided = CLAIMS[CLAIMS.page != ""]
+    assert (decided[["decided_by", "threshold"]] != "").all(axis=None) and (CLAIMS.claim != "").all()
+    assert set(findings.TELLING) <= set(decided.id)
+
+
+def test_every_figure_and_table_of_the_paper_with_a_claim_is_there():
+    places = " ".join(CLAIMS["where"])
+    wanted = [*(f"Fig {number}" for number in range(2, 15)), *(f"Tab {number}" for number in (7, 8, 9)),
+              "Theorem 1", "Theorem 2"]
+    assert [place for place in wanted if not re.search(rf"{place}\b|{place}[A-C]", places)] == []
+
+
+def test_findings_stands_in_the_contents_and_both_places_for_what_was_found_are_there():
+    files = re.findall(r"- file: (\S+)", (ROOT / "book/_toc.yml").read_text())
+    assert files[0] == "findings" and yaml.safe_load((ROOT / "book/_toc.yml").read_text())["root"] == "index"
+    for name in ("README.md", "book/index.md"):
+        assert [mark[1] for mark in MARKED.findall((ROOT / name).read_text())].count("findings") == 1, name
+
+
+@pytest.mark.skipif(not TRACKED.exists(), reason="make report has not written it yet")
+def test_the_tracked_verdicts_are_of_the_notebooks_in_the_tree():
+    table = findings.read(TRACKED)
+    stale = {row.page for row in table.itertuples()
+             if row.notebook != findings.source_hash(ROOT / f"notebooks/{row.page}.ipynb")}
+    assert stale == set(), "these notebooks have changed since: make book"
+    assert list(zip(table.claim, table.page, strict=True)) == [
+        (row.id, row.page) for row in CLAIMS.itertuples() if row.page], "make book writes them anew"
+    for row in table.itertuples():  # each still says what its runs allow
+        verdicts.Verdict(**{name: getattr(row, name) for name in verdicts.Verdict.__dataclass_fields__})
+
+
+@pytest.mark.skipif(not TRACKED.exists(), reason="make report has not written it yet")
+def test_readme_says_what_the_tracked_verdicts_say_beside_the_tracked_figure():
+    text = (ROOT / "README.md").read_text()
+    assert findings.rewritten(text, findings.read(TRACKED)) == text, "make book writes it anew"
+    picture = (ROOT / "book" / findings.FIGURE).read_text()
+    assert picture.startswith("<?xml") and "<dc:date>" not in picture
+    assert f"](book/{findings.FIGURE})" in text
