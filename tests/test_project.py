@@ -437,6 +437,33 @@ def test_landmarks_are_of_known_models_and_within_bounds():
     assert table.value[table.metric == "pass_at_256"].between(0, 1).all()
 
 
+def test_published_values_of_claims_are_those_of_the_published_tables():
+    said = pd.read_csv(PUBLISHED / "claims.csv", index_col="id", keep_default_na=False).published
+    marks = pd.read_csv(PUBLISHED / "landmarks.csv").set_index(["model", "metric", "landmark"]).value
+    rankme = marks.xs("rankme", level="metric").unstack()
+    pythia, tulu = rankme[rankme.index.str.startswith("pythia")], marks["tulu-3.1-8b"]
+    left = 100 * rankme.minimum / rankme["first"]
+    fall = 100 * (1 - rankme[["trough", "last"]].min(axis=1) / rankme.peak)
+    assert (f"down to {left[pythia.index].min():.1f} to {left[pythia.index].max():.1f} % (Pythia) and "
+            f"{left['OLMo-2-7B']:.0f} % (OLMo-2 7B) of the first value") in said["fig02-collapse"]
+    assert f"falls of {fall.min():.0f} to {fall.max():.0f} % from the peak" in said["fig02-compression"]
+    stages = [tulu["rankme", name] for name in ("sft_first", "sft_last", "dpo_last", "rlvr_last")]
+    assert "{:.0f}, {:.0f} (SFT), {:.0f} (DPO), {:.0f} (RLVR)".format(*stages) in said["fig05-stages"]
+    ends = [tulu[metric, f"rlvr_step_{step}"] for metric in ("pass_at_256", "rankme") for step in (0, 2400)]
+    assert "pass@256 {:.3f} to {:.3f}, RankMe {:.0f} to {:.0f}".format(*ends) in said["fig05-pass-at-256"]
+    table = pd.read_csv(PUBLISHED / "paper_tables.csv")
+    suffix, both = table[table.table == 7].set_index("quantity").value, table[table.table == 9]
+    assert f"{suffix['suffix_len_le3_percent'] + suffix['suffix_len_4_percent']:.0f} %" in said["tab07-short"]
+    sciq = table[table.table == 8].pivot(index="model", columns="quantity", values="value")
+    changes = pd.concat([sciq[f"sciq_top{k}_removed"] - sciq.sciq_original for k in (10, 50)])
+    kept = pd.concat([sciq[f"sciq_top{k}_retained"] for k in (10, 50)])
+    assert f"changes by {changes.min():.3f} to {changes.max():+.3f}" in said["tab08-remove"]
+    assert f"accuracy {kept.min():.3f} to {kept.max():.3f}" in said["tab08-keep"]
+    for name in ("alpha", "rankme"):
+        values = both.value[both.quantity == f"corr_sciq_{name}"]
+        assert f"correlations of {values.min():.3f} to {values.max():.3f}" in said[f"tab09-{name}"]
+
+
 def test_model_sizes_follow_from_their_configurations():
     sizes = pd.read_csv(PUBLISHED / "models.csv").set_index("model").parameters
     layers = {"pythia-1b": 16, "pythia-1.4b": 24, "pythia-2.8b": 32, "pythia-6.9b": 32, "pythia-12b": 36}
