@@ -6,14 +6,14 @@ Trusted: the planted verdicts, the notebooks in the tree, and the standard libra
 import csv
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import yaml
 
-from reptrace.report import findings, verdicts
+from reptrace.report import executing, findings, verdicts
 from reptrace.report.making import chapters
 from reptrace.report.profiles import ROOT
 from reptrace.support.marked import MARKED, filled
@@ -28,17 +28,18 @@ def verdict(claim, said=verdicts.REPRODUCED, runs=3, **changed):
         "of": 3, "scale": "3 runs of small models"} | changed)
 
 
-class Page(SimpleNamespace):
-    """An executed page that concludes what it is given."""
-
-    def __init__(self, folder, name, concluded, done=True):
-        notebook, target = folder / f"{name}.ipynb", folder / f"executed/{name}.ipynb"
-        cells = [{"cell_type": "markdown", "source": [f"# Is it {name}?\n", "\n", "Yes."]}]
-        notebook.write_text(json.dumps({"cells": cells}))
-        target.parent.mkdir(exist_ok=True)
-        data = concluded._repr_mimebundle_() if concluded else {"text/plain": "3"}
-        target.write_text(json.dumps({"cells": [{"cell_type": "code", "source": "", "outputs": [{"data": data}]}]}))
-        super().__init__(name=name, notebook=notebook, target=target, done=done)
+def page(folder, name, concluded):
+    """An executed page that concludes what it is given, in place of one that papermill made."""
+    notebook, target = folder / f"{name}.ipynb", folder / f"executed/{name}.ipynb"
+    cells = [{"cell_type": "markdown", "source": [f"# Is it {name}?\n", "\n", "Yes."]}]
+    notebook.write_text(json.dumps({"cells": cells}))
+    made = executing.Page(notebook, {}, target, executing.hash_of(notebook))
+    data = concluded._repr_mimebundle_() if concluded else {"text/plain": "3"}
+    executed = {"cells": [{"cell_type": "code", "source": "", "outputs": [{"data": data}]}],
+                "metadata": {"reptrace_key": made.key}}
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(executed))
+    return made
 
 
 @pytest.fixture
@@ -51,8 +52,8 @@ def claims(monkeypatch):
     return rows
 
 
-def pages(folder, first=("fig02-compression",), second=("fig03-sciq",), done=True):
-    return [Page(folder, name, verdicts.conclude(f"{name}.", [verdict(each) for each in those]), done)
+def pages(folder, first=("fig02-compression",), second=("fig03-sciq",)):
+    return [page(folder, name, verdicts.conclude(f"{name}.", [verdict(each) for each in those]))
             for name, those in (("phases", first), ("tasks", second))]
 
 
@@ -75,7 +76,6 @@ def test_the_hash_of_a_notebook_follows_its_cells_and_not_its_outputs(tmp_path):
 
 
 @pytest.mark.parametrize(("changed", "message"), [
-    ({"done": False}, "phases, tasks: changed since it was executed"),
     ({"second": ()}, "fig03-sciq: its page, tasks, states no verdict"),
     ({"first": ("fig02-compression", "fig03-sciq")}, "fig03-sciq: phases decides it, but .* says tasks"),
     ({"second": ("fig03-sciq", "fig05-stages")}, "fig05-stages: tasks decides it, .* nothing does")])
@@ -84,9 +84,18 @@ def test_what_does_not_fit_the_claims_fails_the_build(tmp_path, claims, changed,
         findings.collect(pages(tmp_path, **changed), "tiny.yaml")
 
 
+def test_a_page_whose_notebook_has_changed_since_fails_the_build(tmp_path, claims):
+    made = pages(tmp_path)
+    notebook = made[1].notebook
+    notebook.write_text(notebook.read_text().replace("Yes", "No"))
+    made[1] = replace(made[1], key=executing.hash_of(notebook))
+    with pytest.raises(ValueError, match=r"^tasks: changed since it was executed"):
+        findings.collect(made, "tiny.yaml")
+
+
 def test_a_page_without_an_answer_fails_the_build(tmp_path, claims):
     with pytest.raises(ValueError, match="other has no answer"):
-        findings.collect([*pages(tmp_path), Page(tmp_path, "other", None)], "tiny.yaml")
+        findings.collect([*pages(tmp_path), page(tmp_path, "other", None)], "tiny.yaml")
 
 
 def test_a_book_without_the_page_of_a_claim_says_so(tmp_path, claims):
