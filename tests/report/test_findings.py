@@ -34,8 +34,8 @@ def page(folder, name, concluded):
     cells = [{"cell_type": "markdown", "source": [f"# Is it {name}?\n", "\n", "Yes."]}]
     notebook.write_text(json.dumps({"cells": cells}))
     made = executing.Page(notebook, {}, target, executing.hash_of(notebook))
-    data = concluded._repr_mimebundle_() if concluded else {"text/plain": "3"}
-    executed = {"cells": [{"cell_type": "code", "source": "", "outputs": [{"data": data}]}],
+    data, metadata = concluded._repr_mimebundle_() if concluded else ({"text/plain": "3"}, {})
+    executed = {"cells": [{"cell_type": "code", "source": "", "outputs": [{"data": data, "metadata": metadata}]}],
                 "metadata": {"reptrace_key": made.key}}
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(executed))

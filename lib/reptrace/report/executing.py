@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reptrace.records.store import write_atomically
-from reptrace.report.verdicts import bundles
+from reptrace.report.verdicts import stated
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
@@ -159,7 +159,7 @@ def _with_captions(cells: list[dict]) -> list[dict]:
 
 def _with_answer(cells: list[dict]) -> list[dict]:
     """The cells, with what the page concludes (`verdicts.conclude`) under its title."""
-    said = [kept["answer"] for kept in bundles(cells)]
+    said = [kept["answer"] for kept in stated(cells)]
     if said and cells[0]["cell_type"] == "markdown":
         title, _, rest = "".join(cells[0]["source"]).partition("\n")
         answer = re.sub(r"([\\`*_{}\[\]<>$#|~])", r"\\\1", said[0])  # plain text, so nothing in it is Markdown

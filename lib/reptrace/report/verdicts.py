@@ -1,7 +1,7 @@
 """What a page concludes: a verdict a claim, with its evidence, and the page's answer in a sentence or two.
 
-A notebook states them with `conclude`, in its last cell but the footer. They travel in that cell's output, so they are
-written when the executed page is, whole or not at all, and are as old as the page; `of_page` reads them back, and
+A notebook states them with `conclude`, in its last cell but the footer. They travel with that cell's output, so they
+are written when the executed page is, whole or not at all, and are as old as the page; `of_page` reads them back, and
 `findings` makes the book's page of that name from them.
 """
 
@@ -25,7 +25,7 @@ REPRODUCED, PARTLY, NOT, OPEN = VERDICTS = ("reproduced", "partly", "not reprodu
 MARKS = dict(zip(VERDICTS, "✓◐✗?", strict=True))  # beside the word, so that no colour is needed
 FEWEST = 3  # runs that agree, for a verdict that is not open
 MANY = 20  # from so many on they are starts of the toy model, of which a share decides; fewer are seeds: all must agree
-MIME = "application/vnd.reptrace.conclusion+json"
+KEY = "reptrace_conclusion"  # in the metadata of an output
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,9 @@ class Conclusion:
     verdicts: tuple[Verdict, ...] = ()
     made: Mapping[str, str] = field(default_factory=dict)
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
         kept = {"answer": self.answer, "verdicts": [_plain(verdict) for verdict in self.verdicts], "made": self.made}
-        return {MIME: kept, "text/html": self._html(), "text/plain": self.answer}
+        return {"text/html": self._html(), "text/plain": self.answer}, {KEY: kept}
 
     def _html(self) -> str:
         said = claims().set_index("id").claim
@@ -150,10 +150,10 @@ def conclude(answer: str, verdicts: Sequence[Verdict] = ()) -> Conclusion:
 
     `answer`: one or two sentences of plain text, its numbers computed. The order of verdicts is that of the claims.
     """
-    stated = [each.claim for each in verdicts]
+    claimed = [each.claim for each in verdicts]
     if not answer.strip():
         raise ValueError("a page's answer is a sentence or two")
-    if twice := {claim for claim in stated if stated.count(claim) > 1}:
+    if twice := {claim for claim in claimed if claimed.count(claim) > 1}:
         raise ValueError(f"two verdicts of one claim: {', '.join(sorted(twice))}")
     order = list(claims().id)
     return Conclusion(answer, tuple(sorted(verdicts, key=lambda each: order.index(each.claim))), provenance())
@@ -161,16 +161,16 @@ def conclude(answer: str, verdicts: Sequence[Verdict] = ()) -> Conclusion:
 
 def of_page(page: Path) -> Conclusion | None:
     """What an executed page concludes; None where it does not say."""
-    for kept in bundles(json.loads(page.read_text())["cells"]):
+    for kept in stated(json.loads(page.read_text())["cells"]):
         rows = [{name: math.nan if each is None else each for name, each in row.items()} for row in kept["verdicts"]]
         return Conclusion(kept["answer"], tuple(Verdict(**row) for row in rows), kept["made"])
     return None
 
 
-def bundles(cells: Sequence[Mapping]) -> Iterable[dict]:
-    """What `conclude` left in the outputs of a notebook's cells."""
-    outputs = (output for cell in cells for output in cell.get("outputs", []))
-    return (output["data"][MIME] for output in outputs if MIME in output.get("data", {}))
+def stated(cells: Sequence[Mapping]) -> list[dict]:
+    """What `conclude` left with the outputs of a notebook's cells."""
+    kept = [output.get("metadata", {}).get(KEY) for cell in cells for output in cell.get("outputs", [])]
+    return [each for each in kept if each]
 
 
 def _plain(verdict: Verdict) -> dict:
