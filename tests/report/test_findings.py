@@ -4,6 +4,7 @@ Trusted: the planted verdicts, the notebooks in the tree, and the standard libra
 """
 
 import csv
+import html
 import json
 import re
 from dataclasses import replace
@@ -12,11 +13,12 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from reptrace.report import executing, findings, verdicts
 from reptrace.report.making import chapters
 from reptrace.report.profiles import ROOT
-from reptrace.support.marked import MARKED, filled
+from reptrace.support.marked import MARKED, filled, plain
 
 CLAIMS = verdicts.claims()
 TRACKED = ROOT / "data/results/verdicts.csv"
@@ -141,7 +143,7 @@ def test_findings_has_a_row_a_claim_with_its_address_and_all_of_it_to_download(t
         shown = rows[row.id]
         assert row.claim in shown["words"] and row.where in shown["words"] and row.published in shown["words"]
         assert shown["links"] == [f"#{row.id}", *([f"notebooks/{row.page}.html#{row.id}"] if row.page else [])]
-        assert (row.undecided or "Ratio: 0.123 (0.1 to 0.2); ") in shown["words"]
+        assert (row.undecided or "3 runs show it. Ratio: 0.123 (0.1 to 0.2). ") in shown["words"]
     first = rows["fig02-loss"]["words"]
     assert "✗ not reproduced" in first and "fig02-loss & more" in first and "0 of 3 runs" in first and "<Why?>" in first
     with (tmp_path / "findings.csv").open() as file:
@@ -152,9 +154,10 @@ def test_the_opening_page_counts_the_verdicts_and_shows_the_most_telling_first(t
     findings.write(tmp_path, "# A\n\n<!-- findings -->\n<!-- /findings -->\n\nprose\n", planted(), b"<svg/>")
     text = (tmp_path / "index.md").read_text()
     decided = int((CLAIMS.page != "").sum())
-    assert (f"**Of {len(CLAIMS)} claims of the paper** ✓ {decided - 3} reproduced, ◐ 1 reproduced in part, ✗ 1 not "
+    assert (f"**Of {len(CLAIMS)} claims of the paper:** ✓ {decided - 3} reproduced, ◐ 1 reproduced in part, ✗ 1 not "
             f"reproduced, ? 1 cannot be told here, … {len(CLAIMS) - decided} not decided yet.") in text
     assert re.findall(r'findings\.html#([\w-]+)', text) == list(findings.TELLING)
+    assert "**Models:** 3 runs of small models. The paper's have 1.01 to 11.8 billion weights." in text
     assert text.startswith("# A\n") and text.endswith("<!-- /findings -->\n\nprose\n")
     assert "images/phases.svg" in text and (tmp_path / "images/phases.svg").read_bytes() == b"<svg/>"
     assert "**No page yet:** Fig 5, 6, 7, 8, 9, 10, 11, 14." in text
@@ -196,6 +199,12 @@ def test_what_is_tracked_is_written_once(tmp_path):
 def test_only_what_is_between_known_marks_is_replaced():
     text = "<!-- a -->\n1\n<!-- /a -->\n<!-- b -->\n2\n<!-- /b -->\n<!-- a -->\n"
     assert filled(text, {"a": "3\n"}) == text.replace("1", "3")
+
+
+def test_a_plain_text_stays_plain_in_markdown():
+    text = r"a*b*, `c`, [d](e), $f_1$ < g > & ~h~ | i\j # k"
+    shown = MarkdownIt().enable(["table", "strikethrough"]).renderInline(plain(text))
+    assert html.unescape(shown) == text
 
 
 # The tree

@@ -29,6 +29,13 @@ def test_runs_decide_only_together(outcomes, expected):
     assert of_runs(outcomes) == expected
 
 
+@pytest.mark.parametrize(("parts", "expected"), [
+    ([NOT, NOT], NOT), ([REPRODUCED], REPRODUCED), ([REPRODUCED, OPEN], PARTLY), ([PARTLY, NOT], PARTLY),
+    ([NOT, OPEN], OPEN)])
+def test_a_claim_in_parts_is_reproduced_in_part_where_a_part_is(parts, expected):
+    assert verdicts.of_parts(parts) == expected
+
+
 @pytest.mark.parametrize(("interval", "threshold", "above", "expected"), [
     ((0.6, 0.8), 0.5, True, REPRODUCED), ((0.2, 0.4), 0.5, True, NOT), ((0.4, 0.6), 0.5, True, OPEN),
     ((0.01, 0.04), 0.05, False, REPRODUCED), ((0.06, 0.2), 0.05, False, NOT), ((0.04, 0.06), 0.05, False, OPEN),

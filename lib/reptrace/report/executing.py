@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from reptrace.records.store import write_atomically
 from reptrace.report.verdicts import stated
+from reptrace.support.marked import plain
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
@@ -162,8 +162,7 @@ def _with_answer(cells: list[dict]) -> list[dict]:
     said = [kept["answer"] for kept in stated(cells)]
     if said and cells[0]["cell_type"] == "markdown":
         title, _, rest = "".join(cells[0]["source"]).partition("\n")
-        answer = re.sub(r"([\\`*_{}\[\]<>$#|~])", r"\\\1", said[0])  # plain text, so nothing in it is Markdown
-        cells[0]["source"] = f"{title}\n\n:::{{div}} answer\n{answer}\n:::\n{rest}"
+        cells[0]["source"] = f"{title}\n\n:::{{div}} answer\n{plain(said[0])}\n:::\n{rest}"
     return cells
 
 

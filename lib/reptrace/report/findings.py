@@ -16,19 +16,21 @@ from pathlib import Path
 
 import pandas as pd
 
+from reptrace.checkpoints import published
 from reptrace.records.store import write_atomically
 from reptrace.report.executing import Page
+from reptrace.report.profiles import span
 from reptrace.report.verdicts import MARKS, NOT, OPEN, PARTLY, REPRODUCED, claims, of_page
-from reptrace.support.marked import filled
+from reptrace.support.marked import filled, plain
 
 NAME = "verdicts.csv"
 TELLING = ("fig02-compression", "fig02-expansion", "fig03-memorization", "fig04-causes")  # first what matters most
 UNDECIDED = "not decided yet"
 MARK = {**MARKS, UNDECIDED: "…"}
 FIGURE = "images/phases.svg"
-CAPTION = ("RankMe, the effective number of directions, by training tokens: a curve a model, dark for the larger ones. "
-           "Dotted, solid and dashed, and the grey, green and red behind them, are the three phases as detected; a "
-           "tint is as strong as many models are in that phase.")
+CAPTION = ("RankMe, the effective number of directions, by training tokens, a curve a model. Lines and tints show the "
+           "phases as detected; a tint is as strong as many models are in that phase.")
+WIDE = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n"  # the table takes the room of the list of headings
 MADE = ["code", "packages", "python", "machine"]
 COLUMNS = ["claim", "verdict", "here", "quantity", "value", "low", "high", "runs", "of", "scale", "page", "title",
            "notebook", "parameters", *MADE]
@@ -96,24 +98,24 @@ def joined(verdicts: pd.DataFrame) -> pd.DataFrame:
 # The summary, of the opening page and of README
 
 
-def summary(found: pd.DataFrame, link: Callable[[str, str], str], picture: Callable[[str], str]) -> str:
-    """Markdown: models, how many claims hold, the most telling results, the figure, what has no page.
+def models(found: pd.DataFrame) -> str:
+    """How big the models are, here and in the paper: Markdown, in one line."""
+    theirs = span([*published.landmarks().parameters.dropna()])
+    ours = [row.scale for row in telling(found)]
+    return f"**Models:** {ours[0] if ours else 'none'}. The paper's have {theirs} weights."
 
-    `found`: as `joined` makes it. `link(words, id)`: a link to a claim; `picture(alt)`: the figure.
-    """
-    known = found.set_index("id")
-    telling = [row for row in (known.loc[claim] for claim in TELLING) if row.verdict != UNDECIDED]
-    models = f"**Models:** {telling[0].scale}.\n\n" if telling else ""
-    results = "\n".join(f"- {MARK[row.verdict]} **{row.verdict[0].upper()}{row.verdict[1:]}:** "
-                        f"{link(row.said, row.name)}. {evidence(row)}" for row in telling)
-    return f"""
-{models}**Of {len(found)} claims of the paper** {counted(found)}.
 
-{picture(alt(known))}
-{results}
+def telling(found: pd.DataFrame) -> list:
+    """The rows of `TELLING` that are decided, in that order."""
+    rows = {row.id: row for row in found.itertuples() if row.verdict != UNDECIDED}
+    return [rows[claim] for claim in TELLING if claim in rows]
 
-{without_page()}
-"""
+
+def results(found: pd.DataFrame, link: Callable[[str, str], str]) -> str:
+    """The most telling results with their numbers, a Markdown list; `link(words, id)` is a link to a claim."""
+    return "\n".join(f"- {MARK[row.verdict]} **{row.verdict[0].upper()}{row.verdict[1:]}:** {link(row.said, row.id)}. "
+                     + plain(f"{_sentence(row.here)}{'' if pd.isna(row.value) else f' ({evidence(row)}.)'}")
+                     for row in telling(found))
 
 
 def counted(found: pd.DataFrame) -> str:
@@ -126,12 +128,9 @@ def counted(found: pd.DataFrame) -> str:
 
 
 def evidence(row) -> str:
-    """The number that decided, its interval and how many runs show the effect; the sentence where there is none."""
-    if pd.isna(row.value):
-        return row.here
+    """The number that decided, with its interval."""
     interval = f" ({_number(row.low)} to {_number(row.high)})" if row.low < row.high else ""
-    return (f"{row.quantity[0].upper()}{row.quantity[1:]}: {_number(row.value)}{interval}; "
-            f"{row.runs:,.0f} of {row.of:,.0f} runs.")
+    return f"{row.quantity[0].upper()}{row.quantity[1:]}: {_number(row.value)}{interval}"
 
 
 def without_page() -> str:
@@ -141,12 +140,17 @@ def without_page() -> str:
     return f"**No page yet:** Fig {', '.join(map(str, missing))}." if missing else ""
 
 
-def alt(known: pd.DataFrame) -> str:
+def alt(found: pd.DataFrame) -> str:
     """What the figure shows, from the verdicts on the three phases."""
+    known = found.set_index("id")
     parts = [(words, known.loc[f"fig02-{phase}"]) for phase, words in (
         ("collapse", "falls early"), ("expansion", "then grows"), ("compression", "then falls again"))]
     seen = [f"{words} (in {row.runs:,.0f} of {row.of:,.0f} runs)" for words, row in parts if row.verdict != UNDECIDED]
     return "RankMe by training tokens" + (f": it {', '.join(seen)}" if seen else "")
+
+
+def _sentence(words: str) -> str:
+    return words.rstrip(".") + "."
 
 
 def _number(value: float) -> str:
@@ -162,21 +166,37 @@ def write(source: Path, index: str, verdicts: pd.DataFrame, picture: bytes | Non
     Files that say the same already are left alone, so that Sphinx need not read them again.
     """
     found = joined(verdicts)
-    shown = "" if picture is None else "\n:::{{figure}} {figure}\n:alt: {alt}\n:class: phases\n{caption}\n:::\n"
-    lines = summary(found, lambda words, claim: f'<a href="findings.html#{claim}">{html.escape(words)}</a>',
-                    lambda alt: shown.format(figure=FIGURE, alt=alt, caption=CAPTION))
-    _keep(source / "index.md", filled(index, {"findings": lines}).encode())
+    _keep(source / "index.md", filled(index, {"findings": opening(found, picture is not None)}).encode())
     _keep(source / "findings.md", page(found).encode())
     _keep(source / "findings.csv", found.to_csv(index=False).encode())
     if picture is not None:
         _keep(source / FIGURE, picture)
 
 
+def opening(found: pd.DataFrame, picture: bool) -> str:
+    """What the opening page says was found: beside one another on a wide screen, the results and the figure."""
+    shown = results(found, lambda words, claim: f'<a href="findings.html#{claim}">{html.escape(words)}</a>')
+    figure = f":::{{figure}} {FIGURE}\n:alt: {alt(found)}\n:class: phases\n{CAPTION}\n:::" if picture else ""
+    return f"""
+{models(found)} **Of {len(found)} claims of the paper:** {counted(found)}. {without_page()}
+
+:::::{{div}} found
+::::{{div}} results
+{shown}
+::::
+::::{{div}} picture
+{figure}
+::::
+:::::
+
+"""
+
+
 def page(found: pd.DataFrame) -> str:
     """The page Findings, in Markdown around one HTML table, a row a claim with its id as address."""
     head = "".join(f'<th scope="col">{name}</th>' for name in ("claim", "published", "here", "verdict", "where"))
     rows = "\n".join(_row(row) for row in found.itertuples())
-    return f"""# Findings
+    return f"""{WIDE}# Findings
 
 :::{{div}} answer
 Of {len(found)} claims of the paper, {counted(found)}.
@@ -203,14 +223,15 @@ def _row(row) -> str:
     if row.verdict == UNDECIDED:
         here, where = f'<td data-label="here" class="reason">{said(row.undecided)}</td>', '<td class="none"></td>'
     else:
-        sentence = said(row.here) + ("" if pd.isna(row.value) else f" <small>{said(evidence(row))}</small>")
-        here = (f'<td data-label="here">{sentence}<small>Decided by {said(row.decided_by)}: {said(row.threshold)}. '
-                f'{said(row.scale)}.</small></td>')
-        where = (f'<td data-label="where"><a href="notebooks/{row.page}.html#{row.id}">{said(row.title)}</a></td>')
-    published = f'<td data-label="published">{said(row.published)}</td>' if row.published else '<td class="none"></td>'
+        basis = [f"Decided by {row.decided_by}: {row.threshold}", f"{row.runs:,.0f} of {row.of:,.0f} runs show it",
+                 *([] if pd.isna(row.value) else [evidence(row)]), row.scale]
+        here = (f'<td data-label="here">{said(_sentence(row.here))}<details><summary>how decided</summary>'
+                f'{said(" ".join(map(_sentence, basis)))}</details></td>')
+        where = f'<td data-label="where"><a href="notebooks/{row.page}.html#{row.id}">{said(row.title)}</a></td>'
+    theirs = f'<td data-label="published">{said(row.published)}</td>' if row.published else '<td class="none"></td>'
     kind = re.sub(r"\W+", "-", row.verdict)
     return (f'<tr id="{row.id}"><th scope="row"><a href="#{row.id}">{row.id}</a> <small>{said(row.where)}</small><br>'
-            f'{said(row.said)}</th>{published}{here}<td data-label="verdict" class="verdict {kind}">'
+            f'{said(row.said)}</th>{theirs}{here}<td data-label="verdict" class="verdict {kind}">'
             f'<span aria-hidden="true">{MARK[row.verdict]}</span> {row.verdict}</td>{where}</tr>')
 
 
@@ -250,6 +271,8 @@ def unchanged(new: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
 def rewritten(text: str, verdicts: pd.DataFrame) -> str:
     """README with its part on what was found as these verdicts have it."""
     pages = dict(zip(verdicts.claim, verdicts.page, strict=True))
-    lines = summary(joined(verdicts), lambda words, claim: f"[{words}](notebooks/{pages[claim]}.ipynb)",
-                    lambda alt: f"![{alt}](book/{FIGURE})\n\n{CAPTION}\n")
-    return filled(text, {"findings": lines})
+    found = joined(verdicts)
+    lines = [f"**Of {len(found)} claims of the paper:** {counted(found)}. {without_page()}", models(found),
+             f"![{alt(found)}](book/{FIGURE})", CAPTION,
+             results(found, lambda words, claim: f"[{plain(words)}](notebooks/{pages[claim]}.ipynb)")]
+    return filled(text, {"findings": "\n" + "\n\n".join(lines) + "\n"})
