@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -231,17 +231,17 @@ def table(frame: pd.DataFrame | pd.Series, caption: str, form: str | Mapping[str
     return shown if index else shown.hide(axis="index")
 
 
-def svg(figure) -> bytes:
-    """The figure as SVG, the same bytes for the same figure: without a date, and with ids that are no chance."""
-    content = io.BytesIO()
-    with plt.rc_context({"svg.hashsalt": "reptrace", "svg.fonttype": "none"}):
-        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
-    return content.getvalue()
-
-
 def save(figure, path: str | Path) -> Path:
     """Write a figure, SVG or PNG by its name."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
+
+
+def svg(figure) -> bytes:
+    """The figure as SVG, the same bytes for the same figure: without a date, and with ids that are no chance."""
+    content = BytesIO()
+    with plt.rc_context({"svg.hashsalt": "reptrace", "svg.fonttype": "none"}):
+        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
+    return content.getvalue()

@@ -28,9 +28,8 @@ from reptrace.records.store import Store, write_atomically
 from reptrace.report import capabilities, figures, findings, times
 from reptrace.report.archive import VARIABLE, pack
 from reptrace.report.executing import Page, execute, hash_of, page_of
-from reptrace.report.profiles import CORPORA, ROOT, HubProfile, HubRun, Profile
+from reptrace.report.profiles import CORPORA, ROOT, HubProfile, Profile
 from reptrace.support.processes import cores
-from reptrace.training.runs import Run
 
 BOOK = ROOT / "book"
 DEFAULT = ROOT / "notebooks/params/tiny.yaml"
@@ -91,8 +90,8 @@ def make_book(parameters_file: Path, archive: Path | None = None) -> Path:
     return first
 
 
-def _suite(profile: Profile | HubProfile, spent: times.Times) -> tuple[dict[Run | HubRun, pd.DataFrame], bool]:
-    """Train and measure what is missing; the geometry of all runs, and whether none of it was there before."""
+def _suite(profile: Profile | HubProfile, spent: times.Times) -> tuple[dict, bool]:
+    """Train and measure what is missing; the geometry by run, and whether none of it was there before."""
     if isinstance(profile, Profile):
         with spent.stage("text") as stage:
             tokens = [profile.suite.tokens(vocabulary) for vocabulary in {run.vocabulary for run in profile.runs}]
@@ -153,7 +152,7 @@ def _execute(pages: list[Page], spent: times.Times, new: bool, environment: Mapp
         stage.whole = new and len(missing) == len(pages)
 
 
-def _picture(profile: Profile | HubProfile, traced: Mapping[Run | HubRun, pd.DataFrame]) -> bytes:
+def _picture(profile: Profile | HubProfile, traced: Mapping) -> bytes:
     """The opening page's figure, the phases of all runs, as SVG."""
     groups = [profile.labels[runs[0]] for runs in profile.sizes_of_runs for _ in runs]
     tables = [traced[run] for runs in profile.sizes_of_runs for run in runs]
