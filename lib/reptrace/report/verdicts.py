@@ -86,6 +86,25 @@ def _allowed(verdict: str, runs: int, of: int) -> bool:
     return True
 
 
+def of_interval(low: float, high: float, threshold: float, above: bool = True) -> str:
+    """The verdict of an interval that must lie above a threshold as a whole, or below it.
+
+    On the right side it is `REPRODUCED`, on the wrong one `NOT`; across the threshold, or nan, it is open.
+    """
+    if low > high:
+        raise ValueError(f"an interval has its lower end first; got {low} to {high}")
+    if not above:
+        low, high, threshold = -high, -low, -threshold
+    return REPRODUCED if low > threshold else NOT if high < threshold else OPEN
+
+
+def of_share(low: float, high: float, threshold: float, above: bool = True) -> str:
+    """`of_interval` of a share of starts, 0 to 1: more than `threshold` of them must show the effect, or fewer."""
+    if not all(0 <= each <= 1 for each in (low, high, threshold)):
+        raise ValueError(f"shares lie in 0 to 1; got {low} to {high}, threshold {threshold}")
+    return of_interval(low, high, threshold, above)
+
+
 def of_runs(outcomes: Iterable[str]) -> str:
     """The verdict of runs that each say "yes", "no" or anything else for undecided.
 
@@ -110,25 +129,6 @@ def of_parts(found: Iterable[str]) -> str:
     if len(said) == 1:
         return said.pop()
     return PARTLY if said & {REPRODUCED, PARTLY} else OPEN
-
-
-def of_interval(low: float, high: float, threshold: float, above: bool = True) -> str:
-    """The verdict of an interval that must lie above a threshold as a whole, or below it.
-
-    On the right side it is `REPRODUCED`, on the wrong one `NOT`; across the threshold, or nan, it is open.
-    """
-    if low > high:
-        raise ValueError(f"an interval has its lower end first; got {low} to {high}")
-    if not above:
-        low, high, threshold = -high, -low, -threshold
-    return REPRODUCED if low > threshold else NOT if high < threshold else OPEN
-
-
-def of_share(low: float, high: float, threshold: float, above: bool = True) -> str:
-    """`of_interval` of a share of starts, 0 to 1: more than `threshold` of them must show the effect, or fewer."""
-    if not all(0 <= each <= 1 for each in (low, high, threshold)):
-        raise ValueError(f"shares lie in 0 to 1; got {low} to {high}, threshold {threshold}")
-    return of_interval(low, high, threshold, above)
 
 
 @cache
