@@ -234,14 +234,15 @@ def test_a_sphinx_warning_fails_the_build(small_book):
         making.build_book(small_book / "out")
 
 
-def test_a_table_in_data_decides_whether_notebooks_run_again_but_the_report_s_own_times_do_not(small_book):
+def test_a_table_in_data_decides_whether_notebooks_run_again_but_what_the_report_itself_writes_does_not(small_book):
     (small_book / "data/results").mkdir(parents=True)
 
     def keys():
         return [page.key for page in making.pages_of({}, small_book / "out", "")]
 
     before = keys()
-    (small_book / "data/results/report_times.csv").write_text("stage\nbook\n")
+    for name in ("report_times.csv", "verdicts.csv"):
+        (small_book / "data/results" / name).write_text("a\n1\n")
     assert keys() == before
     (small_book / "data/results/other.csv").write_text("a\n1\n")
     assert keys() != before
