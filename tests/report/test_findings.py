@@ -63,7 +63,7 @@ def test_verdicts_are_collected_with_what_made_them(tmp_path, claims):
     table = findings.collect(pages(tmp_path)[::-1], "tiny.yaml")
     assert list(table.claim) == ["fig02-compression", "fig03-sciq"], "in the order of the claims"
     row = table.iloc[0]
-    assert (row.page, row.title, row.parameters, row.value) == ("phases", "Is it phases?", "tiny.yaml", 0.123457)
+    assert (row.page, row.parameters, row.value) == ("phases", "tiny.yaml", 0.123457)
     assert row.notebook == findings.source_hash(tmp_path / "phases.ipynb") and "torch" in json.loads(row.packages)
 
 
@@ -130,7 +130,7 @@ class Rows(HTMLParser):
 def planted():
     """A verdict for every claim that a page decides: the first four differ, the rest is reproduced."""
     said = dict(zip(CLAIMS.id, [(verdicts.NOT, 0), (verdicts.PARTLY, 2), (verdicts.OPEN, 1)], strict=False))
-    rows = [vars(verdict(row.id, *said.get(row.id, (verdicts.REPRODUCED, 3)))) | {"page": row.page, "title": "<Why?>"}
+    rows = [vars(verdict(row.id, *said.get(row.id, (verdicts.REPRODUCED, 3)))) | {"page": row.page}
             for row in CLAIMS.itertuples() if row.page]
     return pd.DataFrame(rows, columns=findings.COLUMNS)
 
@@ -145,7 +145,7 @@ def test_findings_has_a_row_a_claim_with_its_address_and_all_of_it_to_download(t
         assert shown["links"] == [f"#{row.id}", *([f"notebooks/{row.page}.html#{row.id}"] if row.page else [])]
         assert (row.undecided or "3 runs show it. Ratio: 0.123 (0.1 to 0.2). ") in shown["words"]
     first = rows["fig02-loss"]["words"]
-    assert "✗ not reproduced" in first and "fig02-loss & more" in first and "0 of 3 runs" in first and "<Why?>" in first
+    assert "✗ not reproduced" in first and "fig02-loss & more" in first and "0 of 3 runs" in first
     with (tmp_path / "findings.csv").open() as file:
         assert [row["id"] for row in csv.DictReader(file)] == list(CLAIMS.id)
 
@@ -160,7 +160,7 @@ def test_the_opening_page_counts_the_verdicts_and_shows_the_most_telling_first(t
     assert "**Models:** 3 runs of small models. The paper's have 1.01 to 11.8 billion weights." in text
     assert text.startswith("# A\n") and text.endswith("<!-- /findings -->\n\nprose\n")
     assert "images/phases.svg" in text and (tmp_path / "images/phases.svg").read_bytes() == b"<svg/>"
-    assert "**No page yet:** Fig 5, 6, 7, 8, 9, 10, 11, 14." in text
+    assert "**No page yet about:** Fig 5, 6, 7, 8, 9, 10, 11, 14." in text
     assert "it falls early (in 2 of 3 runs), then grows" in text
 
 

@@ -24,7 +24,7 @@ from reptrace.report.verdicts import MARKS, NOT, OPEN, PARTLY, REPRODUCED, claim
 from reptrace.support.marked import filled, plain
 
 NAME = "verdicts.csv"
-TELLING = ("fig02-compression", "fig02-expansion", "fig03-memorization", "fig04-causes")  # first what matters most
+TELLING = ("fig02-expansion", "fig02-compression", "fig03-memorization", "fig04-causes")
 UNDECIDED = "not decided yet"
 MARK = {**MARKS, UNDECIDED: "…"}
 FIGURE = "images/phases.svg"
@@ -32,8 +32,8 @@ CAPTION = ("RankMe, the effective number of directions, by training tokens, a cu
            "phases as detected; a tint is as strong as many models are in that phase.")
 WIDE = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n"  # the table takes the room of the list of headings
 MADE = ["code", "packages", "python", "machine"]
-COLUMNS = ["claim", "verdict", "here", "quantity", "value", "low", "high", "runs", "of", "scale", "page", "title",
-           "notebook", "parameters", *MADE]
+COLUMNS = ["claim", "verdict", "here", "quantity", "value", "low", "high", "runs", "of", "scale", "page", "notebook",
+           "parameters", *MADE]
 
 
 def collect(pages: Sequence[Page], parameters: str) -> pd.DataFrame:
@@ -53,8 +53,8 @@ def collect(pages: Sequence[Page], parameters: str) -> pd.DataFrame:
     if faults:
         raise ValueError("\n".join(faults))
     rows = [vars(verdict) | concluded[page.name].made | {
-        "page": page.name, "title": _title(page.notebook), "notebook": source_hash(page.notebook),
-        "parameters": parameters} for page in pages for verdict in stated[page.name]]
+        "page": page.name, "notebook": source_hash(page.notebook), "parameters": parameters}
+        for page in pages for verdict in stated[page.name]]
     table = pd.DataFrame(rows, columns=COLUMNS)
     number = ["value", "low", "high"]
     table[number] = table[number].astype(float).map(lambda each: float(f"{each:.6g}"))  # below that machines differ
@@ -78,11 +78,6 @@ def source_hash(notebook: Path) -> str:
     cells = json.loads(notebook.read_text())["cells"]
     said = json.dumps([[cell["cell_type"], "".join(cell["source"])] for cell in cells])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
-
-
-def _title(notebook: Path) -> str:
-    first = "".join(json.loads(notebook.read_text())["cells"][0]["source"])
-    return first.partition("\n")[0].removeprefix("# ")
 
 
 def joined(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -137,7 +132,7 @@ def without_page() -> str:
     """Which figures of the paper no page here is about."""
     figure = claims()["where"].str.extract(r"Fig (\d+)")[0]
     missing = sorted(int(number) for number, pages in claims().page.groupby(figure) if not any(pages))
-    return f"**No page yet:** Fig {', '.join(map(str, missing))}." if missing else ""
+    return f"**No page yet about:** Fig {', '.join(map(str, missing)) or 'none'}."
 
 
 def alt(found: pd.DataFrame) -> str:
@@ -178,7 +173,9 @@ def opening(found: pd.DataFrame, picture: bool) -> str:
     shown = results(found, lambda words, claim: f'<a href="findings.html#{claim}">{html.escape(words)}</a>')
     figure = f":::{{figure}} {FIGURE}\n:alt: {alt(found)}\n:class: phases\n{CAPTION}\n:::" if picture else ""
     return f"""
-{models(found)} **Of {len(found)} claims of the paper:** {counted(found)}. {without_page()}
+{models(found)}\\
+**Of {len(found)} claims of the paper:** {counted(found)}.\\
+{without_page()}
 
 :::::{{div}} found
 ::::{{div}} results
@@ -205,7 +202,7 @@ Of {len(found)} claims of the paper, {counted(found)}.
 A claim is **reproduced** where every run shows it beyond its uncertainty (of the toy model's starts: a majority, or
 the share that the claim needs), **not reproduced** where none does, and **partly** where some do, or a part of what
 it says. Fewer than three runs, or an interval on both sides of the threshold, leave it open: it **cannot be told
-here**. What is *not decided yet* says why. A claim's id, to the left, is its address.
+here**. What is *not decided yet* says why. A claim's id links to its own row.
 
 {{download}}`All of this as a table (CSV) <findings.csv>`, with thresholds, scales and what made each verdict.
 
@@ -227,7 +224,8 @@ def _row(row) -> str:
                  *([] if pd.isna(row.value) else [evidence(row)]), row.scale]
         here = (f'<td data-label="here">{said(_sentence(row.here))}<details><summary>how decided</summary>'
                 f'{said(" ".join(map(_sentence, basis)))}</details></td>')
-        where = f'<td data-label="where"><a href="notebooks/{row.page}.html#{row.id}">{said(row.title)}</a></td>'
+        words = row.page.replace("_", " ")
+        where = f'<td data-label="where"><a href="notebooks/{row.page}.html#{row.id}">{words}</a></td>'
     theirs = f'<td data-label="published">{said(row.published)}</td>' if row.published else '<td class="none"></td>'
     kind = re.sub(r"\W+", "-", row.verdict)
     return (f'<tr id="{row.id}"><th scope="row"><a href="#{row.id}">{row.id}</a> <small>{said(row.where)}</small><br>'
