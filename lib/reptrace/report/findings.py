@@ -207,6 +207,7 @@ here**. What is *not decided yet* says why. A claim's id links to its own row.
 {{download}}`All of this as a table (CSV) <findings.csv>`, with thresholds, scales and what made each verdict.
 
 <table class="findings">
+<caption>The paper's claims, in its order</caption>
 <thead><tr>{head}</tr></thead>
 <tbody>
 {rows}
