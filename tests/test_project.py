@@ -439,9 +439,16 @@ def test_landmarks_are_of_known_models_and_within_bounds():
 
 def test_published_values_of_claims_are_those_of_the_published_tables():
     said = pd.read_csv(PUBLISHED / "claims.csv", index_col="id", keep_default_na=False).published
-    marks = pd.read_csv(PUBLISHED / "landmarks.csv").set_index(["model", "metric", "landmark"]).value
+    table = pd.read_csv(PUBLISHED / "landmarks.csv").set_index(["model", "metric", "landmark"])
+    marks, tokens = table.value, table.tokens.unstack([1, 2])
     rankme = marks.xs("rankme", level="metric").unstack()
-    tulu = marks["tulu-3.1-8b"]
+    pythia, tulu = rankme[rankme.index.str.startswith("pythia")].index, marks["tulu-3.1-8b"]
+    left = 100 * rankme.minimum / rankme["first"]
+    assert (f"down to {left[pythia].min():.1f} to {left[pythia].max():.1f} % (Pythia) and {left['OLMo-2-7B']:.0f} % "
+            "(OLMo-2 7B) of the first value drawn") in said["fig02-collapse"]
+    late = tokens["alpha", "peak"] / tokens["rankme", "minimum"], tokens["alpha", "trough"] / tokens["rankme", "peak"]
+    assert ("peak at {:.1f} to {:.1f} times the tokens of RankMe's minimum, trough at {:.1f} to {:.1f} times those of "
+            "its peak").format(*(end for each in late for end in (each.min(), each.max()))) in said["fig02-alpha"]
     fall = 100 * (1 - rankme[["trough", "last"]].min(axis=1) / rankme.peak)
     assert f"falls of {fall.min():.0f} to {fall.max():.0f} % from the peak" in said["fig02-compression"]
     stages = [tulu["rankme", name] for name in ("sft_first", "sft_last", "dpo_last", "rlvr_last")]
