@@ -15,7 +15,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from reptrace.report import executing, findings, verdicts
+from reptrace.report import executing, findings, findings_words, verdicts
 from reptrace.report.making import chapters
 from reptrace.report.profiles import ROOT
 from reptrace.support.marked import MARKED, filled, plain
@@ -49,7 +49,7 @@ def claims(monkeypatch):
     """Three claims: two that a page decides each, and one that none does."""
     rows = CLAIMS[CLAIMS.id.isin(["fig02-compression", "fig03-sciq", "fig05-stages"])].reset_index(drop=True)
     rows["page"] = ["phases", "tasks", ""]
-    for module in (verdicts, findings):
+    for module in (verdicts, findings, findings_words):
         monkeypatch.setattr(module, "claims", lambda: rows)
     return rows
 
@@ -156,7 +156,7 @@ def test_the_opening_page_counts_the_verdicts_and_shows_the_most_telling_first(t
     decided = int((CLAIMS.page != "").sum())
     assert (f"**Of {len(CLAIMS)} claims of the paper:** ✓ {decided - 3} reproduced, ◐ 1 reproduced in part, ✗ 1 not "
             f"reproduced, ? 1 cannot be told here, … {len(CLAIMS) - decided} not decided yet.") in text
-    assert re.findall(r'findings\.html#([\w-]+)', text) == list(findings.TELLING)
+    assert re.findall(r'findings\.html#([\w-]+)', text) == list(findings_words.TELLING)
     assert "**Models:** 3 runs of small models. The paper's have 1.01 to 11.8 billion weights." in text
     assert text.startswith("# A\n") and text.endswith("<!-- /findings -->\n\nprose\n")
     assert "images/phases.svg" in text and (tmp_path / "images/phases.svg").read_bytes() == b"<svg/>"
@@ -190,7 +190,7 @@ def test_what_is_tracked_is_written_once(tmp_path):
     findings.track(planted(), b"<svg/>", tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert text.count("yesterday") == 1 and "](book/images/phases.svg)" in text and text.endswith(marked[1])
-    assert f"](notebooks/{CLAIMS.set_index('id').page[findings.TELLING[0]]}.ipynb)" in text
+    assert f"](notebooks/{CLAIMS.set_index('id').page[findings_words.TELLING[0]]}.ipynb)" in text
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     findings.track(planted().assign(code="newer"), b"<svg/>", tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -216,7 +216,7 @@ def test_every_claim_is_decided_by_a_page_of_the_book_or_says_why_none_does():
     assert set(CLAIMS.page) - {""} <= {path.stem for path in chapters()}
     decided = CLAIMS[CLAIMS.page != ""]
     assert (decided[["decided_by", "threshold"]] != "").all(axis=None) and (CLAIMS.claim != "").all()
-    assert set(findings.TELLING) <= set(decided.id)
+    assert set(findings_words.TELLING) <= set(decided.id)
 
 
 def test_every_figure_and_table_of_the_paper_with_a_claim_is_there():

@@ -1,36 +1,26 @@
 """What the report found: all claims of the paper with the verdicts of the pages, as the book and README show them.
 
-`collect` reads the verdicts of executed pages and refuses what does not fit the claims; the rest writes it out: the
-book's page Findings with its table to download, the summary of its opening page and of README, and the tracked table.
+`collect` reads the verdicts of executed pages and refuses what does not fit the claims. `write` puts them into the
+book's source, `track` into the tracked table and README; the words are those of `findings_words`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import html
 import io
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from reptrace.checkpoints import published
 from reptrace.records.store import write_atomically
 from reptrace.report.executing import Page
-from reptrace.report.profiles import span
-from reptrace.report.verdicts import MARKS, NOT, OPEN, PARTLY, REPRODUCED, claims, of_page
-from reptrace.support.marked import filled, plain
+from reptrace.report.findings_words import FIGURE, UNDECIDED, opening, page, readme
+from reptrace.report.verdicts import claims, of_page
+from reptrace.support.marked import filled
 
 NAME = "verdicts.csv"
-TELLING = ("fig02-expansion", "fig02-compression", "fig03-memorization", "fig04-causes")
-UNDECIDED = "not decided yet"
-MARK = {**MARKS, UNDECIDED: "…"}
-FIGURE = "images/phases.svg"
-CAPTION = ("RankMe, the effective number of directions, by training tokens, a curve a model. Lines and tints show the "
-           "phases as detected; a tint is as strong as many models are in that phase.")
-WIDE = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n"  # the table takes the room of the list of headings
 MADE = ["code", "packages", "python", "machine"]
 COLUMNS = ["claim", "verdict", "here", "quantity", "value", "low", "high", "runs", "of", "scale", "page", "notebook",
            "parameters", *MADE]
@@ -90,68 +80,6 @@ def joined(verdicts: pd.DataFrame) -> pd.DataFrame:
     return both
 
 
-# The summary, of the opening page and of README
-
-
-def models(found: pd.DataFrame) -> str:
-    """How big the models are, here and in the paper: Markdown, in one line."""
-    theirs = span([*published.landmarks().parameters.dropna()])
-    ours = [row.scale for row in telling(found)]
-    return f"**Models:** {ours[0] if ours else 'none'}. The paper's have {theirs} weights."
-
-
-def telling(found: pd.DataFrame) -> list:
-    """The rows of `TELLING` that are decided, in that order."""
-    rows = {row.id: row for row in found.itertuples() if row.verdict != UNDECIDED}
-    return [rows[claim] for claim in TELLING if claim in rows]
-
-
-def results(found: pd.DataFrame, link: Callable[[str, str], str]) -> str:
-    """The most telling results with their numbers, a Markdown list; `link(words, id)` is a link to a claim."""
-    return "\n".join(f"- {MARK[row.verdict]} **{row.verdict[0].upper()}{row.verdict[1:]}:** {link(row.said, row.id)}. "
-                     + plain(f"{_sentence(row.here)}{'' if pd.isna(row.value) else f' ({evidence(row)}.)'}")
-                     for row in telling(found))
-
-
-def counted(found: pd.DataFrame) -> str:
-    """How many claims have each verdict, in words."""
-    many = found.verdict.value_counts()
-    phrases = {REPRODUCED: "reproduced", PARTLY: "reproduced in part", NOT: "not reproduced",
-               OPEN: "cannot be told here", UNDECIDED: "not decided yet"}
-    return ", ".join(f"{MARK[verdict]} {many[verdict]} {words}" for verdict, words in phrases.items()
-                     if verdict in many)
-
-
-def evidence(row) -> str:
-    """The number that decided, with its interval."""
-    interval = f" ({_number(row.low)} to {_number(row.high)})" if row.low < row.high else ""
-    return f"{row.quantity[0].upper()}{row.quantity[1:]}: {_number(row.value)}{interval}"
-
-
-def without_page() -> str:
-    """Which figures of the paper no page here is about."""
-    figure = claims()["where"].str.extract(r"Fig (\d+)")[0]
-    missing = sorted(int(number) for number, pages in claims().page.groupby(figure) if not any(pages))
-    return f"**No page yet about:** Fig {', '.join(map(str, missing)) or 'none'}."
-
-
-def alt(found: pd.DataFrame) -> str:
-    """What the figure shows, from the verdicts on the three phases."""
-    known = found.set_index("id")
-    parts = [(words, known.loc[f"fig02-{phase}"]) for phase, words in (
-        ("collapse", "falls early"), ("expansion", "then grows"), ("compression", "then falls again"))]
-    seen = [f"{words} (in {row.runs:,.0f} of {row.of:,.0f} runs)" for words, row in parts if row.verdict != UNDECIDED]
-    return "RankMe by training tokens" + (f": it {', '.join(seen)}" if seen else "")
-
-
-def _sentence(words: str) -> str:
-    return words.rstrip(".") + "."
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
 # The book
 
 
@@ -166,72 +94,6 @@ def write(source: Path, index: str, verdicts: pd.DataFrame, picture: bytes | Non
     _keep(source / "findings.csv", found.to_csv(index=False).encode())
     if picture is not None:
         _keep(source / FIGURE, picture)
-
-
-def opening(found: pd.DataFrame, picture: bool) -> str:
-    """What the opening page says was found: beside one another on a wide screen, the results and the figure."""
-    shown = results(found, lambda words, claim: f'<a href="findings.html#{claim}">{html.escape(words)}</a>')
-    figure = f":::{{figure}} {FIGURE}\n:alt: {alt(found)}\n:class: phases\n{CAPTION}\n:::" if picture else ""
-    return f"""
-{models(found)}\\
-**Of {len(found)} claims of the paper:** {counted(found)}.\\
-{without_page()}
-
-:::::{{div}} found
-::::{{div}} results
-{shown}
-::::
-::::{{div}} picture
-{figure}
-::::
-:::::
-
-"""
-
-
-def page(found: pd.DataFrame) -> str:
-    """The page Findings, in Markdown around one HTML table, a row a claim with its id as address."""
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("claim", "published", "here", "verdict", "where"))
-    rows = "\n".join(_row(row) for row in found.itertuples())
-    return f"""{WIDE}# Findings
-
-:::{{div}} answer
-Of {len(found)} claims of the paper, {counted(found)}.
-:::
-
-A claim is **reproduced** where every run shows it beyond its uncertainty (of the toy model's starts: a majority, or
-the share that the claim needs), **not reproduced** where none does, and **partly** where some do, or a part of what
-it says. Fewer than three runs, or an interval on both sides of the threshold, leave it open: it **cannot be told
-here**. What is *not decided yet* says why. A claim's id links to its own row.
-
-{{download}}`All of this as a table (CSV) <findings.csv>`, with thresholds, scales and what made each verdict.
-
-<table class="findings">
-<caption>The paper's claims, in its order</caption>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
-"""
-
-
-def _row(row) -> str:
-    said = html.escape
-    if row.verdict == UNDECIDED:
-        here, where = f'<td data-label="here" class="reason">{said(row.undecided)}</td>', '<td class="none"></td>'
-    else:
-        basis = [f"Decided by {row.decided_by}: {row.threshold}", f"{row.runs:,.0f} of {row.of:,.0f} runs show it",
-                 *([] if pd.isna(row.value) else [evidence(row)]), row.scale]
-        here = (f'<td data-label="here">{said(_sentence(row.here))}<details><summary>how decided</summary>'
-                f'{said(" ".join(map(_sentence, basis)))}</details></td>')
-        words = row.page.replace("_", " ")
-        where = f'<td data-label="where"><a href="notebooks/{row.page}.html#{row.id}">{words}</a></td>'
-    theirs = f'<td data-label="published">{said(row.published)}</td>' if row.published else '<td class="none"></td>'
-    kind = re.sub(r"\W+", "-", row.verdict)
-    return (f'<tr id="{row.id}"><th scope="row"><a href="#{row.id}">{row.id}</a> <small>{said(row.where)}</small><br>'
-            f'{said(row.said)}</th>{theirs}{here}<td data-label="verdict" class="verdict {kind}">'
-            f'<span aria-hidden="true">{MARK[row.verdict]}</span> {row.verdict}</td>{where}</tr>')
 
 
 def _keep(path: Path, content: bytes) -> None:
@@ -269,9 +131,4 @@ def unchanged(new: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
 
 def rewritten(text: str, verdicts: pd.DataFrame) -> str:
     """README with its part on what was found as these verdicts have it."""
-    pages = dict(zip(verdicts.claim, verdicts.page, strict=True))
-    found = joined(verdicts)
-    lines = [f"**Of {len(found)} claims of the paper:** {counted(found)}. {without_page()}", models(found),
-             f"![{alt(found)}](book/{FIGURE})", CAPTION,
-             results(found, lambda words, claim: f"[{plain(words)}](notebooks/{pages[claim]}.ipynb)")]
-    return filled(text, {"findings": "\n" + "\n\n".join(lines) + "\n"})
+    return filled(text, {"findings": readme(joined(verdicts))})
