@@ -81,6 +81,11 @@ def test_faults_of_a_verdict_are_named(changed, message):
         verdict(**changed)
 
 
+def test_a_claim_without_evidence_is_open_and_says_why():
+    found = verdicts.untold("fig03-triviaqa", "No such task was asked.", "small")
+    assert (found.verdict, found.here, found.runs, found.of) == (OPEN, "No such task was asked.", 0, 0)
+
+
 def test_a_page_concludes_once_a_claim_and_has_an_answer():
     with pytest.raises(ValueError, match=r"two verdicts of one claim: fig02-compression"):
         verdicts.conclude("Yes.", [verdict(), verdict(NOT, 0)])

@@ -86,6 +86,11 @@ def _allowed(verdict: str, runs: int, of: int) -> bool:
     return True
 
 
+def untold(claim: str, why: str, scale: str) -> Verdict:
+    """The verdict of a claim on which these runs hold no evidence at all: open, and why."""
+    return Verdict(claim, OPEN, why, "", math.nan, math.nan, math.nan, 0, 0, scale)
+
+
 def of_interval(low: float, high: float, threshold: float, above: bool = True) -> str:
     """The verdict of an interval that must lie above a threshold as a whole, or below it.
 
