@@ -145,7 +145,7 @@ def test_findings_has_a_row_a_claim_with_its_address_and_all_of_it_to_download(t
         assert shown["links"] == [f"#{row.id}", *([f"notebooks/{row.page}.html#{row.id}"] if row.page else [])]
         assert (row.undecided or "3 runs show it. Ratio: 0.123 (0.1 to 0.2). ") in shown["words"]
     first = rows["fig02-loss"]["words"]
-    assert "✗ not reproduced" in first and "fig02-loss & more" in first and "0 of 3 runs" in first
+    assert "✗ not reproduced" in first and "Fig02-loss & more." in first and "0 of 3 runs" in first
     with (tmp_path / "findings.csv").open() as file:
         assert [row["id"] for row in csv.DictReader(file)] == list(CLAIMS.id)
 

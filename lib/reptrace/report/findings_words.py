@@ -96,8 +96,8 @@ def telling(found: pd.DataFrame) -> list:
 
 def results(found: pd.DataFrame, link: Callable[[str, str], str]) -> str:
     """The most telling results with their numbers, a Markdown list; `link(words, id)` is a link to a claim."""
-    return "\n".join(f"- {MARK[row.verdict]} **{row.verdict[0].upper()}{row.verdict[1:]}:** {link(row.said, row.id)}. "
-                     + plain(f"{_sentence(row.here)}{'' if pd.isna(row.value) else f' ({evidence(row)}.)'}")
+    return "\n".join(f"- {MARK[row.verdict]} **{row.verdict.capitalize()}:** {link(row.said, row.id)}. "
+                     + plain(f"{_sentence(row.here)}{'' if pd.isna(row.value) else f' ({_sentence(evidence(row))})'}")
                      for row in telling(found))
 
 
@@ -113,7 +113,7 @@ def counted(found: pd.DataFrame) -> str:
 def evidence(row) -> str:
     """The number that decided, with its interval."""
     interval = f" ({_number(row.low)} to {_number(row.high)})" if row.low < row.high else ""
-    return f"{row.quantity[0].upper()}{row.quantity[1:]}: {_number(row.value)}{interval}"
+    return f"{row.quantity}: {_number(row.value)}{interval}"
 
 
 def without_page() -> str:
@@ -150,7 +150,8 @@ def _row(row) -> str:
 
 
 def _sentence(words: str) -> str:
-    return words.rstrip(".") + "."
+    """With its first letter large, unless that is a symbol (α), and one full stop."""
+    return (words[:1].upper() if words[:1].isascii() else words[:1]) + words[1:].rstrip(".") + "."
 
 
 def _number(value: float) -> str:
