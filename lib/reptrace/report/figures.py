@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -209,8 +211,24 @@ def table(frame: pd.DataFrame | pd.Series, caption: str, form: str | Mapping[str
     index : bool, default True; whether row names are shown
     """
     frame = frame.to_frame() if isinstance(frame, pd.Series) else frame
-    shown = frame.style.format(form, na_rep="–").set_caption(caption)
+    if isinstance(form, str):
+        form = dict.fromkeys(frame.select_dtypes("number"), form)
+    # The caption wraps at the page's width, also where the table is wider and scrolls (book/_static/book.css).
+    shown = frame.style.format(form, na_rep="–").set_caption(f'<span class="fits">{html.escape(caption)}</span>')
+    left = [{"selector": f".col{place}", "props": f"text-align: left; min-width: {_narrowest(column)}em"}
+            for place, (_, column) in enumerate(frame.items()) if not _numbers(column)]
+    shown = shown.set_table_styles([*left, {"selector": ".row_heading", "props": "text-align: left"}])
     return shown if index else shown.hide(axis="index")
+
+
+def _numbers(column: pd.Series) -> bool:
+    """Whether a column is one of numbers, also as text: "0.43 (0.40 to 0.47)", "3 of 3"."""
+    return all(re.fullmatch(r"(?:[-+−–±×~<>≤≥%.,:()\[\]/\d\s]|to|of|and|nan|None|e)*", str(value)) for value in column)
+
+
+def _narrowest(column: pd.Series) -> int:
+    """Width of a column of words in letters' heights: its longest text, or some words of it, to be wrapped."""
+    return min(column.astype(str).str.len().max(), 24) // 2
 
 
 def save(figure, path: str | Path) -> Path:
