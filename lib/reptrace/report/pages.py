@@ -19,6 +19,9 @@ MENDED = [
     (r'<script type="text/x-thebe-config">.*?</script>\s*(?:<script>kernelName = .*?</script>\s*)?', ""),
     # Blocked where a page is opened as a file; the style sheet loads the same fonts.
     (r'<link rel="preload" as="font"[^>]*>\s*', ""),
+    # Its name is what it shows, "Search Ctrl + K"; and on the page of results two fields had one id.
+    (r'(<button class="btn search-button-field[^>]*?)\s*aria-label="Search"', r"\1"),
+    (r'(<div class="search-button__search-container">.*?)id="search-input"', r'\1id="search-overlay-input"'),
     (r' role="list"(?= class="citation-list")| role="doc-biblioentry"', ""),  # a list without items, say screen readers
 ]
 
