@@ -199,6 +199,26 @@ def test_every_figure_has_a_number_a_caption_and_an_alternative_and_every_table_
     assert told(seen, "unnamed") == []
 
 
+def test_words_of_a_figure_and_columns_of_a_table_come_out_as_they_were_given(book, browser):
+    if os.environ.get("REPTRACE_BOOK"):
+        pytest.skip("of the notebook in the small book")
+    screen(browser, DESKTOP)
+    browser.get((book / "notebooks/one.html").as_uri())
+    assert element(browser, "figure img").get_attribute("alt") == 'All six curves fall from 3 to 1 & "stay"'
+    caption = element(browser, "figcaption")
+    assert caption.text.startswith("Figure R1 RankMe by") and "to 0.429" in caption.text
+    for part in ("strong", ".math", "a[href*='references.html#']", "a[href*='method.html']"):
+        assert caption.find_elements("css selector", part), part
+    assert element(browser, "table caption").text == "Runs, <one> a row & more"
+    aligned = """return [...document.querySelectorAll('table tr')].map((row) => [...row.children].map((cell) =>
+        [getComputedStyle(cell).textAlign, parseFloat(getComputedStyle(cell).paddingLeft)]))"""
+    for row in browser.execute_script(aligned):
+        assert [side for side, _ in row[1:4]] == ["right", "right", "left"] and min(air for _, air in row) >= 8
+    text = [cell.text for cell in browser.find_elements("css selector", "table tbody tr:first-child *")]
+    assert text[:3] == ["d = 16", "12,001", "3 of 3"]
+    assert element(browser, "table tbody tr:last-child td:last-child").text == "–"
+
+
 class Addresses(HTMLParser):
     """Ids of a page, and what it links to."""
 
