@@ -30,10 +30,10 @@ QUANTITIES = {"rankme": "RankMe (eigenvalues, centred)", "alpha": r"$\alpha$-ReQ
 # One meaning a colour: sizes and layers take `palette`, phases the colours above, all else one of these.
 OURS, OTHER = "#2a6f97", "#b5651d"  # what is computed here, and what is set beside it: another loss, another direction
 PUBLISHED = "#8d5a97"  # a value that others published
-CONTEXT = "#9e9e9e"  # what is only there to compare with: chance, an axis, runs behind the one that is told of
+CONTEXT = "#bbbbbb"  # what is only there to compare with: chance, an axis, runs behind the one that is told of
 FAULT = "crimson"  # a checkpoint that could not be measured, or has the weights of another
 FEW = "darkorange"  # a value that a few sequences decide
-GAPS = {"failed": ("x", FAULT), "quarantined": ("|", CONTEXT)}  # marks of checkpoints without a number
+GAPS = {"failed": ("x", FAULT), "quarantined": ("|", "grey")}  # marks of checkpoints without a number
 COLUMN = 2.5  # inches, width of one panel: three of them fill a page of the book
 
 

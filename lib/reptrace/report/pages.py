@@ -35,7 +35,8 @@ def check(page: Path) -> None:
         A figure without caption or alternative text, or beside anything else in its cell; a table without a caption.
     """
     for number, cell in enumerate(json.loads(page.read_text())["cells"]):
-        shown = [output.get("data", {}) for output in cell.get("outputs", [])]
+        shown = [output.get("data", {}) for output in cell.get("outputs", [])
+                 if output.get("name") != "stderr"]  # progress, which the book leaves out
         where = f"{page.name}, cell {number} ({''.join(cell['source']).strip().splitlines()[:1]})"
         if any(name.startswith("image/") for data in shown for name in data):
             said = cell["metadata"].get("mystnb", {})
