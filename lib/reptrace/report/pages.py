@@ -19,7 +19,8 @@ MENDED = [
     (r'<script type="text/x-thebe-config">.*?</script>\s*(?:<script>kernelName = .*?</script>\s*)?', ""),
     # Blocked where a page is opened as a file; the style sheet loads the same fonts.
     (r'<link rel="preload" as="font"[^>]*>\s*', ""),
-    # Its name is what it shows, "Search Ctrl + K"; and on the page of results two fields had one id.
+    # Their names are what they show, "Show code cell source" and "Search Ctrl + K"; two fields had one id.
+    (r'(<summary) aria-label="Toggle hidden content"', r"\1"),
     (r'(<button class="btn search-button-field[^>]*?)\s*aria-label="Search"', r"\1"),
     (r'(<div class="search-button__search-container">.*?)id="search-input"', r'\1id="search-overlay-input"'),
     (r' role="list"(?= class="citation-list")| role="doc-biblioentry"', ""),  # a list without items, say screen readers
