@@ -217,7 +217,7 @@ def test_words_of_a_figure_and_columns_of_a_table_come_out_as_they_were_given(bo
     aligned = """return [...document.querySelectorAll('table tr')].map((row) => [...row.children].map((cell) =>
         [getComputedStyle(cell).textAlign, parseFloat(getComputedStyle(cell).paddingLeft)]))"""
     for row in browser.execute_script(aligned):
-        assert [side for side, _ in row[1:4]] == ["right", "right", "left"] and min(air for _, air in row) >= 8
+        assert [side for side, _ in row[1:4]] == ["right", "right", "left"] and min(air for _, air in row) >= 7
     text = [cell.text for cell in browser.find_elements("css selector", "table tbody tr:first-child *")]
     assert text[:3] == ["d = 16", "12,001", "3 of 3"]
     assert element(browser, "table tbody tr:last-child td:last-child").text == "–"
