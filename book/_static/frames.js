@@ -42,6 +42,9 @@
     image.complete ? set() : image.addEventListener("load", set);
   };
 
+  // Code in a fold gets its tab stop once it is seen: the theme looks which code scrolls when the window changes.
+  document.addEventListener("toggle", () => window.dispatchEvent(new Event("resize")), true);
+
   document.addEventListener("DOMContentLoaded", () => {
     document.querySelectorAll(".bd-article table").forEach((table) => {
       if (!table.closest("#lab, table table")) framed(table);

@@ -22,7 +22,7 @@ MENDED = [
     # Their names are what they show, "Show code cell source" and "Search Ctrl + K"; two fields had one id.
     (r'(<summary) aria-label="Toggle hidden content"', r"\1"),
     (r'(<button class="btn search-button-field[^>]*?)\s*aria-label="Search"', r"\1"),
-    (r'(<div class="search-button__search-container">.*?)id="search-input"', r'\1id="search-overlay-input"'),
+    (r'(<div class="search-button__search-container">(?:(?!</div>).)*?)id="search-input"', r'\1id="search-input-2"'),
     (r' role="list"(?= class="citation-list")| role="doc-biblioentry"', ""),  # a list without items, say screen readers
 ]
 
