@@ -8,7 +8,7 @@ PARAMS ?= notebooks/params/tiny.yaml
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help setup report book verify smoke test bench settings toy causes lint clean
+.PHONY: help setup report book browser verify smoke test bench settings toy causes lint clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -28,6 +28,10 @@ report: setup ## train the suite, measure it, run the notebooks, build the book 
 
 book: setup ## the same pages from the tracked records in data/archive, without training (minutes)
 	$(RUN) -m reptrace book
+
+browser: setup ## tests of the pages, in Chromium, over the whole book that was built last (minutes)
+	@book=$$(ls -t build/*/key 2> /dev/null | head -1); test -n "$$book" || { echo "no book: make report or make book" >&2; exit 1; }; \
+	REPTRACE_BOOK=$$(dirname "$$book")/_build/html $(RUN) -m pytest tests/report/test_book.py
 
 verify: setup ## train one run of the suite anew, measure it, compare with data/archive (minutes)
 	$(RUN) -m reptrace verify

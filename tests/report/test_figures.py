@@ -1,9 +1,12 @@
 """Trusted: what matplotlib says it holds. A figure must show the very numbers it was given."""
 
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 
 from reptrace.measures.phases import find_phases
 from reptrace.measures.spectra import alpha_req
@@ -88,6 +91,21 @@ def test_style_leaves_nothing_behind_and_grids_are_not_left_open():
 def test_colours_are_one_a_model_and_different():
     colours = figures.palette(["a", "b", "c"])
     assert list(colours) == ["a", "b", "c"] and len(set(colours.values())) == 3
+
+
+def test_one_meaning_a_colour():
+    named = [figures.OURS, figures.OTHER, figures.PUBLISHED, figures.CONTEXT, figures.FAULT, figures.FEW]
+    colours = np.array([to_rgb(colour) for colour in [*named, *figures.PHASE_COLOURS.values()]])
+    apart = np.abs(colours[:, None] - colours[None]).sum(-1)[np.triu_indices(len(colours), 1)]
+    assert apart.min() > 0.1, "two colours that nobody tells apart"
+
+
+def test_columns_of_numbers_stand_to_the_right_and_words_to_the_left():
+    frame = pd.DataFrame({"n": [1.5, None], "of": ["3 of 3", "–"], "interval": ["0.4 (0.1 to 3e-4)", "±1 %"],
+                          "word": ["yes", "no"], "mixed": ["d = 16", "32"], "flag": [True, False]}, index=["a", "b"])
+    markup = figures.table(frame, "Some <rows>", "{:.2f}").to_html()
+    left = set(re.findall(r"\.col(\d) \{[^}]*text-align: left", markup))
+    assert left == {"3", "4", "5"} and "Some &lt;rows&gt;" in markup and ">1.50<" in markup and ">–<" in markup
 
 
 def test_a_run_s_picture_is_written_whole(run, tmp_path):

@@ -9,14 +9,13 @@ import html
 import json
 import re
 import shutil
-import socket
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.request import urlopen
 
 import numpy as np
 import pandas as pd
 import pytest
-from limits import SOON, NeverWaiting, check_resets, serving
+from chromium import Server, browser, element, wait_until  # noqa: F401  browser is a fixture
+from limits import SOON, check_resets, serving
 from matplotlib.colors import to_hex
 
 from reptrace.measures.phases import find_phases
@@ -29,10 +28,6 @@ from reptrace.theory.starts import Start, start
 from reptrace.theory.trajectories import Trajectories
 
 LAB = ROOT / "book/extra/lab"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-         "disable-component-update", "disable-sync", "window-size=1300,1400")
 WITHIN = 1e-6  # of trajectories: the aim of the issue; rounding alone leaves 1e-13
 SETTINGS = {
     "four classes in the plane": ((9, 3, 2, 1), 2, {"rate": 0.05}),
@@ -49,46 +44,12 @@ SETTINGS = {
 # The browser and the page
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-class Server(NeverWaiting, ThreadingHTTPServer):
-    """A folder's pages."""
-
-    def __init__(self, folder):
-        super().__init__(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-
-
 def test_a_client_that_resets_before_it_is_accepted_does_not_hold_up_the_pages(tmp_path):
     (tmp_path / "lab.html").write_text("a page")
     server = Server(tmp_path)
     check_resets(server)
     with serving(server), urlopen(f"http://127.0.0.1:{server.server_port}/lab.html", timeout=SOON) as answer:
         assert answer.read() == b"a page"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("no Chromium with chromedriver on this machine (Debian: apt install chromium chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in FLAGS:
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    options.timeouts = {"pageLoad": 1000 * SOON, "script": 1000 * SOON}
-    default = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(2 * SOON)  # what selenium goes by when it waits for chromedriver; else it waits for ever
-    try:
-        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
-    finally:
-        socket.setdefaulttimeout(default)
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -140,12 +101,6 @@ def after_the_address_changes(driver, script: str, *arguments) -> None:
                                 "addEventListener('hashchange', () => reply(), { once: true });" + script, *arguments)
 
 
-def wait_until(driver, script: str) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(driver, SOON, poll_frequency=0.02).until(lambda d: d.execute_script(script))
-
-
 def done(driver) -> None:
     wait_until(driver, "return window.Lab && !Lab.state.frame && Lab.state.view && Toy.finished(Lab.state.run)")
 
@@ -161,10 +116,6 @@ def picture(driver, name: str) -> str:
 
 def settings_of(driver) -> dict:
     return driver.execute_script("return Lab.state.settings")
-
-
-def element(driver, selector: str):
-    return driver.find_element("css selector", selector)
 
 
 # The mathematics

@@ -34,7 +34,8 @@ TINY = yaml.safe_load((ROOT / "notebooks/params/tiny.yaml").read_text())
 pytestmark = pytest.mark.timeout(900)
 # Some pages of the book, which link to no others: all of them are made by `make smoke`, in CI.
 CONTENTS = ["method", "notebooks/start_here", "notebooks/fig02_pretraining_phases", "notebooks/fig03_capabilities",
-            "notebooks/settings_tried", "notebooks/trace_real_suite", "own_model", "refused", "references"]
+            "notebooks/settings_tried", "notebooks/trace_real_suite", "own_model", "refused", "glossary",
+            "references"]
 COMMAND = """
 import sys
 from pathlib import Path

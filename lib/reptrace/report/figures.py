@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -26,8 +28,13 @@ PHASE_LINES = {"warmup": ":", "entropy-seeking": "-", "compression-seeking": "--
 QUANTITIES = {"rankme": "RankMe (eigenvalues, centred)", "alpha": r"$\alpha$-ReQ",
               "loss": "training loss (nats a token)",
               "gradient_norm": "gradient norm", "learning_rate": "learning rate", "tokens": "training tokens"}
-GAPS = {"failed": ("x", "crimson"), "quarantined": ("|", "grey")}  # marks of checkpoints without a number
-FEW = "darkorange"  # ring of a value that a few sequences decide
+# One meaning a colour: sizes and layers take `palette`, phases the colours above, all else one of these.
+OURS, OTHER = "#2a6f97", "#b5651d"  # what is computed here, and what is set beside it: another loss, another direction
+PUBLISHED = "#8d5a97"  # a value that others published
+CONTEXT = "#bbbbbb"  # what is only there to compare with: chance, an axis, runs behind the one that is told of
+FAULT = "crimson"  # a checkpoint that could not be measured, or has the weights of another
+FEW = "darkorange"  # a value that a few sequences decide
+GAPS = {"failed": ("x", FAULT), "quarantined": ("|", "grey")}  # marks of checkpoints without a number
 COLUMN = 2.5  # inches, width of one panel: three of them fill a page of the book
 
 
@@ -84,7 +91,7 @@ def trajectory(ax, table: pd.DataFrame, quantity: str, phases: Phases | None = N
             ax.plot(gaps, np.full(len(gaps), 0.03), marker, color=shade_of, transform=ax.get_xaxis_transform())
     doubted = table.reindex(columns=["same_weights_as", "same_geometry_as"]).notna().any(axis=1)
     if doubted.any():
-        ax.plot(x[doubted], y[doubted], "o", color="crimson", markerfacecolor="none", markersize=6)
+        ax.plot(x[doubted], y[doubted], "o", color=FAULT, markerfacecolor="none", markersize=6)
     few = _few(table)
     if quantity == "rankme" and few.any():
         ax.plot(x[few], y[few], "D", color=FEW, markerfacecolor="none", markersize=5,
@@ -227,8 +234,24 @@ def table(frame: pd.DataFrame | pd.Series, caption: str, form: str | Mapping[str
     index : bool, default True; whether row names are shown
     """
     frame = frame.to_frame() if isinstance(frame, pd.Series) else frame
-    shown = frame.style.format(form, na_rep="–").set_caption(caption)
+    if isinstance(form, str):
+        form = dict.fromkeys(frame.select_dtypes("number"), form)
+    # The caption wraps at the page's width, also where the table is wider and scrolls (book/_static/book.css).
+    shown = frame.style.format(form, na_rep="–").set_caption(f'<span class="fits">{html.escape(caption)}</span>')
+    left = [{"selector": f".col{place}", "props": f"text-align: left; min-width: {_narrowest(column)}em"}
+            for place, (_, column) in enumerate(frame.items()) if not _numbers(column)]
+    shown = shown.set_table_styles([*left, {"selector": ".row_heading", "props": "text-align: left"}])
     return shown if index else shown.hide(axis="index")
+
+
+def _numbers(column: pd.Series) -> bool:
+    """Whether a column is one of numbers, also as text: "0.43 (0.40 to 0.47)", "3 of 3"."""
+    return all(re.fullmatch(r"(?:[-+−–±×~<>≤≥%.,:()\[\]/\d\s]|to|of|and|nan|None|e)*", str(value)) for value in column)
+
+
+def _narrowest(column: pd.Series) -> int:
+    """Width of a column of words in letters' heights: its longest text, or some words of it, to be wrapped."""
+    return min(column.astype(str).str.len().max(), 24) // 2
 
 
 def save(figure, path: str | Path) -> Path:

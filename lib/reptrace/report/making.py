@@ -28,6 +28,7 @@ from reptrace.records.store import Store, write_atomically
 from reptrace.report import capabilities, figures, findings, times
 from reptrace.report.archive import VARIABLE, pack
 from reptrace.report.executing import Page, execute, hash_of, page_of
+from reptrace.report.pages import check, mend
 from reptrace.report.profiles import CORPORA, ROOT, HubProfile, Profile
 from reptrace.support.processes import cores
 
@@ -168,7 +169,8 @@ def _book(folder: Path, spent: times.Times, verdicts: pd.DataFrame, picture: byt
 
 def chapters() -> list[Path]:
     """The notebooks that the book's contents list, in their order."""
-    names = [entry["file"] for entry in yaml.safe_load((BOOK / "_toc.yml").read_text())["chapters"]]
+    contents = yaml.safe_load((BOOK / "_toc.yml").read_text())
+    names = [entry["file"] for part in contents.get("parts", [contents]) for entry in part["chapters"]]
     return [ROOT / f"{name}.ipynb" for name in names if name.startswith("notebooks/")]
 
 
@@ -186,6 +188,7 @@ def build_book(folder: Path, verdicts: pd.DataFrame | None = None, picture: byte
     for page in pages:
         if not any(cell.get("outputs") for cell in json.loads(page.read_text())["cells"]):
             raise ValueError(f"{page.name} holds no outputs: it was not executed. Delete {page} and run again.")
+        check(page)
     # copytree keeps the times of files, by which Sphinx knows what changed
     written = ("index.md", Path(findings.FIGURE).name)  # by `findings`
     shutil.copytree(BOOK, source, dirs_exist_ok=True, ignore=shutil.ignore_patterns("notebooks", "_build", *written))
@@ -203,6 +206,7 @@ def build_book(folder: Path, verdicts: pd.DataFrame | None = None, picture: byte
     done = subprocess.run(command, env={**os.environ, "PYTHONWARNINGS": "ignore"}, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise RuntimeError(f"the book did not build (code {done.returncode}); what Sphinx says stands above.")
+    mend(first.parent)
     write_atomically(stamp, key.encode())
     return first
 
