@@ -85,6 +85,17 @@ def of_runs(outcomes: Iterable[str]) -> str:
     return REPRODUCED if yes == len(said) else NOT if no == len(said) else OPEN
 
 
+def of_parts(found: Iterable[str]) -> str:
+    """The verdict of a claim with several parts, or readings, from theirs.
+
+    All alike: that one. Else `PARTLY`, where any part is reproduced, wholly or partly; else `OPEN`.
+    """
+    said = set(found)
+    if len(said) == 1:
+        return said.pop()
+    return PARTLY if said & {REPRODUCED, PARTLY} else OPEN
+
+
 @cache
 def claims() -> pd.DataFrame:
     """The paper's claims, a row each, in its order; `undecided` says why nothing here decides one."""
