@@ -84,6 +84,7 @@ def test_without_noise_every_phase_is_found_exactly_where_it_was_planted(points,
     assert found.collapse.ratio == pytest.approx(curve[low] / curve[0], rel=1e-12)
     assert found.expansion.ratio == pytest.approx(curve[high] / curve[low], rel=1e-12)
     assert found.compression.ratio == pytest.approx(curve[-1] / curve[high], rel=1e-12)
+    assert found.growth.ratio == pytest.approx(curve[high] / curve[0], rel=1e-12)
     # With no noise to speak of, the neighbours already differ from the extreme: nothing wider is claimed
     for turn, at in ((found.collapse_end, low), (found.turn, high)):
         assert turn.interval == (tokens[at - 1], tokens[at + 1]) and turn.open == ""
@@ -191,6 +192,14 @@ def test_noise_that_checkpoints_share_invents_still_less(shape, points):
     alone, shared = invented(0), invented(0.8)
     # A flat one is tried for falls and for rises, each at its own 5 %
     assert shared <= alone <= at_most(SEEDS, 0.1 if shape == "flat" else 0.05) and shared <= 0.002 * SEEDS
+
+
+def test_growth_counts_from_the_first_value_where_the_collapse_counts_from_the_highest_before_it():
+    values = np.array([10, 20, 4, 15, 14.9])
+    found = find_phases(2.0 ** np.arange(5), values, 0.02 * values)
+    assert (found.collapse.ratio, found.growth.ratio) == (pytest.approx(4 / 20), pytest.approx(15 / 10))
+    assert found.expansion.verdict(2) == "yes" and found.growth.verdict(2) == "no"  # both readings of "it doubles"
+    assert find_phases(2.0 ** np.arange(5), values[::-1].cumsum()[::-1], np.full(5, 0.1)).growth is None  # only falls
 
 
 @pytest.mark.parametrize(("shape", "spans", "seen"), [

@@ -93,6 +93,9 @@ class Phases:
         more than noise starts a span called "later".
     wiggles : list of Wiggle
         Reversals within the spans, in order of their first checkpoint.
+    growth : Change or None
+        First value to the highest after the minimum: what the expansion adds to where the run began. None without an
+        expansion.
     """
 
     collapse_end: Turn | None
@@ -102,6 +105,7 @@ class Phases:
     compression: Change | None
     spans: list[tuple[str, int, int]]
     wiggles: list[Wiggle] = field(default_factory=list)
+    growth: Change | None = None
 
     @property
     def largest_wiggle(self) -> Wiggle | None:
@@ -220,7 +224,8 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
         expansion=curve.change(low, high) if low < high else None,
         compression=curve.change(high, end) if high < end else None,
         spans=_spans(moves, present),
-        wiggles=_wiggles(curve, extremes, moves))
+        wiggles=_wiggles(curve, extremes, moves),
+        growth=curve.change(0, high) if low < high else None)
 
 
 def elsewhere(phases: Phases, tokens, others) -> Phases:

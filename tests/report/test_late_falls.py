@@ -1,0 +1,81 @@
+"""Late falls over seeds, on planted runs and on the tracked table of the study of causes.
+
+Trusted: scipy's own t-tests and their intervals, and ratios we planted.
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from reptrace.report.late_falls import fates, summary
+from reptrace.report.over_runs import mean_over, ratio_over
+from reptrace.report.profiles import ROOT
+from reptrace.report.verdicts import NOT, OPEN, PARTLY, REPRODUCED, of_parts
+
+
+def planted(**ratios):
+    """Runs of conditions, a ratio a seed, each known to 0.1 %; a ratio of 1 is that of a run at its highest."""
+    return pd.DataFrame([
+        {"condition": name, "seed": seed, "late_ratio": ratio, "late_low": ratio - 0.001, "late_high": ratio + 0.001,
+         "tokens": 100, "peak_tokens": 100 if ratio == 1 else 60,
+         "predicted_compression": "yes" if name == "default" else "no"}
+        for name, values in ratios.items() for seed, ratio in enumerate(values)])
+
+
+@pytest.fixture(params=["causes", "causes_longer"])
+def tracked(request):
+    runs = pd.read_csv(ROOT / f"data/results/{request.param}.csv")
+    small = runs.condition.str.startswith("V =")
+    return runs, dict(zip(runs.condition, np.where(small, "V = 32, d = 16", "default"), strict=True))
+
+
+def test_means_over_runs_and_their_intervals_are_scipys():
+    values = [0.3, -0.1, 0.2, 0.7]
+    low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mean_over(values) == pytest.approx((np.mean(values), low, high), rel=1e-12)  # one formula in float64
+    assert ratio_over(np.exp(values)) == pytest.approx(tuple(np.exp(mean_over(values))), rel=1e-12)
+    assert np.isnan(mean_over([1.0])).all()
+
+
+def test_a_run_at_its_highest_at_the_end_has_not_been_seen_to_keep_its_rank():
+    runs = planted(default=[0.95, 0.9995, 1])
+    assert fates(runs).tolist() == ["fell", "no fall", "highest at the end"]
+
+
+@pytest.mark.parametrize(("reference", "changed", "verdicts"), [
+    ([0.95, 0.96, 0.94], [0.9999, 1, 1], (REPRODUCED, REPRODUCED)),
+    ([0.95, 0.96, 0.94], [0.95, 0.96, 0.94], (REPRODUCED, NOT)),
+    ([0.95, 0.96, 0.94], [0.95, 1, 1], (REPRODUCED, OPEN)),
+    ([0.993, 0.985, 0.975], [0.995, 0.995, 0.99], (OPEN, OPEN)),  # all fell, within the scatter
+    ([0.993, 0.985, 0.975], [1, 1, 1], (OPEN, OPEN)),  # no fall beyond the scatter that could be missed
+    ([0.9999, 0.9998, 0.9999], [1, 1, 1], (NOT, OPEN)),
+    ([0.95, 0.95], [1, 1], (OPEN, OPEN))])  # too few
+def test_a_verdict_is_never_stronger_than_the_scatter_between_seeds(reference, changed, verdicts):
+    found = summary(planted(default=reference, changed=changed), {"default": "default", "changed": "default"})
+    assert tuple(found.verdict) == verdicts
+
+
+def test_the_summary_of_the_tracked_runs_is_that_of_paired_t_tests(tracked):
+    runs, references = tracked
+    found = summary(runs, references)
+    assert list(found.index) == list(runs.condition.unique())
+    logs = {name: np.log(group.sort_values("seed").late_ratio.to_numpy()) for name, group in runs.groupby("condition")}
+    for name, row in found.iterrows():
+        group = runs[runs.condition == name]
+        assert row.fell + row.kept + row.highest == row.seeds == len(group)
+        assert row.fell == sum(group.late_high < 1)
+        if np.ptp(logs[name]):
+            low, high = scipy.stats.ttest_1samp(logs[name], 0).confidence_interval(0.95)
+            assert (row.low, row.high) == pytest.approx((np.expm1(low), np.expm1(high)), rel=1e-9)
+        if references[name] != name:
+            low, high = scipy.stats.ttest_rel(logs[name], logs[references[name]]).confidence_interval(0.95)
+            assert (row.apart_low, row.apart_high) == pytest.approx((np.expm1(low), np.expm1(high)), rel=1e-9)
+        if row.low <= 0 <= row.high and row.fell:
+            assert row.verdict == OPEN, "all that it rests on lies within the scatter"
+
+
+def test_a_claim_of_several_parts_is_reproduced_only_where_all_are():
+    assert of_parts([REPRODUCED, REPRODUCED]) == REPRODUCED and of_parts([NOT]) == NOT
+    assert of_parts([REPRODUCED, NOT]) == of_parts([REPRODUCED, OPEN]) == of_parts([PARTLY, NOT]) == PARTLY
+    assert of_parts([NOT, OPEN]) == of_parts([OPEN, OPEN]) == OPEN
