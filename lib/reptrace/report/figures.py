@@ -25,8 +25,13 @@ PHASE_LINES = {"warmup": ":", "entropy-seeking": "-", "compression-seeking": "--
 QUANTITIES = {"rankme": "RankMe (eigenvalues, centred)", "alpha": r"$\alpha$-ReQ",
               "loss": "training loss (nats a token)",
               "gradient_norm": "gradient norm", "learning_rate": "learning rate", "tokens": "training tokens"}
-GAPS = {"failed": ("x", "crimson"), "quarantined": ("|", "grey")}  # marks of checkpoints without a number
-FEW = "darkorange"  # ring of a value that a few sequences decide
+# One meaning a colour: sizes and layers take `palette`, phases the colours above, all else one of these.
+OURS, OTHER = "#2a6f97", "#b5651d"  # what is computed here, and what is set beside it: another loss, another direction
+PUBLISHED = "#8d5a97"  # a value that others published
+CONTEXT = "#9e9e9e"  # what is only there to compare with: chance, an axis, runs behind the one that is told of
+FAULT = "crimson"  # a checkpoint that could not be measured, or has the weights of another
+FEW = "darkorange"  # a value that a few sequences decide
+GAPS = {"failed": ("x", FAULT), "quarantined": ("|", CONTEXT)}  # marks of checkpoints without a number
 COLUMN = 2.5  # inches, width of one panel: three of them fill a page of the book
 
 
@@ -83,7 +88,7 @@ def trajectory(ax, table: pd.DataFrame, quantity: str, phases: Phases | None = N
             ax.plot(gaps, np.full(len(gaps), 0.03), marker, color=shade_of, transform=ax.get_xaxis_transform())
     doubted = table.reindex(columns=["same_weights_as", "same_geometry_as"]).notna().any(axis=1)
     if doubted.any():
-        ax.plot(x[doubted], y[doubted], "o", color="crimson", markerfacecolor="none", markersize=6)
+        ax.plot(x[doubted], y[doubted], "o", color=FAULT, markerfacecolor="none", markersize=6)
     few = _few(table)
     if quantity == "rankme" and few.any():
         ax.plot(x[few], y[few], "D", color=FEW, markerfacecolor="none", markersize=5,
