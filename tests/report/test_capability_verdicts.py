@@ -189,6 +189,6 @@ def test_whether_most_checkpoints_lie_before_the_turn_depends_on_the_warmup():
     tokens = [0, 1e4, 5e4, 8e4, 1e5, 5e5, 1e6, 2e6, 4e6, 8e6]
     counts = verdicts.stretches(tokens, phases())
     assert counts == (3, 3, 3)  # the step before training has no logarithm
-    assert verdicts.most_before(counts) == "most lie before the turn only if those of the warmup are counted"
-    assert verdicts.most_before((0, 3, 2)) == "most lie before the turn, with the warmup or without it"
-    assert verdicts.most_before((1, 1, 5)) == "most do not lie before the turn, the warmup counted or not"
+    assert verdicts.most_before(counts) == "only if the warmup is counted"
+    assert verdicts.most_before((0, 3, 2)) == "with the warmup or without it"
+    assert verdicts.most_before((1, 1, 5)) == "not even with the warmup"

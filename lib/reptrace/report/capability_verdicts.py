@@ -187,10 +187,11 @@ def short_suffixes(shares: Mapping[str, Interval], scale: str) -> Verdict:
     """
     outcomes = [side(low - 50, high - 50) for _, low, high in shares.values()]
     least = min(shares.values())
-    said = ", ".join(f"{value:.1f} % ({low:.1f} to {high:.1f})" for value, low, high in shares.values())
-    few = (f"; {len(shares)} text{'s' * (len(shares) > 1)} and tokenizer{'s' * (len(shares) > 1)} can't tell what "
-           "others would give" if len(shares) < FEWEST else "")
-    return Verdict("tab07-short", of_runs(outcomes), f"{said} of the look-ups use four tokens and fewer{few}.",
+    half = {"yes": "more than half", "no": "less than half", "undecided": "about half"}
+    said = "; ".join(f"{value:.1f} % ({low:.1f} to {high:.1f}) of the look-ups, {half[outcome]}, use four tokens and "
+                     "fewer" for outcome, (value, low, high) in zip(outcomes, shares.values(), strict=True))
+    few = f"; fewer than {FEWEST} texts or tokenizers can't tell what others would give" * (len(shares) < FEWEST)
+    return Verdict("tab07-short", of_runs(outcomes), f"{said}{few}.",
                    "look-ups with four tokens and fewer (%)" + (", the least" if len(shares) > 1 else ""), *least,
                    runs=outcomes.count("yes"), of=len(shares), scale=scale)
 
@@ -245,11 +246,13 @@ def _directions(claim: str, cases: pd.DataFrame, says: Mapping[str, str], scale:
                    runs=by_k[near].count("yes"), of=len(rows), scale=scale)
 
 
-def correlation(claim: str, measure: str, sign: int, found: pd.DataFrame, runs: int, scale: str) -> Verdict:
+def correlation(claim: str, measure: str, sign: int, found: pd.DataFrame, runs: int, scale: str, apart: str = ""
+                ) -> Verdict:
     """Table 9: whether accuracy correlates with a measure with the claimed sign, over the whole training.
 
-    `found`: rows of `correlations.table` of single runs; `runs`: how many there are, with and without a correlation.
-    The paper's coefficient is not known here, so Pearson's and Spearman's must both say it, each by its mean over runs.
+    `found`: rows of `correlations.table` of single runs; `runs`: how many there are, with and without a correlation;
+    `apart`: a sentence more. The paper's coefficient is not known here, so Pearson's and Spearman's must both say it,
+    each by its mean over runs.
     """
     plain = found[(found.measure == measure) & (found.kind == "plain")]
     parts, means, signs = [], {}, {}
@@ -264,8 +267,9 @@ def correlation(claim: str, measure: str, sign: int, found: pd.DataFrame, runs: 
                        for method, mean in means.items() if np.isfinite(mean[0]))
     here = (f"{spread or 'Too few runs have a correlation'}. Of the claimed sign beyond the interval, by both "
             f"coefficients, in {claimed} of {runs} runs")
-    return Verdict(claim, of_parts(parts), f"{here}.", "Pearson's correlation over all checkpoints, mean over runs",
-                   *means[METHODS[0]], runs=int(claimed), of=runs, scale=scale)
+    return Verdict(claim, of_parts(parts), f"{here}.{f' {apart}' if apart else ''}",
+                   "Pearson's correlation over all checkpoints, mean over runs", *means[METHODS[0]], runs=int(claimed),
+                   of=runs, scale=scale)
 
 
 def _correlation_over_runs(rows: pd.DataFrame) -> Interval:
@@ -288,13 +292,11 @@ def stretches(tokens: Sequence[float], phases: Phases) -> tuple[int, int, int]:
 
 
 def most_before(counts: Sequence[float]) -> str:
-    """Whether most checkpoints lie before the turn, by their numbers in the three stretches, in words."""
+    """Whether most checkpoints of a run lie before the turn, by their numbers in its three stretches, in words."""
     warmup, rise, fall = counts
     if rise > fall:
-        return "most lie before the turn, with the warmup or without it"
-    if warmup + rise > fall:
-        return "most lie before the turn only if those of the warmup are counted"
-    return "most do not lie before the turn, the warmup counted or not"
+        return "with the warmup or without it"
+    return "only if the warmup is counted" if warmup + rise > fall else "not even with the warmup"
 
 
 def _mean(items: Sequence[float]) -> Interval:
