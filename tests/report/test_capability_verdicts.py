@@ -4,15 +4,18 @@ Trusted: planted tables, whose counts, ranges and verdicts are known; scipy's in
 that share their questions, whose true mean is known.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+from reptrace.checkpoints import published
 from reptrace.measures.phases import Phases, Turn
 from reptrace.memorization.questions import Peak
 from reptrace.report import capability_verdicts as verdicts
-from reptrace.report.verdicts import NOT, OPEN, PARTLY, REPRODUCED
+from reptrace.report.verdicts import NOT, OPEN, PARTLY, REPRODUCED, claims
 from reptrace.tasks import correlations
 
 NAN = float("nan")
@@ -88,6 +91,11 @@ def test_runs_without_a_turn_decide_nothing_about_memorization():
     assert (found.verdict, found.of) == (OPEN, 0) and np.isnan(found.value)
 
 
+def test_a_peak_before_the_turn_of_a_run_without_a_collapse_is_before_it():
+    assert verdicts.place(peak(5e4), replace(phases(), collapse_end=None)) == "before it"
+    assert verdicts.place(peak(5e4), phases()) == "in the collapse"
+
+
 def changes(**rises):
     """Runs of 100 questions: model -> mean change in the two phases; the interval is 0.02 to either side."""
     rows = [{"model": model, "phase": phase, "low": mean - 0.02, "high": mean + 0.02,
@@ -125,6 +133,16 @@ def test_a_baseline_is_compared_with_every_model():
 
 
 # Tables 7 to 9
+
+
+def test_what_the_claims_say_was_published_stands_in_the_papers_tables():
+    said = claims().set_index("id").published
+    correlations_of = published.table(9).groupby("quantity").value.agg(["min", "max"])
+    for measure in ("alpha", "rankme"):
+        low, high = correlations_of.loc[f"corr_sciq_{measure}"]
+        assert said[f"tab09-{measure}"] == f"{low:.2f} to {high:.2f}"
+    suffixes = published.table(7).set_index("quantity").value
+    assert said["tab07-short"] == f"{suffixes['suffix_len_le3_percent'] + suffixes['suffix_len_4_percent']:.0f} %"
 
 
 def test_one_text_and_tokenizer_decide_nothing_about_suffixes():

@@ -125,7 +125,7 @@ def place(peak: Peak, phases: Phases) -> str:
         return "no turn seen"
     share = peak.share_after(*turn.interval)
     if share < 0.025:
-        return "in the collapse" if peak.high <= phases.collapse_end.tokens else "before it"
+        return "in the collapse" if phases.collapse_end and peak.high <= phases.collapse_end.tokens else "before it"
     return "after it" if share > 0.975 else "undecided"
 
 
@@ -283,7 +283,7 @@ def _correlation_over_runs(rows: pd.DataFrame) -> Interval:
 def stretches(tokens: Sequence[float], phases: Phases) -> tuple[int, int, int]:
     """How many checkpoints lie in the warmup, from its end to the turn, and after the turn.
 
-    Those at 0 tokens are left out, as they are of correlations. A turn must have been seen.
+    Those at 0 tokens are left out, as they are of correlations. Turn and end of the collapse must have been seen.
     """
     tokens = np.asarray(tokens, float)
     low, turn = phases.collapse_end.tokens, phases.turn.tokens
