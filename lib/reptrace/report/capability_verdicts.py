@@ -260,7 +260,7 @@ def correlation(claim: str, measure: str, sign: int, found: pd.DataFrame, runs: 
         rows = plain[plain.method == method].set_index("model")
         signs[method] = pd.Series([side(row.low, row.high, sign) for row in rows.itertuples()], rows.index, dtype=str)
         means[method] = _correlation_over_runs(rows)
-        parts.append(by_mean(*means[method][1:], list(signs[method]), sign))
+        parts.append(by_mean(*means[method][1:], _filled(list(signs[method]), runs), sign))
     claimed = pd.DataFrame(signs).eq("yes").all(axis=1).sum()
     spread = "; ".join(f"{method.capitalize()}'s {_signed(mean, '+.2f')} over runs, single ones "
                        f"{_range([*plain.value[plain.method == method]], '+.2f')}"
