@@ -20,6 +20,7 @@ from reptrace.tasks.evaluation import paired_change
 
 GROWING, FALLING = "entropy-seeking", "compression-seeking"
 PUBLISHED_SHARE = 10 / 2048  # of the directions: Table 8's smaller number, of the narrowest model there
+NO_TURN = "without a turn to compare with"
 NONE = float("nan")
 Interval = tuple[float, float, float]  # value, low, high; all nan where there is none
 
@@ -98,7 +99,7 @@ def memorization(peaks: Mapping[object, Peak], phases: Mapping[object, Phases], 
     counted.
     """
     places = {run: place(peak, phases[run]) for run, peak in peaks.items()}
-    places = {run: found for run, found in places.items() if found != "no turn seen"}
+    places = {run: found for run, found in places.items() if found != NO_TURN}
     # a peak before any training counts as one at the first token: it has no logarithm
     value, low, high = mean_over_runs([np.log(max(peaks[run].tokens, 1) / phases[run].turn.tokens) for run in places])
     said = list(places.values())
@@ -116,13 +117,13 @@ def memorization(peaks: Mapping[object, Peak], phases: Mapping[object, Phases], 
 
 
 def place(peak: Peak, phases: Phases) -> str:
-    """Where a peak lies: "before it" (the turn), "in the collapse", "after it", "undecided" or "no turn seen".
+    """Where a peak lies: "before it" (the turn), "in the collapse", "after it", "undecided" or `NO_TURN`.
 
     Each beyond 95 % of the resamples of the questions and the turn's own interval.
     """
     turn = phases.turn
     if turn is None or turn.open or turn.interval[0] <= 0:
-        return "no turn seen"
+        return NO_TURN
     share = peak.share_after(*turn.interval)
     if share < 0.025:
         return "in the collapse" if phases.collapse_end and peak.high <= phases.collapse_end.tokens else "before it"
