@@ -13,6 +13,7 @@ from reptrace.support.arguments import near
 
 FOLDER = Path(__file__).parents[3] / "data" / "published"
 PYTHIA_TOKENS = 2_097_152  # an optimizer step, of every size
+PILE_TOKENS = 383_299_322_520  # of the Pile's training part in Llama 2's tokens: infini-gram's table of its indexes
 
 
 def landmarks() -> pd.DataFrame:

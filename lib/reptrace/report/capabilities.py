@@ -53,14 +53,15 @@ class Group:
     """Runs that are asked the same questions.
 
     `checkpoints`: run -> its checkpoints; `tasks`: names; `data`: their files, see `evaluation.evaluate`; `suffixes`:
-    the infinity-gram model's look-ups of the questions' answers; `source`: which infinity-gram model. An archive has no
-    data, questions and tokenizer.
+    the infinity-gram model's look-ups of the questions' answers; `source`: which infinity-gram model; `tokens`: how
+    many its text has, if it was read here. An archive has no data, questions and tokenizer.
     """
 
     checkpoints: Mapping[object, list[Checkpoint]]
     tasks: tuple[str, ...]
     suffixes: Answers
     source: str
+    tokens: int | None = None
     data: Mapping[str, Path] = field(default_factory=dict)
     questions: Questions | None = None
     tokenizer: object = field(default=None, repr=False)
@@ -156,8 +157,8 @@ def series(table: pd.DataFrame, task: str) -> pd.DataFrame:
                         ).reset_index(drop=True)
 
 
-def changes(values: pd.DataFrame, task: str, found: Phases) -> dict[str, tuple[float, float, float]]:
-    """How much a task's accuracy changed in each phase, item by item: phase -> difference, low, high.
+def differences(values: pd.DataFrame, found: Phases) -> dict[str, np.ndarray]:
+    """How much a task's answers changed in each phase, item by item: phase -> value after less value before, (items,).
 
     `values`: of `series`; `found`: spans that are indices into it (`phases.elsewhere`). Phases with a gap at an end are
     left out.
@@ -166,7 +167,7 @@ def changes(values: pd.DataFrame, task: str, found: Phases) -> dict[str, tuple[f
     for name, first, last in found.spans:
         before, after = values["items"].iloc[first], values["items"].iloc[last]
         if before is not None and after is not None:
-            changed[name] = evaluation.paired_change(before, after)
+            changed[name] = np.asarray(after, float) - np.asarray(before, float)
     return changed
 
 
@@ -220,8 +221,8 @@ def _of_suite(profile: Profile, key: tuple[int, int], count: int, progress: bool
     tokenizer, tokens = profile.suite.tokenizer(vocabulary), profile.suite.tokens(vocabulary)
     training, held_out = profile.texts
     data = items.make(training, held_out, tokenizer, tokens, context, profile.folder / "items")
-    index = build_infgram(np.fromfile(tokens, dtype=np.uint16),
-                          profile.folder / "infgram" / f"{training.fingerprint}-{vocabulary}",
+    ids = np.fromfile(tokens, dtype=np.uint16)
+    index = build_infgram(ids, profile.folder / "infgram" / f"{training.fingerprint}-{vocabulary}",
                           separator=tokenizer.eos_token_id, vocabulary=len(tokenizer), corpus=training.fingerprint,
                           tokenizer=tokenizer, progress=progress)
     asked = [json.loads(line) for line in data[items.QUESTIONS].read_text().splitlines()][: QUESTIONS_EACH * count]
@@ -231,8 +232,8 @@ def _of_suite(profile: Profile, key: tuple[int, int], count: int, progress: bool
     source = f"training text {training.fingerprint}, vocabulary {vocabulary}"
     questions = Questions(MEMORIZATION, prompts, answers, suffixes.log_probability, source)
     tasks_there = tuple(name for name in ("continuation", "cloze") if name in data)
-    return Group({run: profile.checkpoints(run) for run in runs}, tasks_there, suffixes, source, data, questions,
-                 tokenizer)
+    return Group({run: profile.checkpoints(run) for run in runs}, tasks_there, suffixes, source, len(ids), data,
+                 questions, tokenizer)
 
 
 def _of_archive(profile: Profile, key: tuple[int, int], table: pd.DataFrame) -> Group:
@@ -242,14 +243,15 @@ def _of_archive(profile: Profile, key: tuple[int, int], table: pd.DataFrame) -> 
     np.add.at(joint, item, each)
     return Group({run: profile.checkpoints(run) for run in profile.runs if (run.vocabulary, run.context) == key},
                  tuple(table.tasks.iloc[0].split()), Answers(joint, item, table.length.to_numpy(), each),
-                 table.source.iloc[0])
+                 table.source.iloc[0], int(table.tokens.iloc[0]))
 
 
 def _suffixes(number: int, group: Group) -> pd.DataFrame:
     """What notebooks read of a group, a row for each token of an answer."""
     found = group.suffixes
-    return pd.DataFrame({"group": number, "source": group.source, "tasks": " ".join(group.tasks), "item": found.item,
-                         "length": found.length, "token_log_probability": found.token_log_probability})
+    return pd.DataFrame({"group": number, "source": group.source, "tokens": group.tokens,
+                         "tasks": " ".join(group.tasks), "item": found.item, "length": found.length,
+                         "token_log_probability": found.token_log_probability})
 
 
 def _without_scores(table: pd.DataFrame) -> pd.DataFrame:
@@ -270,7 +272,7 @@ def _of_hub(profile: HubProfile, run, count: int) -> Group:
     web = WebInfinityGram(profile.folder / "infgram", index)
     suffixes = infgram_answers(web, *encoded(tokenizer, prompts, answers))
     questions = Questions(MEMORIZATION, prompts, answers, suffixes.log_probability, index)
-    return Group({run: spread(points, profile.checkpoints)}, STOCK, suffixes, index, {}, questions, tokenizer)
+    return Group({run: spread(points, profile.checkpoints)}, STOCK, suffixes, index, None, {}, questions, tokenizer)
 
 
 def trivia(count: int) -> tuple[list[str], list[str]]:

@@ -1,0 +1,206 @@
+"""What the pages of Fig 3 and Tables 7 to 9 conclude of their tables.
+
+Trusted: planted tables, whose counts, ranges and verdicts are known; scipy's interval of a mean; and simulated runs
+that share their questions, whose true mean is known.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from reptrace.measures.phases import Phases, Turn
+from reptrace.memorization.questions import Peak
+from reptrace.report import capability_verdicts as verdicts
+from reptrace.report.verdicts import NOT, OPEN, PARTLY, REPRODUCED
+from reptrace.tasks import correlations
+
+NAN = float("nan")
+
+
+def test_a_range_is_of_the_cases_that_are_counted_and_of_no_others():
+    cases = pd.DataFrame({"change": [-0.01, -0.05, -0.2, 0.3], "high": [0.02, -0.01, -0.1, 0.4]})
+    found = verdicts.drops(cases)  # 0.01 fell less, but within its interval
+    assert (found.count, found.of, found.least, found.most) == (2, 4, 0.05, 0.2)
+    assert str(found) == "2 of 4 cases, by 0.050 to 0.200"
+    assert str(verdicts.drops(cases[:1])) == "0 of 1 cases"
+    assert str(verdicts.drops(cases[1:2])) == "1 of 1 cases, by 0.050"
+
+
+def test_a_mean_over_runs_has_students_interval(rng):
+    values = rng.standard_normal(5)
+    expected = stats.t.interval(0.95, 4, values.mean(), stats.sem(values))
+    np.testing.assert_allclose(verdicts.mean_over_runs(values), [values.mean(), *expected], rtol=1e-12)
+    assert np.isnan(verdicts.mean_over_runs([1.0])).all() and np.isnan(verdicts.mean_over_runs([1.0, NAN])).all()
+
+
+def test_a_mean_over_runs_and_questions_covers_other_runs_and_other_questions(rng):
+    covered = 0
+    for _ in range(300):
+        run, question = rng.normal(0, 0.1, (5, 1)), rng.normal(0, 1, (1, 200))
+        _, low, high = verdicts.mean_over_both(run + question + rng.normal(0, 1, (5, 200)))
+        covered += low <= 0 <= high
+    # 95 % or more: three standard errors of a count of 300 are 3.8 %. Either variance by itself covers less than 80 %.
+    assert covered / 300 > 0.95 - 0.038
+    assert np.isnan(verdicts.mean_over_both([[1.0, 0.0], [1.0]])).all()
+
+
+@pytest.mark.parametrize(("low", "high", "outcomes", "expected"), [
+    (0.1, 0.3, ["yes"] * 3, REPRODUCED), (0.1, 0.3, ["yes", "yes", "yes", "undecided", "undecided"], PARTLY),
+    (0.1, 0.3, ["undecided"] * 3, OPEN), (-0.3, -0.1, ["no", "undecided", "no"], NOT),
+    (-0.3, -0.1, ["yes", "no", "no"], PARTLY), (-0.1, 0.3, ["yes", "undecided", "yes"], OPEN),
+    (-0.1, 0.3, ["yes", "no", "yes"], PARTLY), (0.1, 0.3, ["yes"] * 2, OPEN), (NAN, NAN, [], OPEN)])
+def test_a_verdict_is_no_stronger_than_the_mean_and_the_single_runs(low, high, outcomes, expected):
+    assert verdicts.by_mean(low, high, outcomes) == expected
+
+
+def test_parts_that_differ_make_a_claim_partly_true_at_most():
+    assert verdicts.of_parts([REPRODUCED] * 2) == REPRODUCED and verdicts.of_parts([NOT]) == NOT
+    assert verdicts.of_parts([REPRODUCED, OPEN]) == verdicts.of_parts([REPRODUCED, NOT]) == PARTLY
+    assert verdicts.of_parts([NOT, OPEN]) == OPEN
+
+
+# Fig 3
+
+
+def phases(collapse_end=1e5, turn=1e6, interval=(9e5, 1.1e6)):
+    at = Turn(collapse_end, 2, 0.1, 3, (collapse_end, collapse_end), "")
+    return Phases(at, Turn(turn, 9, 0.1, 9, interval, ""), None, None, None, [])
+
+
+def peak(tokens):
+    return Peak(tokens, tokens, tokens, 0.2, (0.1, 0.05, 0.15), (0.0, -0.01, 0.0), np.full(100, tokens))
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [
+    ([8e6, 4e6, 8e6, 9e6, 7e6], NOT), ([7e5, 8e5, 6e5], REPRODUCED), ([7e5, 8e6, 9e6], PARTLY),
+    ([5e4, 2e4, 6e4], NOT), ([8e6, 8e6], OPEN), ([], OPEN)])
+def test_memorization_that_peaks_after_the_turn_is_not_as_claimed(tokens, expected):
+    peaks = dict(enumerate(map(peak, tokens)))
+    found = verdicts.memorization(peaks, dict.fromkeys(peaks, phases()), "tiny")
+    assert found.verdict == expected
+    assert (found.runs, found.of) == (sum(1e5 < each < 9e5 for each in tokens), len(tokens))
+
+
+def test_runs_without_a_turn_decide_nothing_about_memorization():
+    found = verdicts.memorization({0: peak(0.0), 1: peak(8e6), 2: peak(8e6)},
+                                  dict.fromkeys(range(3), Phases(None, None, None, None, None, [])), "tiny")
+    assert (found.verdict, found.of) == (OPEN, 0) and np.isnan(found.value)
+
+
+def test_a_peak_before_the_turn_of_a_run_without_a_collapse_is_before_it():
+    assert verdicts.place(peak(5e4), replace(phases(), collapse_end=None)) == "before it"
+    assert verdicts.place(peak(5e4), phases()) == "in the collapse"
+
+
+def changes(**rises):
+    """Runs of 100 questions: model -> mean change in the two phases; the interval is 0.02 to either side."""
+    rows = [{"model": model, "phase": phase, "low": mean - 0.02, "high": mean + 0.02,
+             "items": mean + np.tile([-0.1, 0.1], 50)} for model, means in rises.items()
+            for phase, mean in zip((verdicts.GROWING, verdicts.FALLING), means, strict=True)]
+    return pd.DataFrame(rows, columns=["model", "phase", "low", "high", "items"])
+
+
+def test_a_rise_in_both_phases_must_be_seen_in_every_run():
+    assert verdicts.short_context(changes(a=(0.1, 0.1), b=(0.1, 0.2), c=(0.2, 0.1)), 3, "").verdict == REPRODUCED
+    some = verdicts.short_context(changes(a=(0.1, 0.1), b=(0.1, 0.01), c=(0.2, 0.01)), 3, "")
+    assert (some.verdict, some.runs, some.of) == (PARTLY, 1, 3)
+    assert some.value == pytest.approx(0.04)
+    assert verdicts.short_context(changes(a=(-0.1, -0.1), b=(-0.1, -0.1), c=(-0.1, -0.1)), 3, "").verdict == NOT
+
+
+def test_without_phases_nothing_is_said_of_tasks():
+    found = verdicts.short_context(changes(), 3, "")
+    assert (found.verdict, found.runs, found.of) == (OPEN, 0, 3) and np.isnan(found.value)
+
+
+def test_a_skill_that_no_model_has_comes_in_no_phase():
+    at_chance = dict.fromkeys("abc", np.tile([1, 0, 0, 0], 50))
+    found = verdicts.long_range(at_chance, changes(a=(0, 0.1), b=(0, 0.1), c=(0, 0.1)), 0.25, "")
+    assert (found.verdict, found.runs, found.value) == (OPEN, 0, 0.25)
+    skilled = dict.fromkeys("abc", np.tile([1, 1, 1, 0], 50))
+    assert verdicts.long_range(skilled, changes(a=(0, 0.1), b=(0, 0.1), c=(0, 0.1)), 0.25, "").verdict == REPRODUCED
+    assert verdicts.long_range(skilled, changes(a=(0.1, 0.1), b=(0.1, 0.1), c=(0.1, 0)), 0.25, "").verdict == NOT
+    assert verdicts.long_range(skilled, changes(), 0.25, "").verdict == OPEN
+
+
+def test_a_baseline_is_compared_with_every_model():
+    assert verdicts.against("5-gram model", 0.5, [0.4, 0.6, 0.45]) == (
+        "The 5-gram model (0.50) beats 2 of 3 runs (0.40 to 0.60)")
+
+
+# Tables 7 to 9
+
+
+def test_one_text_and_tokenizer_decide_nothing_about_suffixes():
+    assert verdicts.short_suffixes({"a": (40.0, 39.0, 41.0)}, "").verdict == OPEN
+    three = verdicts.short_suffixes({"a": (60.0, 59.0, 61.0), "b": (70.0, 69.0, 71.0), "c": (55.0, 54.0, 56.0)}, "")
+    assert (three.verdict, three.value, three.runs) == (REPRODUCED, 55.0, 3)
+
+
+def right(share, items=400):
+    return (np.arange(items) < share * items).astype(float)
+
+
+@pytest.mark.parametrize(("after", "expected"), [(0.65, "yes"), (0.3, "no"), (0.5, "undecided")])
+def test_half_of_what_lies_above_chance_is_kept_beyond_the_interval(after, expected):
+    assert verdicts.keeps_half(right(0.75), right(after), 0.25) == expected
+
+
+def cases(**after):
+    """Three models alike, of 16 directions: name "remove_1" -> accuracy after it; untouched 0.75."""
+    return pd.DataFrame([{"model": model, "kind": name.split("_")[0], "k": int(name.split("_")[1]), "width": 16,
+                          "before": right(0.75), "after": right(share), "random": 0.7}
+                         for model in "abc" for name, share in after.items()])
+
+
+def test_directions_must_matter_alike_at_every_number_of_them():
+    found = verdicts.directions(cases(remove_1=0.7, remove_10=0.3, keep_1=0.3, keep_10=0.3), 0.25, "")
+    assert [(each.claim, each.verdict) for each in found] == [("tab08-remove", PARTLY), ("tab08-keep", REPRODUCED)]
+    remove = found[0]  # k = 1 is nearest to the published share: 3 of 3 models keep their accuracy there
+    assert (remove.runs, remove.of) == (3, 3) and remove.value == pytest.approx(-0.05)
+    assert "3 of 3 without 1, 0 of 3 without 10 directions" in remove.here
+
+
+def test_models_that_answer_all_alike_do_not_break_the_verdict():
+    flat = cases(remove_1=0.75, keep_1=0.75).assign(before=[right(0)] * 6, after=[right(0)] * 6)
+    assert [each.verdict for each in verdicts.directions(flat[flat.model == "a"], 0.25, "")] == [OPEN, OPEN]
+
+
+def correlated(rng, sign, runs=4):
+    """Table of runs whose accuracy follows the measure, with this sign."""
+    found = []
+    for number in range(runs):
+        tokens, x = np.geomspace(1e5, 1e7, 30), np.linspace(0, 1, 30)
+        one = pd.DataFrame({"tokens": tokens, "accuracy": sign * x + 0.05 * rng.standard_normal(30), "alpha": x})
+        found.append(correlations.table(one, measures="alpha", draws=100).assign(model=f"run {number}"))
+    return pd.concat(found)
+
+
+def test_the_sign_of_a_correlation_is_told_from_all_runs(rng):
+    assert verdicts.correlation("tab09-alpha", "alpha", 1, correlated(rng, 1), 4, "").verdict == REPRODUCED
+    against = verdicts.correlation("tab09-alpha", "alpha", 1, correlated(rng, -1), 4, "")
+    assert (against.verdict, against.runs, against.of) == (NOT, 0, 4) and against.high < 0
+    both = pd.concat([correlated(rng, 1, 2), correlated(rng, -1, 2).assign(model=lambda t: t.model + "b")])
+    assert verdicts.correlation("tab09-alpha", "alpha", 1, both, 4, "").verdict == PARTLY
+
+
+def test_a_run_without_a_correlation_shows_none(rng):
+    found = verdicts.correlation("tab09-alpha", "alpha", 1, correlated(rng, 1), 5, "")
+    assert (found.verdict, found.runs, found.of) == (PARTLY, 4, 5)
+
+
+def test_without_any_correlation_it_is_left_open(rng):
+    found = verdicts.correlation("tab09-alpha", "alpha", 1, correlated(rng, 1)[:0], 3, "")
+    assert (found.verdict, found.runs, found.of) == (OPEN, 0, 3) and np.isnan(found.value)
+
+
+def test_whether_most_checkpoints_lie_before_the_turn_depends_on_the_warmup():
+    tokens = [0, 1e4, 5e4, 8e4, 1e5, 5e5, 1e6, 2e6, 4e6, 8e6]
+    counts = verdicts.stretches(tokens, phases())
+    assert counts == (3, 3, 3)  # the step before training has no logarithm
+    assert verdicts.most_before(counts) == "only if the warmup is counted"
+    assert verdicts.most_before((0, 3, 2)) == "with the warmup or without it"
+    assert verdicts.most_before((1, 1, 5)) == "not even with the warmup"
