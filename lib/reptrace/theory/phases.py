@@ -122,7 +122,7 @@ def phases(steps, rankme, size: float | tuple[float, float, float] = 0.02) -> Ph
     after = np.where(index >= turn_at[..., None], r, np.inf)
     fall = np.where(grows, 1 - after.min(-1) / high, 0.0)
     fall_end = after.argmin(-1)
-    rises = np.where(index >= fall_end[..., None], r, -np.inf).max(-1) > (1 + up) * after.min(-1)
+    rises = np.where(index >= fall_end[..., None], r, -np.inf).max(-1) > (1 + again) * after.min(-1)
     fall_end = np.where(rises, fall_end, len(steps) - 1)
     highest = np.maximum.accumulate(since, -1)
     below = np.where(highest > (1 + up) * low[..., None], 1 - r / highest, 0.0)
