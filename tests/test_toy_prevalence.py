@@ -80,3 +80,11 @@ def test_the_tracked_shares_are_those_that_others_found(starts):
     normal = table.loc["normal 0.3", "RankMe, uncentred", 12.5, 0.01, 0.002]
     assert normal.lasting_low < 0.03 < normal.lasting_high
     assert table.loc["constructed, squared error", "RankMe, uncentred"].falls.max() == 0
+
+
+def test_readme_says_how_long_the_tables_took():
+    """Half an hour, within the factor of 1.6 by which a machine's load was seen to change such times."""
+    assert "the tables half an hour by the clock (`make toy`)" in (ROOT / "README.md").read_text()
+    settings, starts = (pd.read_csv(ROOT / f"data/results/toy_{name}.csv") for name in ("prevalence", "starts"))
+    minutes = (settings.wall_seconds.sum() + starts.drop_duplicates("start").wall_seconds.sum()) / 60
+    assert 30 / 1.6 <= minutes <= 30 * 1.6

@@ -415,14 +415,17 @@ def test_the_advised_rate_is_the_limit_that_the_solution_names(lab):
 
 
 def test_the_fall_is_said_to_end_where_rankme_grows_again(lab):
-    driver = lab("#rate=0.0417&b=6&scale=0.001&start=constructed&steps=1000&rankme=uncentred&size=0.2")
-    values = np.array(driver.execute_script("return Lab.state.view.records.map((one) => one.uncentred)"))
-    steps = np.array(driver.execute_script("return Lab.state.view.steps"))
-    turn = values.argmax()
-    lowest = turn + values[turn:].argmin()
-    assert values[-1] > 1.002 * values[lowest], "RankMe does not grow again"
-    assert f"steps {steps[turn]} to {steps[lowest]}: RankMe falls" in text(driver, "[data-phase=compression-seeking]")
-    assert f"steps {steps[lowest]} to 1000: RankMe grows" in text(driver, "[data-phase=later]")
+    for address in ("", "#rate=0.0417&b=6&scale=0.001&start=constructed&steps=1000&rankme=uncentred&size=0.2"):
+        driver = lab(address)
+        script = "return Lab.state.view.records.map((record) => record[Lab.state.settings.rankme])"
+        values = np.array(driver.execute_script(script))
+        steps = np.array(driver.execute_script("return Lab.state.view.steps"))
+        turn = values.argmax()
+        lowest = turn + values[turn:].argmin()
+        assert values[-1] > 1.002 * values[lowest], "RankMe does not grow again"
+        said = text(driver, "[data-phase=compression-seeking]")
+        assert f"steps {steps[turn]} to {steps[lowest]}: RankMe falls" in said
+        assert f"steps {steps[lowest]} to {steps[-1]}: RankMe grows" in text(driver, "[data-phase=later]")
     outgrown = lab("#b=8&skew=0&scale=0.001&start=constructed&rate=0.0417&steps=300&rankme=uncentred&size=0.2")
     assert "does not last: a fall of 0." in text(outgrown, "[data-phase=compression-seeking]")
 
@@ -700,10 +703,10 @@ def test_the_links_of_an_exercise_open_the_lab_as_its_solution_says(lab, exercis
             2: lambda one: fall not in one["phases"] and one["last"] < 3,
             3: lambda one: one["phases"][:2] == ["warmup", "entropy-seeking"] and one["last"] > 1.85,
             4: lambda one: one["phases"][0] == "warmup",
-            5: lambda one: one["phases"] == ["warmup", "entropy-seeking", fall],
+            5: lambda one: one["phases"][:3] == ["warmup", "entropy-seeking", fall],
             6: lambda one: fall in one["phases"] and abs(one["last"] - 1.70) < 0.005,
             7: lambda one: not one["diverged"] and abs(one["loss"] - 2.5) < 1e-6,
             8: lambda one: one["diverged"] is None,
-            9: lambda one: one["phases"] == ["warmup", "entropy-seeking", fall]}[exercise](found[0])
+            9: lambda one: one["phases"][:3] == ["warmup", "entropy-seeking", fall]}[exercise](found[0])
     if exercise == 7:
         assert found[1]["loss"] > 2.6 and found[1]["diverged"] is None and found[2]["diverged"]

@@ -40,7 +40,6 @@ def test_phases_of_known_curves(corners, shown, ends):
     ((2, 4, 3, 2.5), [("entropy-seeking", 0, 10), ("compression-seeking", 10, 30)]),
     ((3, 2, 4, 3, 3.5), [("warmup", 0, 10), ("entropy-seeking", 10, 20), ("compression-seeking", 20, 30),
                          ("later", 30, 40)]),
-    ((3, 2, 4, 3, 3.05), [("warmup", 0, 10), ("entropy-seeking", 10, 20), ("compression-seeking", 20, 40)]),
     ((3, 2.5, 2.2, 2), [("warmup", 0, 30)]), ((2, 2, 2, 2), [])])
 def test_spans_of_known_curves(corners, spans):
     values = curve(*corners)

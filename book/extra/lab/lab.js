@@ -114,13 +114,14 @@
 
   const column = (records, pick) => records.map((record) => record[pick]);
   const AXES = [
-    () => ({ label: "RankMe", low: 1 }),
+    () => ({ label: "RankMe" }),
     () => ({ label: "singular values", low: 0 }),
     () => ({ label: LOSS_LABELS[lab.settings.loss], low: 0 }),
   ];
   const LINES = [
     (records) => [
-      { values: column(records, OTHER[lab.settings.rankme]), colour: Plot.theme().faint, width: 1.2 },
+      { values: column(records, OTHER[lab.settings.rankme]), colour: Plot.theme().faint, width: 1.2,
+        guest: true },
       { values: column(records, lab.settings.rankme), colour: Plot.theme().ink, width: 2.2, dash: "phase" },
     ],
     (records) => ["featureValues", "classifierValues"].flatMap((pick) => Array.from(records[0][pick], (_, k) => ({
@@ -237,8 +238,9 @@
   function warnings(run) {
     const { records, diverged } = run, advice = slower(run);
     if (diverged !== null) {
-      return [`Diverged at step ${diverged}: the weights are no longer finite numbers. ${advice}. (Drawn: steps 0 to `
-        + `${lab.view.steps.at(-1)}, before the loss is over ${CEILING} times that of the start.)`];
+      const last = lab.view.steps.at(-1), why = last > 1 ? `, before the loss is over ${CEILING} times the first` : "";
+      return [`Diverged at step ${diverged}: the weights are no longer finite numbers. ${advice}. `
+        + `(Drawn: steps 0 to ${last}${why}.)`];
     }
     const least = 1e-9 * records[0].loss;  // more than rounding
     const rise = records.find((record, k) => k && record.loss > records[k - 1].loss + least);

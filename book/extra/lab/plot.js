@@ -149,14 +149,19 @@
   }
 
   // Curves by step. `view`: steps, lastStep, spans, label, low (optional lower end of the axis), and lines, each with
-  // values, colour, width, dash ("phase" for the styles of the phases). Returns the scales, for the cursor.
+  // values, colour, width, dash ("phase" for the styles of the phases); a `guest` does not set the axis, and is cut off
+  // at its ends. Returns the scales, for the cursor.
   function curves(picture, width, view) {
     const height = curveHeight(width), context = paper(picture, width, height);
-    const limits = range(view.lines.flatMap((one) => Array.from(one.values)), view.low);
+    const limits = range(view.lines.flatMap((one) => (one.guest ? [] : Array.from(one.values))), view.low);
     const at = scales(width, height, view.lastStep, limits);
     shade(context, at, view.steps, view.spans);
     axes(context, at, view.lastStep, limits, view.label);
     context.lineJoin = "round";
+    context.save();
+    context.beginPath();
+    context.rect(at.left, at.top, at.right - at.left, at.bottom - at.top);
+    context.clip();
     for (const one of view.lines) {
       const point = (k) => [at.x(view.steps[k]), at.y(one.values[k])];
       context.strokeStyle = one.colour;
@@ -167,7 +172,7 @@
         line(context, 0, one.values.length - 1, point);
       }
     }
-    context.setLineDash([]);
+    context.restore();
     return at;
   }
 
@@ -179,7 +184,8 @@
     context.lineWidth = 1;
     context.strokeRect(at.x(step), at.top, 0, at.bottom - at.top);
     for (const { value, colour: fill } of points) {
-      if (Number.isFinite(value)) disc(context, at.x(step), at.y(value), 3.5, fill);
+      const y = at.y(value);
+      if (y >= at.top && y <= at.bottom) disc(context, at.x(step), y, 3.5, fill);
     }
   }
 

@@ -266,7 +266,7 @@
     const { low, grows } = afterFall.grows ? afterFall : firstMinimum(values, 0, size);
     const turn = low + largest(values.slice(low)), last = values.length - 1;
     const lowest = turn + largest(values.slice(turn).map((value) => -value));
-    const again = Math.max(...values.slice(lowest)) / values[lowest] - 1, fallEnd = again > size ? lowest : last;
+    const highest = Math.max(...values.slice(lowest));
     found.collapse = 1 - values[low] / Math.max(...values.slice(0, low + 1));
     found.expansion = grows ? values[turn] / values[low] - 1 : 0;
     found.fall = grows ? 1 - values[lowest] / values[turn] : 0;
@@ -282,9 +282,9 @@
         && { phase: "warmup", first: 0, last: grows ? low : last, change: -found.collapse, to: values[low] },
       shown.expansion && { phase: "entropy-seeking", first: low, last: end, change: found.expansion, to: values[turn] },
       shown.fall
-        && { phase: "compression-seeking", first: turn, last: fallEnd, change: -found.fall, to: values[lowest] },
-      shown.fall && fallEnd < last
-        && { phase: "later", first: fallEnd, last, change: again, to: values[lowest] * (1 + again) },
+        && { phase: "compression-seeking", first: turn, last: lowest, change: -found.fall, to: values[lowest] },
+      shown.fall && lowest < last
+        && { phase: "later", first: lowest, last, change: highest / values[lowest] - 1, to: highest },
     ].filter(Boolean);
     return found;
   }

@@ -20,7 +20,7 @@ class Phases:
     collapse_end, turn : int
         Index of the minimum that ends the collapse, and of the maximum after it; -1 where RankMe never grows.
     fall_end : int
-        Index of the lowest value after the turn, or the last where RankMe does not grow again after it; -1 as above.
+        Index of the lowest value after the turn; -1 as above.
     any_turn : int
         Index of the value that `any_fall` falls from; -1 where there is none.
     collapse : float
@@ -70,8 +70,8 @@ class Phases:
     def spans(self, seed: int, last: int) -> list[tuple[str, int, int]]:
         """(phase, first index, last index) of one trajectory of those along a single axis, for line styles.
 
-        `last` is the trajectory's last index. Phases that it does not show have no span. What comes after the fall,
-        where RankMe grows again, is "later".
+        `last` is the trajectory's last index. Phases that it does not show have no span. What comes after the lowest
+        value of the fall, where RankMe grows again, is "later".
         """
         low, high, end = int(self.collapse_end[seed]), int(self.turn[seed]), int(self.fall_end[seed])
         if low < 0:
@@ -121,14 +121,11 @@ def phases(steps, rankme, size: float | tuple[float, float, float] = 0.02) -> Ph
     expansion = np.where(grows, high / low - 1, 0.0)
     after = np.where(index >= turn_at[..., None], r, np.inf)
     fall = np.where(grows, 1 - after.min(-1) / high, 0.0)
-    fall_end = after.argmin(-1)
-    rises = np.where(index >= fall_end[..., None], r, -np.inf).max(-1) > (1 + again) * after.min(-1)
-    fall_end = np.where(rises, fall_end, len(steps) - 1)
     highest = np.maximum.accumulate(since, -1)
     below = np.where(highest > (1 + up) * low[..., None], 1 - r / highest, 0.0)
     any_fall, deepest = below.max(-1), below.argmax(-1)
     any_turn = np.where(index <= deepest[..., None], since, -np.inf).argmax(-1)
-    ends = [np.where(whole & grows, at, -1)[()] for at in (low_at, turn_at, fall_end)]
+    ends = [np.where(whole & grows, at, -1)[()] for at in (low_at, turn_at, after.argmin(-1))]
     ends.append(np.where(whole & grows & (any_fall > 0), any_turn, -1)[()])
     remaining = np.where(grows, 1 - r[..., -1] / high, 0.0)
     changes = (collapse, expansion, fall, remaining, any_fall)
