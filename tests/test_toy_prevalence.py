@@ -80,6 +80,8 @@ def test_the_tracked_shares_are_those_that_others_found(starts):
     normal = table.loc["normal 0.3", "RankMe, uncentred", 12.5, 0.01, 0.002]
     assert normal.lasting_low < 0.03 < normal.lasting_high
     assert table.loc["constructed, squared error", "RankMe, uncentred"].falls.max() == 0
+    uniform = table.loc["constructed, uniform classes", "RankMe, uncentred", 12.5, 0.01, 0.002]
+    assert uniform.falls_low < 0.92 < uniform.falls_high
 
 
 def test_readme_says_how_long_the_tables_took():
