@@ -131,11 +131,11 @@ def row(setting: Setting) -> dict:
     started = time.perf_counter()
     runs = setting.run()
     found, other = (phases(runs.steps, r, SIZE) for r in (runs.rankme_centred, runs.rankme_uncentred))
-    late = found.all_three & turns_late(found, runs.loss)
+    late = found.all_three & turns_late(found.turn, runs.loss)
     shares = {}
     for name, shown in {"collapse": found.shows_collapse, "expansion": found.shows_expansion, "fall": found.shows_fall,
                         "all_three": found.all_three, "late": late, "large_fall": late & (found.fall > LARGE),
-                        "late_uncentred": other.all_three & turns_late(other, runs.loss)}.items():
+                        "late_uncentred": other.all_three & turns_late(other.turn, runs.loss)}.items():
         shares |= dict(zip((name, f"{name}_low", f"{name}_high"), prevalence(shown), strict=True))
     whole = runs.diverged < 0
     return {**asdict(setting), "counts": " ".join(map(str, setting.counts)), "seeds": SEEDS, **shares,

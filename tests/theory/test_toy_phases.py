@@ -38,16 +38,37 @@ def test_phases_of_known_curves(corners, shown, ends):
     ((3, 2, 4, 3), [("warmup", 0, 10), ("entropy-seeking", 10, 20), ("compression-seeking", 20, 30)]),
     ((3, 2, 4, 3.99), [("warmup", 0, 10), ("entropy-seeking", 10, 30)]),
     ((2, 4, 3, 2.5), [("entropy-seeking", 0, 10), ("compression-seeking", 10, 30)]),
+    ((3, 2, 4, 3, 3.5), [("warmup", 0, 10), ("entropy-seeking", 10, 20), ("compression-seeking", 20, 30),
+                         ("later", 30, 40)]),
     ((3, 2.5, 2.2, 2), [("warmup", 0, 30)]), ((2, 2, 2, 2), [])])
 def test_spans_of_known_curves(corners, spans):
-    found = phases(range(31), curve(*corners)[None])
-    assert found.spans(0, 30) == spans
+    values = curve(*corners)
+    found = phases(range(len(values)), values[None])
+    assert found.spans(0, len(values) - 1) == spans
 
 
 def test_sizes_of_phases():
     found = phases(range(31), curve(3, 2, 4, 3))
     assert (found.collapse, found.expansion, found.fall) == pytest.approx((1 / 3, 1.0, 0.25))
     assert not phases(range(31), curve(3, 2, 4, 3), size=0.3).shows_fall
+    uneven = phases(range(31), curve(3, 2, 4, 3), size=(0.3, 0.9, 0.26))
+    assert (uneven.shows_collapse, uneven.shows_expansion, uneven.shows_fall) == (True, True, False)
+
+
+@pytest.mark.parametrize(("corners", "lasting", "passing", "any_fall", "remaining"), [
+    ((3, 2, 4, 3), True, False, 1 / 4, 1 / 4),
+    ((3, 2, 4, 3, 3.5), True, False, 1 / 4, 1 / 8),
+    ((3, 2, 4, 3, 4), False, True, 1 / 4, 0),
+    ((3, 2, 4, 3, 5), False, True, 1 / 4, 0),  # outgrown: no fall from the highest value, which is the last
+    ((3, 2, 4, 3, 5, 4.5), True, False, 1 / 4, 1 / 10),
+    ((3, 2, 2.01, 2.0, 4), False, False, 0, 0),  # before the expansion
+    ((2, 4, 3), False, False, 1 / 4, 1 / 4)])
+def test_falls_that_last_and_falls_that_pass(corners, lasting, passing, any_fall, remaining):
+    values = curve(*corners)
+    found = phases(np.arange(len(values)), values)
+    assert (found.lasting, found.passing) == (lasting, passing)
+    assert (found.any_fall, found.remaining) == pytest.approx((any_fall, remaining))
+    assert found.any_turn == (-1 if any_fall == 0 else 20 if corners[0] == 3 else 10)
 
 
 def test_phases_of_many_trajectories_are_those_of_each(rng):
@@ -56,7 +77,8 @@ def test_phases_of_many_trajectories_are_those_of_each(rng):
     together = phases(range(30), many)
     for i, j in np.ndindex(4, 50):
         alone = phases(range(30), many[i, j])
-        for name in ("collapse_end", "turn", "collapse", "expansion", "fall", "shows_collapse", "all_three"):
+        for name in ("collapse_end", "turn", "fall_end", "any_turn", "collapse", "expansion", "fall", "any_fall",
+                     "shows_collapse", "all_three", "lasting", "passing"):
             np.testing.assert_equal(getattr(together, name)[i, j], getattr(alone, name))
     assert not together.shows_collapse[0, 0] and np.isnan(together.fall[0, 0])
 
@@ -66,8 +88,8 @@ def test_a_turn_is_late_once_half_of_the_loss_is_lost():
     loss = np.stack([np.linspace(9, 1, 31), np.r_[np.full(20, 9.0), np.linspace(9, 1, 11)],
                      np.r_[np.linspace(9, 5, 21), np.linspace(5, 1, 10)], np.linspace(9, 1, 31)])
     found = phases(range(31), values)
-    np.testing.assert_array_equal(turns_late(found, loss), [True, False, True, False])  # at 3.67, 9, 5 of 9 to 1
-    assert turns_late(phases(range(31), values[0]), loss[0])
+    np.testing.assert_array_equal(turns_late(found.turn, loss), [True, False, True, False])  # at 3.67, 9, 5 of 9 to 1
+    assert turns_late(phases(range(31), values[0]).turn, loss[0])
 
 
 def test_prevalence_is_a_share_with_wilsons_interval():
@@ -85,3 +107,5 @@ def test_bad_curves_are_refused():
         phases([0, 1, 2], [1.0, 2.0])
     with pytest.raises(ValueError, match="share between 0 and 1"):
         phases([0, 1], [1.0, 2.0], size=2)
+    with pytest.raises(ValueError, match="share between 0 and 1"):
+        phases([0, 1], [1.0, 2.0], size=(0.1, 0.1, 0))

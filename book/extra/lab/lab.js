@@ -9,6 +9,7 @@
   const REFRESH = { least: 100, share: 0.2 };  // milliseconds between pictures of a run on its way; share of the time
   const CEILING = 10;  // times the first loss: up to there a run that diverges is drawn
   const SWEEP = 8;  // seconds from the first to the last step at speed 1
+  const OTHER = { centred: "uncentred", uncentred: "centred" };
   const LOSS_LABELS = { "cross-entropy": "loss (nats, summed)", "squared": "loss (½ error², summed)" };
 
   const lab = { settings: { ...DEFAULTS }, run: null, cursor: 0, following: true, playing: false, speed: 1,
@@ -29,10 +30,7 @@
   }
 
   function set(key, value) {
-    lab.settings[key] = value;
-    if (lab.settings.b < lab.settings.V) {  // each class needs a sample: the control that was not moved gives way
-      lab.settings[key === "b" ? "V" : "b"] = value;
-    }
+    lab.settings = Settings.fit({ ...lab.settings, [key]: value }, key);
     say(nodes.problems, []);
     history.replaceState(null, "", Settings.write(lab.settings));
     show();
@@ -44,7 +42,7 @@
   function restart() {
     const { V, b, skew, d, scale, start, rate, steps, loss, seed } = lab.settings;
     const counts = Toy.zipfCounts(b, V, skew);
-    const begun = Toy.start({ counts, width: d, scale, balanced: start === "balanced", seed });
+    const begun = Toy.start({ counts, width: d, scale, kind: start, seed });
     lab.counts = counts;
     lab.run = Toy.descent({ ...begun, counts, width: d, loss, rate, record: Toy.logSteps(steps, RECORDS) });
     lab.stale = true;
@@ -91,10 +89,12 @@
   function refresh() {
     const began = performance.now();
     const records = drawn(lab.run), steps = records.map((record) => record.step);
-    const found = Toy.phases(records.map((record) => record.centred));
+    const found = Toy.phases(records.map((record) => record[lab.settings.rankme]), lab.settings.size / 100);
     const spans = lab.run.diverged === null ? found.spans : [];
     lab.view = { records, steps, spans, ...projection(records) };
-    const common = { steps, spans, lastStep: lab.settings.steps };
+    const common = { steps, spans, lastStep: lab.run.diverged === null ? lab.settings.steps
+      : Math.max(1, steps.at(-1)) };
+    nodes.which.textContent = ` of the ${lab.settings.rankme} features; thin: ${OTHER[lab.settings.rankme]}`;
     nodes.curves.forEach((curve, index) => {
       curve.lines = LINES[index](records);
       curve.at = Plot.curves(curve.picture, curve.canvas.clientWidth,
@@ -105,27 +105,29 @@
     Object.assign(lab, { stale: false, due: ended + Math.max(REFRESH.least, (ended - began) / REFRESH.share) });
   }
 
-  // The records to draw: of a run that has diverged, those before the loss leaves the scale of all others.
+  // The records to draw: of a run that has diverged, those before the loss leaves the scale of all others, and of one
+  // that leaves it at once, the first two.
   function drawn({ records, diverged }) {
     const beyond = diverged === null ? -1 : records.findIndex(({ loss }) => !(loss <= CEILING * records[0].loss));
-    return records.slice(0, beyond < 0 ? undefined : beyond);
+    return records.slice(0, beyond < 0 ? undefined : Math.max(beyond, 2));
   }
 
   const column = (records, pick) => records.map((record) => record[pick]);
   const AXES = [
-    () => ({ label: "RankMe", low: 1 }),
+    () => ({ label: "RankMe" }),
     () => ({ label: "singular values", low: 0 }),
     () => ({ label: LOSS_LABELS[lab.settings.loss], low: 0 }),
   ];
   const LINES = [
     (records) => [
-      { values: column(records, "uncentred"), colour: Plot.FAINT, width: 1.2 },
-      { values: column(records, "centred"), colour: Plot.INK, width: 2.2, dash: "phase" },
+      { values: column(records, OTHER[lab.settings.rankme]), colour: Plot.theme().faint, width: 1.2,
+        guest: true },
+      { values: column(records, lab.settings.rankme), colour: Plot.theme().ink, width: 2.2, dash: "phase" },
     ],
     (records) => ["featureValues", "classifierValues"].flatMap((pick) => Array.from(records[0][pick], (_, k) => ({
       values: column(records, pick).map((values) => values[k]), colour: Plot.colour(k, records[0].featureValues.length),
       width: pick === "featureValues" ? 2 : 1.2, dash: pick === "featureValues" ? [] : [2, 3] }))),
-    (records) => [{ values: column(records, "loss"), colour: Plot.INK, width: 2 }],
+    (records) => [{ values: column(records, "loss"), colour: Plot.theme().ink, width: 2 }],
   ];
 
   // Trails of class vectors and features in the plane that is drawn, and half the side it needs at each record.
@@ -200,12 +202,13 @@
 
   function report(found) {
     const { records, diverged } = lab.run;
-    const names = Object.keys(Plot.STYLE.phase_colours).filter((name) => name !== "later");
+    const seen = (name) => diverged === null && found.spans.find((one) => one.phase === name);
+    const names = Object.keys(Plot.STYLE.phase_colours).filter((name) => name !== "later" || seen(name));
     nodes.phases.replaceChildren(...names.map((name) => {
-      const span = diverged === null && found.spans.find((one) => one.phase === name);
+      const span = seen(name), absent = diverged === null ? missing(name, found) : "cannot be told: the run diverges";
       return element("li", { "data-phase": name, class: span ? "" : "lab-absent",
                              style: `border-color: ${Plot.STYLE.phase_colours[name]}` },
-                     element("b", {}, name), " " + (span ? description(span, records) : "not seen"));
+                     element("b", {}, name), " " + (span ? description(span, records) : absent));
     }));
     nodes.counts.replaceChildren(...lab.counts.map((count, k) => element("span", {},
       element("i", { style: `background:${Plot.colour(k, lab.counts.length)}` }), `${k + 1}: ${count}`)));
@@ -213,16 +216,31 @@
     nodes.root.dataset.state = diverged === null ? "done" : "diverged";
   }
 
+  function missing(name, { anyFall }) {
+    const { size } = lab.settings;
+    if (name !== "compression-seeking" || !(anyFall > size / 100)) return `not seen (over ${size} %)`;
+    return `does not last: a fall of ${(100 * anyFall).toFixed(1)} % is outgrown`;
+  }
+
   function description({ first, last, change, to }, records) {
     return `steps ${records[first].step} to ${records[last].step}: RankMe ${change > 0 ? "grows" : "falls"} by `
       + `${(100 * Math.abs(change)).toFixed(1)} % to ${fixed(to)}`;
   }
 
-  function warnings({ records, diverged, rate }) {
-    const advice = `Try a rate of ${digits(rate / 3)} or less`;
+  // With squared error the loss has a curvature of 2 sqrt(n) at its minimum, n the largest class: see exercise 7.
+  function slower({ rate, loss }) {
+    const limit = 1 / Math.sqrt(Math.max(...lab.counts));
+    return loss === "squared" && rate > limit
+      ? `Try a rate below ${limit.toFixed(2)}, the limit for a largest class of ${Math.max(...lab.counts)}`
+      : `Try a rate of ${digits(rate / 3)} or less`;
+  }
+
+  function warnings(run) {
+    const { records, diverged } = run, advice = slower(run);
     if (diverged !== null) {
-      return [`Diverged at step ${diverged}: the weights are no longer finite numbers. `
-        + `${advice}. (Drawn while the loss is below ${CEILING} times that of the start.)`];
+      const last = lab.view.steps.at(-1), why = last > 1 ? `, before the loss is over ${CEILING} times the first` : "";
+      return [`Diverged at step ${diverged}: the weights are no longer finite numbers. ${advice}. `
+        + `(Drawn: steps 0 to ${last}${why}.)`];
     }
     const least = 1e-9 * records[0].loss;  // more than rounding
     const rise = records.find((record, k) => k && record.loss > records[k - 1].loss + least);
@@ -262,7 +280,7 @@
     const up = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
     if (!up) return;
     event.preventDefault();
-    const powers = Array.from({ length: 12 }, (_, k) => Math.pow(10, k - 4));
+    const powers = Array.from({ length: 12 }, (_, k) => Math.pow(10, k - 5));
     const stops = powers.flatMap((power) => [1, 2, 5].map((factor) => Number((factor * power).toPrecision(1))));
     const now = lab.settings[key];
     const next = up > 0 ? stops.find((stop) => stop > now * 1.001) : stops.reverse().find((stop) => stop < now * 0.999);
@@ -277,8 +295,10 @@
     return element("div", { class: "lab-control" }, element("label", { for: id }, control.label), select);
   }
 
+  // `text` is a sign, hidden from those who hear the label, or the beginning of the label.
   function button(text, label, act) {
-    const node = element("button", { type: "button", "aria-label": label, title: label }, text);
+    const sign = label.startsWith(text) ? text : element("span", { "aria-hidden": "true" }, text);
+    const node = element("button", { type: "button", "aria-label": label, title: label }, sign);
     node.addEventListener("click", act);
     return node;
   }
@@ -291,7 +311,7 @@
     const last = lab.view.steps.length - 1;
     if (on && Toy.finished(lab.run) && lab.cursor >= last) lab.cursor = 0;
     Object.assign(lab, { playing: on, following: !on && lab.cursor >= last, frames: 0, elapsed: 0, before: null });
-    nodes.play.textContent = on ? "❚❚" : "▶";
+    nodes.play.firstChild.textContent = on ? "❚❚" : "▶";
     nodes.play.setAttribute("aria-label", on ? "pause" : "play");
     nodes.play.title = on ? "pause (space)" : "play (space)";
     nodes.root.dataset.playing = on;
@@ -379,19 +399,29 @@
                              ...CONTROLS.map((control) => (control.choices ? choice(control) : slider(control))));
     const vectors = panel("Class vectors", "(arrows) and features (dots)", nodes.plane);
     vectors.append(element("div", {}, "samples by class: ", nodes.counts), nodes.phases);
-    const curves = [["RankMe", "of the centred features; thin: uncentred"],
-                    ["Singular values", "of F; dotted: of W"], ["Loss", ""]].map(([title, note], k) =>
+    const curves = [["RankMe", ""], ["Singular values", "of F; dotted: of W"], ["Loss", ""]].map(([title, note], k) =>
       panel(title, note, nodes.curves[k].canvas));
+    nodes.which = element("span");
+    curves[0].querySelector("figcaption").append(nodes.which);
     const stage = element("div", { class: "lab-stage", tabindex: 0, role: "group", "aria-label":
       "pictures of the run: space plays and pauses, left and right arrow step, Home and End jump" },
       element("div", {}, vectors), element("div", {}, ...curves));
     root.replaceChildren(controls, nodes.problems, nodes.warnings, transport(), nodes.readout, stage, actions());
     stage.addEventListener("keydown", keys);
     new ResizeObserver(() => { lab.stale = true; wake(); }).observe(root);
-    addEventListener("hashchange", () => {
-      adopt();
-      if (location.hash.includes("=")) root.scrollIntoView();
+    new MutationObserver(() => { lab.stale = true; wake(); })
+      .observe(document.documentElement, { attributeFilter: ["data-theme"] });
+    addEventListener("hashchange", arrive);
+    // a link to the address that stands there already changes nothing, and no event tells of it
+    addEventListener("click", ({ target }) => {
+      const link = target.closest?.("a[href^='#']");
+      if (link && link.hash === location.hash) arrive();
     });
+  }
+
+  function arrive() {
+    adopt();
+    if (location.hash.includes("=")) nodes.root.scrollIntoView();
   }
 
   build(document.getElementById("lab"));
@@ -400,5 +430,5 @@
     show();
     restart();
   }
-  window.Lab = { state: lab };
+  window.Lab = { state: lab, curves: () => nodes.curves };
 })();

@@ -12,17 +12,28 @@
   };
   const DASHES = { ":": [1.5, 3], "-": [], "--": [7, 3.5], "-.": [7, 3, 1.5, 3] };
   const SHADE = 0.13;  // opacity of a phase's shade
-  const INK = "#222222", FAINT = "#8a8a8a", FONT = "12px system-ui, sans-serif";
+  // Canvases are transparent: the paper is the page's, light or dark. `mixed`: share of white in the palette.
+  const THEMES = {
+    light: { ink: "#222222", faint: "#767676", grid: "#dddddd", paper: "#ffffff", mixed: 0, shade: SHADE },
+    dark: { ink: "#e6e6e6", faint: "#9a9a9a", grid: "#444a52", paper: "#121212", mixed: 0.4, shade: 2 * SHADE },
+  };
+  const FONT = "12px system-ui, sans-serif";
   const MARGIN = { left: 46, right: 10, top: 8, bottom: 36 };
   const ZERO_WIDTH = 0.4;  // decades between step 0 and step 1
 
-  // Colour of one of `count` things in order, from dark (the first) to light.
-  function colour(index, count) {
-    const last = STYLE.palette.length - 1;
-    return STYLE.palette[last - (count > 1 ? Math.round(index * last / (count - 1)) : 0)];
+  function theme() {
+    return THEMES[document.documentElement.dataset.theme === "dark" ? "dark" : "light"];
   }
 
-  // Context of a canvas of this many CSS pixels, sharp on every screen, cleared to white.
+  // Colour of one of `count` things in order, from dark (the first) to light; all lighter on dark paper.
+  function colour(index, count) {
+    const last = STYLE.palette.length - 1, { mixed } = theme();
+    const chosen = STYLE.palette[last - (count > 1 ? Math.round(index * last / (count - 1)) : 0)];
+    const parts = [1, 3, 5].map((at) => parseInt(chosen.slice(at, at + 2), 16));
+    return "#" + parts.map((x) => Math.round(x + mixed * (255 - x)).toString(16).padStart(2, "0")).join("");
+  }
+
+  // Context of a canvas of this many CSS pixels, sharp on every screen, cleared.
   function paper(canvas, width, height) {
     const dots = window.devicePixelRatio || 1, across = Math.round(width * dots), down = Math.round(height * dots);
     if (canvas.width !== across || canvas.height !== down) {
@@ -31,8 +42,7 @@
     }
     const context = canvas.getContext("2d");
     context.setTransform(dots, 0, 0, dots, 0, 0);
-    context.fillStyle = "#ffffff";
-    context.fillRect(0, 0, width, height);
+    context.clearRect(0, 0, width, height);
     context.font = FONT;
     return context;
   }
@@ -77,7 +87,7 @@
   }
 
   function axes(context, at, lastStep, [low, high], label) {
-    context.strokeStyle = context.fillStyle = INK;
+    context.strokeStyle = context.fillStyle = theme().ink;
     context.lineWidth = 1;
     context.setLineDash([]);
     context.strokeRect(at.left, at.bottom, at.right - at.left, 0);
@@ -103,7 +113,7 @@
   }
 
   function shade(context, at, steps, spans) {
-    context.globalAlpha = SHADE;
+    context.globalAlpha = theme().shade;
     for (const { phase, first, last } of spans) {
       context.fillStyle = STYLE.phase_colours[phase];
       context.fillRect(at.x(steps[first]), at.top, at.x(steps[last]) - at.x(steps[first]), at.bottom - at.top);
@@ -139,14 +149,19 @@
   }
 
   // Curves by step. `view`: steps, lastStep, spans, label, low (optional lower end of the axis), and lines, each with
-  // values, colour, width, dash ("phase" for the styles of the phases). Returns the scales, for the cursor.
+  // values, colour, width, dash ("phase" for the styles of the phases); a `guest` does not set the axis, and is cut off
+  // at its ends. Returns the scales, for the cursor.
   function curves(picture, width, view) {
     const height = curveHeight(width), context = paper(picture, width, height);
-    const limits = range(view.lines.flatMap((one) => Array.from(one.values)), view.low);
+    const limits = range(view.lines.flatMap((one) => (one.guest ? [] : Array.from(one.values))), view.low);
     const at = scales(width, height, view.lastStep, limits);
     shade(context, at, view.steps, view.spans);
     axes(context, at, view.lastStep, limits, view.label);
     context.lineJoin = "round";
+    context.save();
+    context.beginPath();
+    context.rect(at.left, at.top, at.right - at.left, at.bottom - at.top);
+    context.clip();
     for (const one of view.lines) {
       const point = (k) => [at.x(view.steps[k]), at.y(one.values[k])];
       context.strokeStyle = one.colour;
@@ -157,7 +172,7 @@
         line(context, 0, one.values.length - 1, point);
       }
     }
-    context.setLineDash([]);
+    context.restore();
     return at;
   }
 
@@ -165,11 +180,12 @@
   function cursor(canvas, picture, at, step, points) {
     const width = canvas.clientWidth, height = curveHeight(width), context = paper(canvas, width, height);
     context.drawImage(picture, 0, 0, width, height);
-    context.strokeStyle = INK;
+    context.strokeStyle = theme().ink;
     context.lineWidth = 1;
     context.strokeRect(at.x(step), at.top, 0, at.bottom - at.top);
     for (const { value, colour: fill } of points) {
-      if (Number.isFinite(value)) disc(context, at.x(step), at.y(value), 3.5, fill);
+      const y = at.y(value);
+      if (y >= at.top && y <= at.bottom) disc(context, at.x(step), y, 3.5, fill);
     }
   }
 
@@ -178,7 +194,7 @@
     context.arc(x, y, radius, 0, 2 * Math.PI);
     context.fillStyle = fill;
     context.fill();
-    context.strokeStyle = "#ffffff";
+    context.strokeStyle = theme().paper;
     context.lineWidth = 1;
     context.stroke();
   }
@@ -213,10 +229,10 @@
 
   function frame(context, middle, inner, unit, view) {
     const left = middle[0] - inner / 2, bottom = middle[1] + inner / 2;
-    context.strokeStyle = context.fillStyle = INK;
+    context.strokeStyle = context.fillStyle = theme().ink;
     context.lineWidth = 1;
     context.strokeRect(left, bottom - inner, inner, inner);
-    context.strokeStyle = "#dddddd";
+    context.strokeStyle = theme().grid;
     context.strokeRect(left, middle[1], inner, 0);
     context.strokeRect(middle[0], bottom - inner, 0, inner);
     for (const [value, text] of linearTicks(-view.extent, view.extent)) {
@@ -249,9 +265,9 @@
     for (const side of [angle - 0.4, angle + 0.4]) context.lineTo(x - head * Math.cos(side), y - head * Math.sin(side));
     context.fill();
     context.textAlign = "center";
-    context.fillStyle = INK;
+    context.fillStyle = theme().ink;
     context.fillText(name, x + 9 * Math.cos(angle), y + 9 * Math.sin(angle) + 4);
   }
 
-  window.Plot = { STYLE, INK, FAINT, colour, curves, cursor, plane };
+  window.Plot = { STYLE, theme, colour, curves, cursor, plane };
 })();

@@ -6,6 +6,10 @@
 "use strict";
 
 (function () {
+  // Fig 4's start, as in starts.py: degrees of its first class, from there to the next, by which its weights turn less;
+  // lengths of features and weights, and how far to the sides the samples of a class lie.
+  const FIRST = 100, GAP = 98.3, LAG = 10, LENGTHS = [0.6, 0.75], SPREAD = 0.05;
+
   function sum(values) {
     return values.reduce((total, value) => total + value, 0);
   }
@@ -97,13 +101,30 @@
   }
 
   // Start of a run: normal numbers of standard deviation `scale`, class by class and sample by sample, so that one more
-  // of either leaves the others where they were. Balanced: W is drawn and F chosen with F^T F = W W^T, which descent
-  // with a small rate keeps (Theorem 1).
-  function start({ counts, width, scale, balanced, seed }) {
+  // of either leaves the others where they were. `kind` is "free": these alone; "balanced": W is drawn and F chosen
+  // with F^T F = W W^T, which descent with a small rate keeps (Theorem 1); "constructed": added to the start of Fig 4.
+  function start({ counts, width, scale, kind, seed }) {
     const samples = sum(counts), classes = counts.length, draw = normals(seed), W = new Float64Array(width * classes);
     for (let k = 0; k < classes; k++) for (let j = 0; j < width; j++) W[j * classes + k] = scale * draw();
-    if (balanced) return { F: balancedFeatures(W, width, classes, samples, draw), W };
-    return { F: Float64Array.from({ length: samples * width }, () => scale * draw()), W };
+    if (kind === "balanced") return { F: balancedFeatures(W, width, classes, samples, draw), W };
+    const F = Float64Array.from({ length: samples * width }, () => scale * draw());
+    return kind === "constructed" ? addConstructed({ F, W, counts, width }) : { F, W };
+  }
+
+  // What `constructed` of starts.py has before its jitter: samples of the frequent classes side by side in the
+  // direction of their class, with its weights along it; nothing for the two last classes.
+  function addConstructed({ F, W, counts, width }) {
+    const classes = counts.length, frequent = classes - 2, gap = Math.min(GAP, 360 / frequent);
+    const along = (degrees) => [Math.cos(Math.PI * degrees / 180), Math.sin(Math.PI * degrees / 180)].slice(0, width);
+    for (let k = 0, i = 0; k < frequent; k++) {
+      const angle = FIRST - gap * k, length = LENGTHS[k % 2];
+      along(angle - (k ? 0 : LAG)).forEach((part, j) => (W[j * classes + k] += length * part));
+      for (let n = 0; n < counts[k]; n++, i++) {
+        const aside = counts[k] > 1 ? SPREAD * (1 - 2 * n / (counts[k] - 1)) : 0, across = along(angle + 90);
+        along(angle).forEach((part, j) => (F[i * width + j] += length * part + aside * across[j]));
+      }
+    }
+    return { F, W };
   }
 
   // F = Q diag(s) U^T with W = U diag(s) V^T and Q random orthonormal columns, as many as W has singular values.
@@ -238,25 +259,44 @@
   // Collapse, expansion and fall of RankMe, as phases.py finds them, with the spans of indices to shade.
   // Nothing is found among values of which one is no number.
   function phases(values, size = 0.02) {
-    const found = { collapseEnd: -1, turn: -1, collapse: NaN, expansion: NaN, fall: NaN, spans: [] };
+    const found = { collapseEnd: -1, turn: -1, collapse: NaN, expansion: NaN, fall: NaN, remaining: NaN, anyFall: NaN,
+                    lasting: false, passing: false, spans: [] };
     if (values.length < 2 || !values.every(Number.isFinite)) return found;
     const afterFall = firstMinimum(values, firstFall(values, size), size);
     const { low, grows } = afterFall.grows ? afterFall : firstMinimum(values, 0, size);
     const turn = low + largest(values.slice(low)), last = values.length - 1;
     const lowest = turn + largest(values.slice(turn).map((value) => -value));
+    const highest = Math.max(...values.slice(lowest));
     found.collapse = 1 - values[low] / Math.max(...values.slice(0, low + 1));
     found.expansion = grows ? values[turn] / values[low] - 1 : 0;
     found.fall = grows ? 1 - values[lowest] / values[turn] : 0;
+    found.remaining = grows ? 1 - values[last] / values[turn] : 0;
+    found.anyFall = grows ? largestFall(values, low, size) : 0;
     if (grows) Object.assign(found, { collapseEnd: low, turn });
     const shown = { fall: found.fall > size, expansion: grows, collapse: found.collapse > size };
+    const three = shown.collapse && grows && found.anyFall > size, lasts = found.remaining > size;
+    Object.assign(found, { lasting: three && lasts, passing: three && !lasts });
     const end = shown.fall ? turn : last;
     found.spans = [
       shown.collapse
         && { phase: "warmup", first: 0, last: grows ? low : last, change: -found.collapse, to: values[low] },
       shown.expansion && { phase: "entropy-seeking", first: low, last: end, change: found.expansion, to: values[turn] },
-      shown.fall && { phase: "compression-seeking", first: turn, last, change: -found.fall, to: values[lowest] },
+      shown.fall
+        && { phase: "compression-seeking", first: turn, last: lowest, change: -found.fall, to: values[lowest] },
+      shown.fall && lowest < last
+        && { phase: "later", first: lowest, last, change: highest / values[lowest] - 1, to: highest },
     ].filter(Boolean);
     return found;
+  }
+
+  // The largest relative fall below the highest value since index `low`, once values have grown by more than `size`.
+  function largestFall(values, low, size) {
+    let highest = values[low], fall = 0;
+    for (const value of values.slice(low)) {
+      highest = Math.max(highest, value);
+      if (highest > (1 + size) * values[low]) fall = Math.max(fall, 1 - value / highest);
+    }
+    return fall;
   }
 
   // Index of the first value smaller by more than `size`, relatively, than the largest before it; else 0.

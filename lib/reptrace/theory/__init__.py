@@ -1,8 +1,8 @@
 """The toy model of features and a classifier, whose dynamics can be worked out; imports no other wing.
 
-It is that of Li et al. 2025 (arXiv 2509.23024, section 4). b samples with orthonormal inputs, so that each has its own
-row of features F (b x d); a classifier W (d x V); logits F W. Full-batch gradient descent on the sum over the samples,
-with P the softmax of the logits and Y the one-hot labels:
+It is that of Li et al. 2025 (arXiv 2509.23024, section 3.3 and appendix B). b samples with orthonormal inputs, so that
+each has its own row of features F (b x d); a classifier W (d x V); logits F W. Full-batch gradient descent on the sum
+over the samples, with P the softmax of the logits and Y the one-hot labels:
 
     cross-entropy  -sum_k ln P[k, y_k]        E = P - Y      dF = E W^T
     squared error  1/2 ||F W - Y||^2          E = F W - Y    dW = F^T E

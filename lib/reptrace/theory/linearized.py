@@ -14,7 +14,7 @@ def linearized(start: Start, times, loss: str = "cross-entropy") -> tuple[np.nda
     Near F W = 0 the error is -D, D = Y - 1/V (cross-entropy, P = 1/V) or D = Y (squared). Then dF/dt = D W^T and
     dW/dt = F^T D are linear, and D = A diag(s) B^T takes them apart: X = A^T F and Z = B^T W^T follow dX/dt = s Z,
     dZ/dt = s X, hence X(t) = cosh(s t) X(0) + sinh(s t) Z(0) and the same with X and Z exchanged; what lies outside the
-    columns of A and B stays. Theorem 2 of the paper, for any start, balanced or not.
+    columns of A and B stays. This is not Theorem 2, which needs balance and holds all along; this needs small logits.
 
     Parameters
     ----------

@@ -1,11 +1,15 @@
-"""Where descents begin: random features and classifiers, the classes' counts, inputs that are alike."""
+"""Where descents begin: random features and classifiers, the start of the paper's Fig 4, the classes' counts, inputs
+that are alike."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+# Fig 4's start, in degrees: where its first class points, from there to the next, and how much less its weights turn
+FIRST, GAP, LAG = 100.0, 98.3, 10.0
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,8 @@ def start(counts: Sequence[int], width: int, *, scale: float = 0.1, balanced: bo
     ValueError
         Says which of them was wrong.
     """
-    counts, seeds = _counts(counts), _seeds(seeds)
+    counts, seeds, width = _counts(counts), _seeds(seeds), _width(width)
     b, classes = sum(counts), len(counts)
-    if int(width) != width or width < 1:
-        raise ValueError(f"width (d) must be a whole number of at least 1, got {width}.")
     if not (np.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be positive and finite, got {scale}: from 0 nothing moves.")
     if balanced and (gram is not None or b < min(width, classes)):
@@ -76,6 +78,73 @@ def start(counts: Sequence[int], width: int, *, scale: float = 0.1, balanced: bo
         gram = _gram(gram, b)
         features = np.linalg.cholesky(gram) @ features
     return Start(features, classifier, np.repeat(np.arange(classes), counts), seeds, gram)
+
+
+def constructed(counts: Sequence[int], width: int = 2, *, directions: str = "figure",
+                lengths: Sequence[float] = (0.6, 0.75), spread: float = 0.05, jitter: float = 1e-3,
+                seeds: int | Sequence[int] = 1) -> Start:
+    """The start that the paper's Fig 4 seems to have: its frequent classes are there already, its two last are not.
+
+    The paper does not describe its start. Others read this one off the markers in its figure
+    (fragmential/training-time-entropy-circuits): the samples of each frequent class lie side by side in one direction
+    of the plane, with the class's weights; the two last classes, the rare ones, have their features at the origin and
+    no weights, so that nothing but the jitter tells them from each other. The figure has counts (2, 2, 1, 1).
+
+    Parameters
+    ----------
+    counts : sequence of int, length V, at least 3
+    width : int, default 2
+        d. The directions lie in the plane of the first two coordinates.
+    directions : "figure" or "random"
+        As in the figure (for more than three frequent classes, spread evenly), or drawn for each class and seed, with
+        weights along them.
+    lengths : sequence of float, default (0.6, 0.75)
+        Of the features and weights of each frequent class, from the first on, over again if there are more classes.
+    spread : float, default 0.05
+        The samples of a frequent class lie evenly from so far on one side of its direction to so far on the other.
+    jitter : float, default 1e-3
+        Standard deviation of the normal numbers added to every entry of F and W.
+    seeds : int n, for 0..n-1, or a sequence
+
+    Raises
+    ------
+    ValueError
+        Says which of them was wrong.
+    """
+    counts, seeds, width = _counts(counts), _seeds(seeds), _width(width)
+    frequent = len(counts) - 2
+    if frequent < 1:
+        raise ValueError(f"a constructed start needs a frequent class beside the two rare ones, got counts {counts}.")
+    if directions not in ("figure", "random") or not jitter >= 0:
+        raise ValueError(f'directions must be "figure" or "random", and jitter not negative, got {directions!r}, '
+                         f"{jitter}.")
+    draws = [np.random.default_rng(seed) for seed in seeds]
+    angles = np.tile(FIRST - min(GAP, 360 / frequent) * np.arange(frequent), (len(seeds), 1))
+    lag = np.where(np.arange(frequent) == 0, LAG, 0.0)
+    if directions == "random":
+        angles, lag = np.stack([rng.uniform(0, 360, frequent) for rng in draws]), 0.0
+    lengths = np.resize(np.asarray(lengths, dtype=float), frequent)[:, None]
+    labels, plane = np.repeat(np.arange(len(counts)), counts), min(width, 2)
+    aside = np.concatenate([np.linspace(spread, -spread, n) if n > 1 else [0.0] for n in counts[:frequent]])[:, None]
+    features, classifier = np.zeros((len(seeds), len(labels), width)), np.zeros((len(seeds), width, len(counts)))
+    of = labels[labels < frequent]
+    placed = (lengths * _along(angles))[:, of] + aside * _along(angles + 90)[:, of]
+    features[:, : len(of), :plane] = placed[..., :plane]
+    classifier[:, :plane, :frequent] = (lengths * _along(angles - lag)).swapaxes(1, 2)[:, :plane]
+    features += jitter * np.stack([rng.standard_normal(features.shape[1:]) for rng in draws])
+    classifier += jitter * np.stack([rng.standard_normal(classifier.shape[1:]) for rng in draws])
+    return Start(features, classifier, labels, seeds)
+
+
+def coincident(begun: Start, jitter: float = 1e-3) -> Start:
+    """The same start with its two last classes, features and weights, at the origin, told apart by a normal jitter."""
+    rare = begun.labels >= begun.classifier.shape[2] - 2
+    features, classifier = begun.features.copy(), begun.classifier.copy()
+    for k, seed in enumerate(begun.seeds):
+        rng = np.random.default_rng([seed, 2])  # 1 orders mini-batches
+        features[k, rare] = jitter * rng.standard_normal((rare.sum(), features.shape[2]))
+        classifier[k, :, -2:] = jitter * rng.standard_normal((features.shape[2], 2))
+    return replace(begun, features=features, classifier=classifier)
 
 
 def zipf_counts(classes: int, exponent: float, samples: int) -> tuple[int, ...]:
@@ -100,6 +169,17 @@ def _counts(counts) -> list[int]:
     if any(count != int(count) or count < 1 for count in counts):
         raise ValueError(f"counts must be positive whole numbers, samples of each class, got {counts}.")
     return [int(count) for count in counts]
+
+
+def _width(width) -> int:
+    if int(width) != width or width < 1:
+        raise ValueError(f"width (d) must be a whole number of at least 1, got {width}.")
+    return int(width)
+
+
+def _along(degrees) -> np.ndarray:
+    """Unit vectors of the plane in these directions, on a new last axis."""
+    return np.stack([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], -1)
 
 
 def _seeds(seeds) -> tuple[int, ...]:
