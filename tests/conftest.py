@@ -28,7 +28,7 @@ os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (bypass,
 import numpy as np
 import pytest
 import torch
-from clusters import dask_here, loopback, nursery, started_once  # noqa: F401  fixtures
+from clusters import dask_here, loopback, nursery, side_by_side, started_once  # noqa: F401  fixtures
 from limits import pytest_handlecrashitem, pytest_runtest_teardown  # noqa: F401  hooks
 
 torch.set_num_threads(1)
