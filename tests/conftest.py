@@ -33,6 +33,17 @@ from limits import pytest_handlecrashitem, pytest_runtest_teardown  # noqa: F401
 
 torch.set_num_threads(1)
 
+# The files that take longest, a quarter of a minute or more each, the slowest first.
+LONGEST = ("report/test_making.py", "report/test_lab.py", "sweeps/test_dispatch.py", "report/test_paper_profile.py",
+           "training/test_pretrain.py", "training/test_callback.py", "sweeps/test_sweep_hub.py",
+           "report/test_executing.py", "tasks/test_evaluation.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: `make test` gives files to two processes, and neither is to be left with a long one."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 @pytest.fixture(autouse=True)
 def seeded():
