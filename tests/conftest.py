@@ -33,10 +33,10 @@ from limits import pytest_handlecrashitem, pytest_runtest_teardown  # noqa: F401
 
 torch.set_num_threads(1)
 
-# The files that take longest, a quarter of a minute or more each, the slowest first.
-LONGEST = ("report/test_making.py", "report/test_lab.py", "sweeps/test_dispatch.py", "report/test_paper_profile.py",
-           "training/test_pretrain.py", "training/test_callback.py", "sweeps/test_sweep_hub.py",
-           "report/test_executing.py", "tasks/test_evaluation.py")
+# The files that take a quarter of a minute of processor time or more, the longest first.
+LONGEST = ("report/test_making.py", "training/test_pretrain.py", "training/test_callback.py", "report/test_lab.py",
+           "measures/test_phases.py", "sweeps/test_dispatch.py", "sweeps/test_sweep_hub.py",
+           "report/test_paper_profile.py", "sweeps/test_measurement.py", "test_main.py", "checkpoints/test_weights.py")
 
 
 def pytest_collection_modifyitems(items):
