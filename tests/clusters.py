@@ -29,6 +29,7 @@ from distributed.cli.dask_scheduler import main as scheduler
 from distributed.cli.dask_worker import main as worker
 from reptrace.__main__ import main as reptrace
 from transformers.models.gpt_neox import modeling_gpt_neox
+print("ready", flush=True)
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a child ended: it says so itself
 for line in sys.stdin:
     name, arguments, log = json.loads(line)
@@ -108,6 +109,7 @@ def started_once(tmp_path_factory) -> Iterator[Nursery]:
                    "DASK_TEMPORARY_DIRECTORY": str(folder)}
     with subprocess.Popen([sys.executable, "-c", NURSERY], env=environment, text=True, stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as process:
+        assert line(process, 3 * SOON) == "ready\n"  # a busy machine may take so long to import everything
         yield Nursery(process, folder)
         process.kill()
 
@@ -139,6 +141,20 @@ def loopback(dask_here) -> Iterator:
     """The client of a scheduler in this process, on 127.0.0.1, without workers."""
     with scheduler() as client:
         yield client
+
+
+@pytest.fixture
+def side_by_side(nursery, dask_here, monkeypatch) -> None:
+    """`workers=2` takes workers of the nursery in place of new processes, of which sweeps/test_dispatch.py has a test.
+    """
+    @contextmanager
+    def local_cluster(workers: int, device: str | None = None) -> Iterator:
+        with scheduler() as client:
+            for _ in range(workers):
+                nursery.worker(client)
+            yield client
+
+    monkeypatch.setattr("reptrace.sweeps.cluster.local_cluster", local_cluster)
 
 
 @contextmanager

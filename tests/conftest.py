@@ -28,10 +28,21 @@ os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (bypass,
 import numpy as np
 import pytest
 import torch
-from clusters import dask_here, loopback, nursery, started_once  # noqa: F401  fixtures
+from clusters import dask_here, loopback, nursery, side_by_side, started_once  # noqa: F401  fixtures
 from limits import pytest_handlecrashitem, pytest_runtest_teardown  # noqa: F401  hooks
 
 torch.set_num_threads(1)
+
+# The files that take a quarter of a minute of processor time or more, the longest first.
+LONGEST = ("report/test_making.py", "training/test_pretrain.py", "training/test_callback.py", "report/test_lab.py",
+           "measures/test_phases.py", "sweeps/test_dispatch.py", "sweeps/test_sweep_hub.py",
+           "report/test_paper_profile.py", "sweeps/test_measurement.py", "test_main.py", "checkpoints/test_weights.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: `make test` gives files to two processes, and neither is to be left with a long one."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(autouse=True)

@@ -53,25 +53,32 @@ def gone(number, seconds=30):
     return not alive(number)
 
 
-def test_as_many_run_at_once_as_asked_for_in_the_order_given_on_one_thread_each(tmp_path):
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Three pages, executed two at a time."""
+    folder = tmp_path_factory.mktemp("three")
     threads = "import os\n[os.environ[f'{name}_NUM_THREADS'] for name in ('OMP', 'MKL', 'OPENBLAS')]"
     # each of the first two goes on when the other has begun; the third begins when one of them has ended
-    both = [page(tmp_path, name, f"open({str(tmp_path / name)!r}, 'w').close()", WAIT.format(str(tmp_path / other)),
-                 f"import os\nos.path.exists({str(tmp_path / other)!r})", threads)
+    both = [page(folder, name, f"open({str(folder / name)!r}, 'w').close()", WAIT.format(str(folder / other)),
+                 f"import os\nos.path.exists({str(folder / other)!r})", threads)
             for name, other in (("a", "b"), ("b", "a"))]
-    third = page(tmp_path, "c", f"import pathlib\nany(pathlib.Path({str(tmp_path / 'pages')!r}).glob('[ab].ipynb'))")
-    ended = dict(execute([*both, third], workers=2))
-    for each in both:
+    third = page(folder, "c", f"import pathlib\nany(pathlib.Path({str(folder / 'pages')!r}).glob('[ab].ipynb'))",
+                 "n + 1", parameters="n = 1\ncorpus = 'c'", n=2, other=3)
+    return [*both, third], dict(execute([*both, third], workers=2))
+
+
+def test_as_many_run_at_once_as_asked_for_in_the_order_given_on_one_thread_each(three):
+    pages, ended = three
+    for each in pages[:2]:
         assert outputs(each) == ["True", "['1', '1', '1']"]
-    assert outputs(third) == ["True"] and set(ended) == {*both, third}
+    assert outputs(pages[2])[0] == "True" and set(ended) == set(pages)
     assert all(spent.processor_seconds > 0 for spent in ended.values())
-    assert all(each.done for each in (*both, third)) and not list(tmp_path.glob("pages/*unfinished*"))
+    assert all(each.done for each in pages) and not list(pages[0].target.parent.glob("*unfinished*"))
 
 
-def test_a_page_is_made_again_when_its_parameters_or_what_it_reads_change_and_not_otherwise(tmp_path):
-    made = page(tmp_path, "a", "n + 1", parameters="n = 1\ncorpus = 'c'", n=2, other=3)
-    list(execute([made]))
-    assert outputs(made) == ["3"] and page_of(made.notebook, {"n": 2, "other": 4}, made.target, []).done
+def test_a_page_is_made_again_when_its_parameters_or_what_it_reads_change_and_not_otherwise(three):
+    made = three[0][2]
+    assert outputs(made)[1] == "3" and page_of(made.notebook, {"n": 2, "other": 4}, made.target, []).done
     assert not page_of(made.notebook, {"n": 3}, made.target, []).done
     assert not page_of(made.notebook, {"n": 2}, made.target, [], state="other records").done
     assert not page_of(made.notebook, {"n": 2}, made.target, [made.notebook]).done

@@ -3,26 +3,29 @@
 Trusted: the files left on disk, their times and contents, and an uninterrupted training of the same runs.
 """
 
+import io
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import nbformat
 import numpy as np
+import papermill
 import pyarrow.parquet
 import pytest
 import yaml
-from limits import kill_when, run
+from limits import kill_when
 
-from reptrace.report import making
+from reptrace.report import capabilities, making, profiles
 from reptrace.report.archive import pack
 from reptrace.report.executing import execute, page_of
 from reptrace.report.profiles import ROOT, Profile
+from reptrace.training import pretrain
 from reptrace.training.pretrain import Suite
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -30,29 +33,39 @@ HUB = {"suites", "checkpoints", "refine"}  # parameters of notebooks that can sh
 TINY = yaml.safe_load((ROOT / "notebooks/params/tiny.yaml").read_text())
 
 
-# Within the first test the report is made: over a minute on a quiet machine, and a busy one is five times slower.
+# Within the first test the report is made: a minute on a quiet machine, and a busy one is five times slower.
 pytestmark = pytest.mark.timeout(900)
 # Some pages of the book, which link to no others: all of them are made by `make smoke`, in CI.
 CONTENTS = ["method", "notebooks/start_here", "notebooks/fig02_pretraining_phases", "notebooks/fig03_capabilities",
             "notebooks/settings_tried", "notebooks/trace_real_suite", "own_model", "refused", "glossary",
             "references"]
+PAGES = [Path(name).name for name in CONTENTS if name.startswith("notebooks/")]
 COMMAND = """
 import sys
 from pathlib import Path
 from reptrace.report import making
+from reptrace.training import pretrain
 if __name__ == "__main__":
     making.BOOK = Path(sys.argv[1])
+    pretrain.cores = lambda: 1  # so that the longest run is trained before the others, whatever machine this is
     print("report:", making.make_report(Path(sys.argv[2])))
 """
 
 
-def command(parameters):
-    folder = parameters.parent
-    return [sys.executable, str(folder / "make.py"), str(folder / "book"), str(parameters)]
+@contextmanager
+def small_report(project):
+    """The small book in place of the project's, and one worker: to start another takes longer than all it would do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(making, "BOOK", project / "book")
+        for module in (making, profiles, capabilities, pretrain):
+            patch.setattr(module, "cores", lambda: 1)
+        yield patch
 
 
 def make(parameters):
-    return run(command(parameters), 600, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    """The report's first page, and what was printed."""
+    with small_report(parameters.parent), redirect_stdout(io.StringIO()) as printed:
+        return making.make_report(parameters), printed.getvalue()
 
 
 def geometry(project):
@@ -74,7 +87,7 @@ def project(tmp_path_factory):
     words = np.array(["w" + "".join(letters[[int(digit) for digit in str(k)]]) for k in range(300)])
     texts = [" ".join(words[rng.zipf(1.3, 40) % 300]) for _ in range(1500)]
     (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    small = TINY | {"sizes": [{"width": 16, "layers": 1, "tokens": 1e5, "seeds": [0, 1]},
+    small = TINY | {"sizes": [{"width": 16, "layers": 1, "tokens": 4e4, "seeds": [0, 1]},
                               {"width": 32, "layers": 1, "tokens": 1e5, "seeds": [0]}],
                     "vocabulary": 512, "context": 32, "batch": 16, "corpus": str(folder / "text.jsonl"),
                     "sequences": 100, "min_length": 8, "items": 40, "build": str(folder / "build")}
@@ -89,25 +102,28 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(project):
-    """The report, made in two goes: killed at the first checkpoints of its training, then called again."""
-    first = subprocess.Popen(command(project / "small.yaml"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """The report, made in two goes: its process killed at the first checkpoints of its training, then called here."""
+    small, data = project / "small.yaml", tracked()
+    command = [sys.executable, str(project / "make.py"), str(project / "book"), str(small)]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     kill_when(first, lambda: list(project.glob("build/hub/*/refs/step16")))
     time.sleep(1)  # its children end when they next report
-    assert not list(project.glob("build/records/*.parquet"))
-    second = make(project / "small.yaml")
-    assert second.returncode == 0, second.stderr[-2000:]
+    assert not list(project.glob("build/hub/*/refs/main")), "killed too late to show anything"
+    second = make(small)
+    assert tracked() == data, "times and archive are tracked of the default suite alone"
     return second
 
 
-def test_the_report_ends_with_the_path_of_a_first_page_that_is_there(made):
-    page = Path(made.stdout.splitlines()[-1].removeprefix("report: "))
+def test_the_report_ends_with_its_first_page_and_the_times(made):
+    page, printed = made
     assert page.name == "index.html" and "reptrace" in page.read_text()
-    assert {path.stem for path in (page.parent / "notebooks").glob("*.html")} == {
-        Path(name).name for name in CONTENTS if name.startswith("notebooks/")}
+    assert {path.stem for path in (page.parent / "notebooks").glob("*.html")} == set(PAGES)
+    for name in PAGES:
+        assert f"notebook {name}.ipynb: done in " in printed and f"  {name}  " in printed
 
 
 def test_the_pages_fetch_nothing_and_bring_mathjax_along(made):
-    html = Path(made.stdout.splitlines()[-1].removeprefix("report: ")).parent
+    html = made[0].parent
     assert (html / "_static/mathjax/tex-chtml.js").exists()
     for page in [*html.glob("*.html"), *html.glob("notebooks/*.html")]:
         for tag in ("<script src=\"http", "<script async=\"async\" src=\"http", "<link rel=\"stylesheet\" href=\"http"):
@@ -121,7 +137,7 @@ def test_pages_end_with_what_made_them_and_show_the_parameters_used(made, projec
     settings = [cell for cell in page.cells if "parameters" in " ".join(cell.metadata.get("tags", []))]
     assert len(settings) == 1 and "vocabulary = 512" in settings[0].source
     figures = [o for cell in page.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
-    assert len(figures) == 3
+    assert figures
 
 
 def test_a_killed_report_ends_with_the_weights_of_one_never_stopped(made, project, tmp_path):
@@ -130,7 +146,7 @@ def test_a_killed_report_ends_with_the_weights_of_one_never_stopped(made, projec
     from reptrace.models.loading import from_pretrained
 
     profile = Profile.of(yaml.safe_load((project / "small.yaml").read_text()))
-    run = profile.runs[-1]
+    run = profile.runs[-1]  # the longest, so the one that was killed
     straight = Suite([run], profile.texts[0], tmp_path)
     straight.train(progress=False)
     one, other = (from_pretrained(GPTNeoXForCausalLM, run.repository, "main", suite.hub).state_dict()
@@ -140,9 +156,9 @@ def test_a_killed_report_ends_with_the_weights_of_one_never_stopped(made, projec
 
 def test_a_second_call_redoes_nothing(made, project):
     before = {path: path.stat().st_mtime_ns for path in project.glob("build/**/*") if path.is_file()}
-    again = make(project / "small.yaml")
-    assert again.returncode == 0 and again.stdout.count("done already") == 5
-    assert "nothing changed" in again.stdout
+    page, printed = make(project / "small.yaml")
+    assert page == made[0] and printed.count("done already") == len(PAGES)
+    assert "nothing changed" in printed
     after = {path: path.stat().st_mtime_ns for path in project.glob("build/**/*") if path.is_file()}
     assert after == before
 
@@ -155,23 +171,34 @@ def outputs(page):
             yield re.sub("T_[0-9a-f]{5}|0x[0-9a-f]+", "", text).partition("**What made this page.**")[0]
 
 
-def test_pages_made_from_an_archive_show_what_the_report_s_show_without_text_and_models(made, project, monkeypatch):
+def opens_a_profile(name):
+    return "corpus" in papermill.inspect_notebook(str(ROOT / "notebooks" / f"{name}.ipynb"))
+
+
+def test_pages_made_from_an_archive_show_what_the_report_s_show_without_text_and_models(made, project):
     parameters = yaml.safe_load((project / "small.yaml").read_text())
     pack(Profile.of(parameters).answers, project / "archive")
     (project / "elsewhere.yaml").write_text(yaml.safe_dump(parameters | {"build": str(project / "elsewhere")}))
+    report, archive = project / "build/book/source/notebooks", project / "elsewhere/from_archive/source/notebooks"
+    archive.mkdir(parents=True)
+    others = [name for name in PAGES if not opens_a_profile(name)]
+    for name in others:  # as they read no record, they are not made again
+        shutil.copy(report / f"{name}.ipynb", archive)
     (project / "text.jsonl").rename(project / "gone.jsonl")
-    monkeypatch.setattr(making, "BOOK", project / "book")
     try:
-        first = making.make_book(project / "elsewhere.yaml", project / "archive")
+        with small_report(project) as patch, redirect_stdout(io.StringIO()) as printed:
+            # what Sphinx makes of these pages the report's own show, if they are the same
+            patch.setattr(making, "build_book", lambda folder, *found: folder / "first page")
+            first = making.make_book(project / "elsewhere.yaml", project / "archive")
     finally:
         (project / "gone.jsonl").rename(project / "text.jsonl")
-    assert first.exists() and {path.name for path in (project / "elsewhere").iterdir()} == {"from_archive"}
-    names = [Path(name).name for name in CONTENTS if name.startswith("notebooks/")]
-    for name in names:
-        ours, theirs = (list(outputs(folder / "source/notebooks" / f"{name}.ipynb"))
-                        for folder in (project / "elsewhere/from_archive", project / "build/book"))
+    assert first == project / "elsewhere/from_archive/first page"
+    assert {path.name for path in (project / "elsewhere").iterdir()} == {"from_archive"}
+    for name in PAGES:
+        assert f"notebook {name}.ipynb: done {'already' if name in others else 'in '}" in printed.getvalue()
+        ours, theirs = (list(outputs(folder / f"{name}.ipynb")) for folder in (archive, report))
         assert len(ours) > 2 and ours == theirs, name
-    page = nbformat.read(project / "elsewhere/from_archive/source/notebooks/fig03_capabilities.ipynb", 4)
+    page = nbformat.read(archive / "fig03_capabilities.ipynb", 4)
     assert "its records are those of the archive" in page.cells[-1].outputs[0].data["text/markdown"]
 
 
@@ -187,14 +214,19 @@ def test_a_changed_parameter_redoes_only_what_depends_on_it(made, project):
     changed = yaml.safe_load((project / "small.yaml").read_text()) | {"alpha_ranks": [3, 12]}
     (project / "changed.yaml").write_text(yaml.safe_dump(changed))
     refs = {path: path.stat().st_mtime_ns for path in project.glob("build/hub/*/refs/*")}
-    records, data = geometry(project), tracked()
-    done = make(project / "changed.yaml")
-    assert done.returncode == 0, done.stderr[-2000:]
+    records, spectra = set(project.glob("build/records/*.parquet")), geometry(project)
+
+    def execute(pages, *others):
+        raise InterruptedError(" ".join(sorted(page.name for page in pages)))
+
+    with small_report(project) as patch, pytest.raises(InterruptedError) as asked:
+        patch.setattr(making, "execute", execute)
+        making.make_report(project / "changed.yaml")
     assert {path: path.stat().st_mtime_ns for path in project.glob("build/hub/*/refs/*")} == refs
-    assert len(geometry(project) - records) == len(records)
-    assert "settings_tried.ipynb: done already" in done.stdout and "fig02_pretraining_phases.ipynb: exec" in done.stdout
-    assert "  fig02_pretraining_phases  " in done.stdout, "the times are printed"
-    assert tracked() == data, "times and archive are tracked of the default suite alone"
+    assert len(geometry(project) - spectra) == len(spectra)
+    new = set(project.glob("build/records/*.parquet")) - records
+    assert new == geometry(project) - spectra, "no task is asked again"
+    assert str(asked.value).split() == sorted(filter(opens_a_profile, PAGES))
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def test_what_is_done_is_not_done_again_and_other_weights_or_settings_are(run, p
     assert len(list(store.folder.glob("*.parquet"))) == 7
 
 
-def test_two_processes_give_what_one_gives(run, probe, tmp_path):
+def test_two_processes_give_what_one_gives(run, probe, tmp_path, side_by_side):
     one, two = (trace(checkpoints(str(run)), probe, Store(tmp_path / str(n)), ranks=(2, 10), workers=n, progress=False)
                 for n in (1, 2))
     # the same computation, up to the order of sums in products on one thread or several

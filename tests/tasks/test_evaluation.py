@@ -679,7 +679,7 @@ def test_a_wrong_task_or_a_missing_probe_stops_before_any_checkpoint(stock, run,
     assert not store.folder.exists()
 
 
-def test_side_by_side_is_as_one_by_one(run, data, held_out, tmp_path):
+def test_side_by_side_is_as_one_by_one(run, data, held_out, tmp_path, side_by_side):
     tables = []
     for workers in (1, 2):
         tables.append(evaluate_checkpoints(run, ["cloze", "loss"], Store(tmp_path / str(workers)), 16, data=data,
