@@ -101,8 +101,8 @@ class ProbeSpec:
 
 def open_text(source: str | Path, documents: int = 50_000, cache: Path | None = None,
               field: str = text_files.FIELD) -> Corpus:
-    """A corpus by name: "docstrings"; "code"; a file, see `text_files.read`; "hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]]"; or
-    "hub:FOLDER[:[CONFIG]:[SPLIT][:FIELD]]".
+    """A corpus by name: "docstrings"; "code"; a file, see `text_files.read`;
+    "hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]]"; or "hub:FOLDER[:[CONFIG]:[SPLIT][:FIELD]]".
 
     `field` says which field of a row holds the text, of files and of a hub dataset that names none itself.
     """

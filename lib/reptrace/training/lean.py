@@ -1,9 +1,9 @@
 """A lean training loop: the recipe of `pretrain`'s Trainer runs, without what surrounds it there.
 
 The same batches in the same order, AdamW with the same two groups of weights, clipping and schedule: the losses are the
-Trainer's but for float32 rounding. What small batches gain from it stands in README. On a GPU the blocks and the
-head are compiled and run in bfloat16 (autocast; the weights stay float32); on a CPU everything is float32, and a loop that
-goes on from a saved state ends with the weights of one that was never stopped, bit for bit.
+Trainer's but for float32 rounding. On a GPU the blocks and the head are compiled and run in bfloat16 (autocast; the
+weights stay float32); on a CPU everything is float32, and a loop that goes on from a saved state ends with the weights
+of one that was never stopped, bit for bit.
 """
 
 from __future__ import annotations
@@ -169,7 +169,8 @@ def check_same(found: Mapping, wanted: Mapping, what: str) -> None:
     keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
     if keys:
         differ = ", ".join(f"{key} {found.get(key)!r}, not {wanted.get(key)!r}" for key in keys)
-        raise ValueError(f"{what} is of a run with other settings: {differ}. Go on with those, or begin anew elsewhere.")
+        raise ValueError(f"{what} is of a run with other settings: {differ}. Go on with those, or begin anew in "
+                         "another folder.")
 
 
 def initial_model(run: Run) -> GPTNeoXForCausalLM:

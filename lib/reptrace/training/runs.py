@@ -71,7 +71,8 @@ class Run:
         if head < 8 or head % 8:  # a quarter of it is turned, in pairs of dimensions
             raise ValueError(f"head_width must be a multiple of 8, got {head}.")
         if self.width % head and self.width not in (head // 2, head * 3 // 2):
-            raise ValueError(f"width must be a multiple of {head}, or {head // 2} or {head * 3 // 2}, got {self.width}.")
+            raise ValueError(f"width must be a multiple of {head}, or {head // 2} or {head * 3 // 2}, got "
+                             f"{self.width}.")
         if min(self.width, self.layers, self.steps, self.context, self.batch) < 1:
             raise ValueError(f"width, layers, steps, context and batch must be positive, got {self}.")
         if self.vocabulary > 2**16:
