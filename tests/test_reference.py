@@ -1,7 +1,7 @@
 """The reference suite's study, on a plan of seconds.
 
-Trusted: a run that was never stopped, `geometry` and transformers' own loss on a model that was trained by `Loop` alone,
-and the operations counted by hand for one shape.
+Trusted: a run that was never stopped, `geometry` and transformers' own loss on a model that was trained by `Loop`
+alone, and the operations counted by hand for one shape.
 """
 
 import copy

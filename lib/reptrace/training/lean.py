@@ -89,8 +89,8 @@ class Loop:
         self._head = head_loss
         if self.device.type == "cuda" if compiled is None else compiled:
             for block in self.model.gpt_neox.layers:
-                block.compile()  # one piece of code for all of them: seconds, where the whole model takes a minute
-            self._head = torch.compile(head_loss)
+                block.compile(dynamic=False)  # one piece of code for all: seconds, where a whole model takes a minute
+            self._head = torch.compile(head_loss, dynamic=False)
 
     def advance(self, steps: int) -> dict[str, float]:
         """Train so many steps more, or up to the run's end.
