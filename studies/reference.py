@@ -8,7 +8,7 @@ Settings: reference.yaml. At log-spaced steps the geometry of a held-out probe a
 same process, of the weights as they are and of their average (`training.lean`). After each checkpoint a table a size is
 written anew, whole, so that a machine cut off at any second leaves what was done; the state to go on from is kept in
 build/reference, every few minutes and at the end. `--pack FILE` writes the text alone, for a machine that lacks the
-packages it is made of (there as it is, or compressed: `zstd -9 --long=27 FILE`); `--trial` tells what each size would reach.
+packages it is made of (as it is, or compressed: `zstd -9 --long=27 FILE`); `--trial` tells what each size would reach.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import yaml
 from peak import matmul_peak, wait
 
 from reptrace.measures.spectra import geometry
-from reptrace.models.hidden_states import FINAL, last_token_states
+from reptrace.models.hidden_states import FINAL, NonFiniteError, last_token_states
 from reptrace.records.store import provenance, write_atomically
 from reptrace.training.lean import Averaging, Loop, check_same, head_loss, initial_model
 from reptrace.training.runs import Run, log_spaced
@@ -200,7 +200,10 @@ class Reference:
             if self.rows(each).step.max() == each.run.steps:
                 print(f"{each}: done", flush=True)
             else:
-                self.go_on(each, deadline)
+                try:
+                    self.go_on(each, deadline)
+                except NonFiniteError as error:  # its rows up to here are kept, and the others are trained
+                    print(f"{each} has diverged: {error}", flush=True)
 
     def go_on(self, each: Planned, deadline: float) -> None:
         """Train one run from where it stands, up to its end or the time."""
@@ -248,7 +251,7 @@ class Reference:
             print(f"{each}, {row['weights']}: step {row['step']}, {row['tokens'] / 1e6:.2f} M tokens, held-out loss "
                   f"{row['held_out_loss']:.3f}, RankMe {row['rankme']:.1f} +- {row['rankme_stderr']:.1f}"
                   + (f", {speed / 1e3:.0f} k tokens/s, {row['peak_share']:.0%} of the peak, {left / speed / 60:.1f} "
-                     "minutes to its end" if speed else "") + f"; measured in {row['measuring_seconds']:.1f} s",
+                     "minutes to its end" if speed > 0 else "") + f"; measured in {row['measuring_seconds']:.1f} s",
                   flush=True)
 
     def trial(self) -> None:
@@ -313,7 +316,7 @@ class Measured:
         self.reference, self.run = reference, run
         self.device = torch.device(reference.device)
         self.model = initial_model(run).to(self.device).eval()
-        self.probe = reference.text.probe.astype(np.int64).tolist()
+        self.probe = reference.text.probe[: reference.plan["sequences"]].astype(np.int64).tolist()
         held_out = reference.text.held_out.astype(np.int64).reshape(-1, run.context)
         self.held_out = torch.from_numpy(held_out).to(self.device)
 
