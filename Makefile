@@ -8,7 +8,7 @@ PARAMS ?= notebooks/params/tiny.yaml
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help setup report book browser verify smoke test bench settings toy causes lint clean
+.PHONY: help setup report book browser verify smoke test bench settings toy causes reference lint clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -54,6 +54,9 @@ toy: setup ## the toy model's phases over starts and settings; writes data/resul
 
 causes: setup ## train with one cause of the phases changed at a time; writes data/results/causes*.csv (14 minutes)
 	$(RUN) studies/causes.py
+
+reference: setup ## the reference suite, goes on where it stood; writes data/results/reference (hours; HOURS=2.5 stops it)
+	$(RUN) studies/reference.py $(if $(HOURS),--hours $(HOURS))
 
 lint: setup ## ruff, and the direction of imports between the wings
 	$(RUN) -m ruff check .

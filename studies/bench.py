@@ -28,6 +28,7 @@ import pandas as pd
 import torch
 from bench_infgram import default_tokens
 from bench_infgram import rows as infinity_gram
+from peak import matmul_peak, wait
 from torch import nn
 
 from reptrace.measures.spectra import eigenspectrum, geometry
@@ -119,12 +120,6 @@ def medians(tasks: Mapping[str, Callable[[], object]], repeats: int = REPEATS) -
             wait()
             taken[name].append(time.perf_counter() - started)
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
-
-
-def wait() -> None:
-    """A GPU works on after the call that started it has returned."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def row(what: str, against: str = "", seconds: float | None = None, against_seconds: float | None = None,
@@ -306,21 +301,6 @@ def operations(model: nn.Module, sequences: list[list[int]]) -> float:
     lengths = np.array([len(sequence) for sequence in sequences], float)
     attention = 2 * decoder.config.hidden_size * decoder.config.num_hidden_layers * (lengths**2).sum()
     return float(2 * parameters * lengths.sum() + attention)
-
-
-def matmul_peak(device: str, dtype: torch.dtype) -> float:
-    """Operations a second in a large square product: the best of several, which nothing on this device exceeds."""
-    size, times = (8192, 20) if device == "cuda" else (2048, 1)
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(6):
-        wait()
-        started = time.perf_counter()
-        for _ in range(times):
-            left @ right
-        wait()
-        best = min(best, (time.perf_counter() - started) / times)
-    return 2 * size**3 / best
 
 
 def memory(device: str, task: Callable[[], object]) -> tuple[object, float | None]:

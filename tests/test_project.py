@@ -398,7 +398,8 @@ def test_the_catalogue_lists_every_data_file_with_its_columns():
     common = listed.pop("common")
     listed = {name: columns for name, columns in listed.items() if not name.startswith("archive")}
     files = {str(path.relative_to(ROOT / "data")): path for folder in ("published", "results")
-             for path in (ROOT / "data" / folder).glob("*") if path.suffix != ".md" and not path.name.startswith(".")}
+             for path in (ROOT / "data" / folder).rglob("*")
+             if path.is_file() and path.suffix != ".md" and not path.name.startswith(".")}
     assert set(files) <= set(listed), "files that data/README.md does not list"
     # A result may be listed before it is made.
     assert {name for name in set(listed) - set(files) if not name.startswith("results/")} == set()

@@ -581,3 +581,19 @@ def test_a_tokenizer_is_trained_on_a_list_of_texts_and_nothing_else():
 def test_a_vocabulary_of_next_to_nothing_is_refused():
     with pytest.raises(ValueError, match="at least 6 others, got 7"):
         train_tokenizer(["a"], 7)
+
+
+def test_code_is_the_source_of_each_module_once_without_what_is_too_short_or_no_utf_8(tmp_path, monkeypatch):
+    import inspect
+
+    import filelock
+
+    files = {"a.py": b"x = 1\r\n" * 50, "again.py": b"x = 1\n" * 50, "short.py": b"x = 1\n", "latin.py": b"# \xe9" * 99}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(corpora, "_standard_library", lambda: sorted(tmp_path.iterdir()))
+    found = corpora.code(packages="filelock")
+    assert inspect.getsource(filelock._api) in found.documents and found.documents[-1] == "x = 1\n" * 50
+    assert found.passed_over == 1 and len(set(found.documents)) == len(found.documents)
+    monkeypatch.setattr(corpora, "default_packages", lambda: ["filelock"])
+    assert corpora.open_text("code").fingerprint == found.fingerprint

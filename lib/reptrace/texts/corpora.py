@@ -101,8 +101,8 @@ class ProbeSpec:
 
 def open_text(source: str | Path, documents: int = 50_000, cache: Path | None = None,
               field: str = text_files.FIELD) -> Corpus:
-    """A corpus by name: "docstrings"; a file, see `text_files.read`; "hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]]"; or
-    "hub:FOLDER[:[CONFIG]:[SPLIT][:FIELD]]".
+    """A corpus by name: "docstrings"; "code"; a file, see `text_files.read`;
+    "hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]]"; or "hub:FOLDER[:[CONFIG]:[SPLIT][:FIELD]]".
 
     `field` says which field of a row holds the text, of files and of a hub dataset that names none itself.
     """
@@ -111,6 +111,8 @@ def open_text(source: str | Path, documents: int = 50_000, cache: Path | None = 
                         f"{arguments.shown(source)}. Of texts in memory: Corpus(name, texts).")
     if source == "docstrings":
         return docstrings(cache=cache)
+    if source == "code":
+        return code()
     if str(source).startswith("hub:"):
         parts = str(source).split(":")[1:]
         if not parts[0] or len(parts) > 4:
@@ -200,6 +202,28 @@ def docstrings(min_characters: int = 200, packages: Sequence[str] | None = None,
     if kept:
         write_atomically(kept, json.dumps(asdict(corpus)).encode())
     return corpus
+
+
+def code(min_characters: int = 200, packages: Sequence[str] | None = None) -> Corpus:
+    """Source files of installed packages, and of the standard library, each content once: some 300 MB by default.
+
+    Packages, order and the rule for what is too short are those of `docstrings`, whose texts stand in these files too.
+    Files that are not UTF-8 are passed over and counted.
+    """
+    wanted = default_packages() if packages is None else arguments.names(packages, "names of distributions")
+    files = [path for name in sorted(set(wanted)) for path in _files_of(name)] + _standard_library()
+    bar = tqdm(files, desc="reading code", unit="file", leave=False)
+    texts = [_source(path) for path in bar]
+    documents, broken = _distinct([[text] for text in texts if text is not None], min_characters)
+    return Corpus(docstrings_name().replace("docstrings", "code"), documents, broken + texts.count(None))
+
+
+def _source(path: Path) -> str | None:
+    """Text of a source file with plain line ends; None where it is not UTF-8."""
+    try:
+        return path.read_text("utf-8-sig")  # any line end is read as "\n"
+    except UnicodeDecodeError:
+        return None
 
 
 def docstrings_name() -> str:

@@ -33,7 +33,7 @@ from reptrace.records.store import Store, write_atomically
 from reptrace.support.processes import KEEP_BUFFERS, cores
 from reptrace.texts.corpora import Corpus, train_tokenizer
 from reptrace.texts.frequencies import NATURAL, REMAPPINGS, Remapping
-from reptrace.training.runs import Run, log_spaced
+from reptrace.training.runs import Run, block_order, log_spaced
 
 MESSAGES, DONE = "messages.txt", "done\n"  # of a training process: what it wrote to standard error; a run's end
 
@@ -295,9 +295,7 @@ class _Blocks:
         self.blocks = ids[: len(ids) // run.context * run.context].reshape(-1, run.context)
         if len(self.blocks) == 0:
             raise ValueError(f"the training text has {len(ids)} tokens, less than one context of {run.context}.")
-        rng, needed = np.random.default_rng(run.seed), run.steps * run.batch
-        passes = [rng.permutation(len(self.blocks)) for _ in range(-(-needed // len(self.blocks)))]
-        self.order = np.concatenate(passes)[:needed]
+        self.order = block_order(len(self.blocks), run)
 
     def __len__(self) -> int:
         return len(self.order)

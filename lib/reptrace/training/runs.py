@@ -7,12 +7,14 @@ import json
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 
+import numpy as np
+
 from reptrace.texts.frequencies import NATURAL, REMAPPINGS
 
 HEAD_WIDTH = 16  # of an attention head; a model narrower than two of them has one
 LOSSES = ("cross-entropy", "squared error")
 # Came after runs had been trained and named: a run is named by these only where they differ from their defaults.
-ADDED = ("loss", "frequencies")
+ADDED = ("loss", "frequencies", "head_width")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Run:
     frequencies : str, default "natural"
         Of the tokens: "flattened" or "swapped" remap the token ids, see `frequencies`. The tokenizer stays that of the
         text, so such a model's own ids are not its tokenizer's.
+    head_width : int, default 16
+        Of an attention head; a quarter of it is turned by rotary embedding.
     """
 
     width: int
@@ -60,10 +64,15 @@ class Run:
     recipe: int = 1
     loss: str = LOSSES[0]
     frequencies: str = NATURAL
+    head_width: int = HEAD_WIDTH
 
     def __post_init__(self):
-        if self.width % HEAD_WIDTH and self.width not in (HEAD_WIDTH // 2, HEAD_WIDTH * 3 // 2):
-            raise ValueError(f"width must be a multiple of {HEAD_WIDTH}, or 8 or 24, got {self.width}.")
+        head = self.head_width
+        if head < 8 or head % 8:  # a quarter of it is turned, in pairs of dimensions
+            raise ValueError(f"head_width must be a multiple of 8, got {head}.")
+        if self.width % head and self.width not in (head // 2, head * 3 // 2):
+            raise ValueError(f"width must be a multiple of {head}, or {head // 2} or {head * 3 // 2}, got "
+                             f"{self.width}.")
         if min(self.width, self.layers, self.steps, self.context, self.batch) < 1:
             raise ValueError(f"width, layers, steps, context and batch must be positive, got {self}.")
         if self.vocabulary > 2**16:
@@ -106,7 +115,7 @@ class Run:
 
         return GPTNeoXConfig(
             vocab_size=self.vocabulary, hidden_size=self.width, num_hidden_layers=self.layers,
-            num_attention_heads=max(1, self.width // HEAD_WIDTH), intermediate_size=4 * self.width,
+            num_attention_heads=max(1, self.width // self.head_width), intermediate_size=4 * self.width,
             max_position_embeddings=self.context, bos_token_id=0, eos_token_id=0, pad_token_id=1,
             tie_word_embeddings=False, attention_dropout=0.0, hidden_dropout=0.0)
 
@@ -116,6 +125,18 @@ class Run:
         d, feedforward = self.width, 4 * self.width
         block = 3 * d * d + 3 * d + d * d + d + 2 * d * feedforward + feedforward + d + 4 * d
         return 2 * self.vocabulary * d + self.layers * block + 2 * d
+
+
+def block_order(blocks: int, run: Run) -> np.ndarray:
+    """Which stretch of the text, of so many, each training sequence of a run is: shuffled anew in each pass.
+
+    Returns
+    -------
+    array of int, shape (steps * batch,)
+    """
+    rng, needed = np.random.default_rng(run.seed), run.steps * run.batch
+    passes = [rng.permutation(blocks) for _ in range(-(-needed // blocks))]
+    return np.concatenate(passes)[:needed]
 
 
 def log_spaced(steps: int, per_doubling: int = 3) -> list[int]:

@@ -1,0 +1,139 @@
+"""The lean training loop.
+
+Trusted: transformers' Trainer on the same batches (through `Suite`), an uninterrupted training, a plain mean of the
+weights as they were after each step, and torch's own cross-entropy through the model's `labels`.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from reptrace.texts.corpora import Corpus
+from reptrace.training.lean import Averaging, Loop, head_loss, initial_model
+from reptrace.training.pretrain import Suite
+from reptrace.training.runs import Run
+
+WORDS = np.random.default_rng(0).choice(["sun", "rain", "wind", "snow", "fog", "hail", "and", "then", "."], 6000)
+CORPUS = Corpus("weather", [" ".join(WORDS[k : k + 60]) for k in range(0, 6000, 60)])
+
+
+def a_run(**changes) -> Run:
+    setting = {"width": 16, "layers": 2, "steps": 24, "seed": 0, "vocabulary": 300, "context": 16, "batch": 4,
+               "learning_rate": 4e-3, "warmup_steps": 4, "schedule": "cosine", "weight_decay": 0.1,
+               "corpus": CORPUS.fingerprint}
+    return Run(**setting | changes)
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    suite = Suite([a_run()], CORPUS, tmp_path_factory.mktemp("suite"))
+    suite.train(progress=False)
+    return suite
+
+
+@pytest.fixture(scope="module")
+def ids(suite):
+    return np.fromfile(suite.tokens(300), dtype=np.uint16)
+
+
+def weights(loop):
+    return [each.detach().clone() for each in loop.model.parameters()]
+
+
+def test_losses_gradients_and_rates_are_the_trainer_s_to_float32_rounding(suite, ids):
+    loop, rows, log = Loop(a_run(), ids), [], suite.log(a_run())
+    for step in log.step:
+        rows.append(loop.advance(step - loop.step))
+    for name, tolerance in (("loss", 1e-5), ("gradient_norm", 1e-4), ("learning_rate", 1e-12)):
+        found, expected = [row[name] for row in rows], log[name]
+        if name == "gradient_norm":  # the Trainer logs the last one, and here is the mean
+            single = np.diff(log.step, prepend=0) == 1
+            assert single.sum() >= 5
+            found, expected = np.array(found)[single], expected[single]
+        # 24 steps of float32 (6e-8), whose sums are taken in another order: the differences grow with the steps
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-12, err_msg=name)
+
+
+def test_the_final_weights_are_the_trainer_s_to_float32_rounding(suite, ids):
+    from transformers import GPTNeoXForCausalLM
+
+    from reptrace.models.loading import from_pretrained
+
+    loop = Loop(a_run(), ids)
+    loop.advance(24)
+    trained = from_pretrained(GPTNeoXForCausalLM, a_run().repository, "main", suite.hub)
+    for (name, ours), theirs in zip(loop.model.named_parameters(), trained.parameters(), strict=True):
+        moved = (theirs - dict(initial_model(a_run()).named_parameters())[name]).abs().max()
+        # Adam divides by the root of the gradient's square: where that is near zero, rounding shows
+        assert (ours - theirs).abs().max() < 1e-3 * moved, name
+
+
+def test_a_loop_that_goes_on_from_its_state_ends_as_one_that_was_never_stopped_bit_for_bit(ids, tmp_path):
+    averaging = Averaging(0.2, every=2)
+    whole, first, second = (Loop(a_run(), ids, averaging) for _ in range(3))
+    whole.advance(24)
+    first.advance(11)
+    first.save(tmp_path / "state")
+    torch.manual_seed(99)  # another process has another generator
+    second.load(tmp_path / "state")
+    assert second.step == 11
+    second.advance(24)
+    for ours, theirs in zip(weights(second) + second.average, weights(whole) + whole.average, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_averaged_weights_are_a_plain_mean_first_and_an_exponential_average_later(ids):
+    loop, seen = Loop(a_run(), ids, Averaging(0.125, every=2)), []
+    for _ in range(10):
+        loop.advance(2)
+        seen.append(weights(loop))
+        if len(seen) == 8:  # as many as 1/8 is the mean of
+            for k, average in enumerate(loop.average):
+                mean = torch.stack([each[k] for each in seen]).double().mean(0)
+                assert torch.allclose(average.double(), mean, rtol=1e-5, atol=1e-7)  # eight float32 roundings
+    expected = torch.stack([each[0] for each in seen[:8]]).double().mean(0)
+    for later in seen[8:]:
+        expected = 0.875 * expected + 0.125 * later[0]
+    assert torch.allclose(loop.average[0].double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_loss_is_that_of_the_model_s_own_labels():
+    model, ids = initial_model(a_run()), torch.randint(300, (3, 16))
+    with torch.no_grad():
+        expected = model(input_ids=ids, labels=ids).loss
+        states = model.gpt_neox(ids).last_hidden_state
+        found = head_loss(states, model.get_output_embeddings().weight, ids)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_making_a_model_leaves_the_random_state_as_it_was():
+    before = torch.get_rng_state()
+    initial_model(a_run())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_token_ids_beyond_the_signed_16_bits_come_out_as_they_are():
+    ids = np.arange(2**16, dtype=np.uint32).astype(np.uint16)
+    run = a_run(width=8, vocabulary=2**16, context=64, batch=2)
+    batch = Loop(run, ids)._batch(0)
+    assert batch.max() < 2**16 and batch.min() >= 0 and (batch[:, 1:] - batch[:, :-1] == 1).all()
+
+
+@pytest.mark.parametrize(("change", "named"), [({"learning_rate": 1e-3}, "learning_rate"), ({"corpus": "x"}, "corpus")])
+def test_a_state_of_other_settings_is_refused_by_name(ids, tmp_path, change, named):
+    Loop(a_run(), ids).save(tmp_path / "state")
+    with pytest.raises(ValueError, match=f"other settings: {named}"):
+        Loop(a_run(**change), ids).load(tmp_path / "state")
+
+
+def test_what_cannot_be_trained_is_said(ids):
+    with pytest.raises(ValueError, match="less than one context"):
+        Loop(a_run(), ids[:10])
+    with pytest.raises(ValueError, match="cross-entropy, not by squared error"):
+        Loop(a_run(loss="squared error"), ids)
+    loop = Loop(a_run(steps=1), ids)
+    loop.advance(5)
+    with pytest.raises(ValueError, match="nothing is left"):
+        loop.advance(1)
+    with pytest.raises(ValueError, match="weight in"):
+        Averaging(0)
