@@ -8,7 +8,8 @@ Settings: reference.yaml. At log-spaced steps the geometry of a held-out probe a
 same process, of the weights as they are and of their average (`training.lean`). After each checkpoint a table a size is
 written anew, whole, so that a machine cut off at any second leaves what was done; the state to go on from is kept in
 build/reference, every few minutes and at the end. `--pack FILE` writes the text alone, for a machine that lacks the
-packages it is made of (as it is, or compressed: `zstd -9 --long=27 FILE`); `--trial` tells what each size would reach.
+packages it is made of (as it is, or compressed: `zstd -9 --long=27 FILE`); `--trial` tells what each size would reach;
+`--join FOLDER` puts the tables that another machine or another call has written into those of `--out`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ OUT, BUILD = ROOT / "data" / "results" / "reference", ROOT / "build" / "referenc
 SAVE_SECONDS = 300  # between two states on the disk
 CHUNK_SECONDS = 2  # of training between two looks at the clock
 AVERAGED_FROM = 64  # steps; an average over fewer says nothing
+KEY = ["seed", "step", "weights"]  # of a row
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the tables")
     parser.add_argument("--pack", type=Path, metavar="FILE", help="write the text to a file (.npz), and end")
     parser.add_argument("--trial", action="store_true", help="some steps of each size: its speed, and what it reaches")
+    parser.add_argument("--join", type=Path, metavar="FOLDER", help="put the tables of a folder into --out, and end")
     asked = parser.parse_args(arguments)
+    if asked.join:
+        join(asked.join, asked.out)
+        return
     if not asked.hours > 0:
         parser.error(f"--hours must be above 0, got {asked.hours:g}")
     deadline = time.perf_counter() + 3600 * asked.hours
@@ -241,10 +247,10 @@ class Reference:
         """Put rows into the table of a size, whole or not at all; an older row of the same checkpoint is replaced."""
         path, new = self.out / each.table, pd.DataFrame(rows)
         if path.exists():
-            old, key = pd.read_parquet(path), ["seed", "step", "weights"]
-            again = old.set_index(key).index.isin(new.set_index(key).index)
-            new = pd.concat([old[~again], new], ignore_index=True).sort_values(key, ignore_index=True)
-        write_atomically(path, new.to_parquet(index=False, compression="zstd"))
+            old = pd.read_parquet(path)
+            again = old.set_index(KEY).index.isin(new.set_index(KEY).index)
+            new = pd.concat([old[~again], new])
+        write_table(path, new)
         for row in rows:
             left = each.run.training_tokens - row["tokens"]
             speed = row["tokens_per_second"]
@@ -372,6 +378,34 @@ def planned(plan: dict, group: str, corpus: str) -> Iterator[Planned]:
                           warmup_steps=plan["warmup_steps"], schedule=plan["schedule"],
                           weight_decay=plan["weight_decay"], corpus=corpus, head_width=common["head_width"])
                 yield Planned(run, group, size.get("seconds"))
+
+
+def join(folder: Path, out: Path) -> None:
+    """Put the tables of a folder into those of another; a run that is in both is replaced as a whole.
+
+    Raises
+    ------
+    ValueError
+        There is no table, or a size's runs differ in more than their seeds.
+    """
+    paths = sorted(folder.glob("*.parquet"))
+    if not paths:
+        raise ValueError(f"there is no table (*.parquet) in {str(folder)!r}.")
+    for path in paths:
+        table = pd.read_parquet(path)
+        if (kept := out / path.name).exists():
+            old = pd.read_parquet(kept)
+            table = pd.concat([old[~old.seed.isin(table.seed)], table])
+        first, *others = ({**json.loads(identity), "seed": "any"} for identity in table.identity.unique())
+        for other in others:
+            check_same(other, first, f"a run in {str(path)!r} or {str(kept)!r}")
+        write_table(kept, table)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Rows in their order, whole or not at all."""
+    table = table.sort_values(KEY, ignore_index=True)
+    write_atomically(path, table.to_parquet(index=False, compression="zstd"))
 
 
 def operations_per_token(run: Run) -> float:

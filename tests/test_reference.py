@@ -1,7 +1,8 @@
-"""The reference suite's study, on a plan of seconds.
+"""The reference suite's study, on a plan of seconds, and its tracked tables.
 
 Trusted: a run that was never stopped, `geometry` and transformers' own loss on a model that was trained by `Loop`
-alone, and the operations counted by hand for one shape.
+alone, and the operations counted by hand for one shape; of the tracked tables the plan, the definition of RankMe and
+numpy's fit of a line, applied to the spectra in them.
 """
 
 import copy
@@ -15,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from reptrace.measures.phases import claims, find_phases, turn_exponent
 from reptrace.measures.spectra import geometry
 from reptrace.models.hidden_states import FINAL, last_token_states
 from reptrace.report.profiles import ROOT
@@ -124,6 +126,23 @@ def test_runs_cut_short_again_and_again_end_as_those_never_stopped(whole, text, 
     assert found.loc[expected.index, measured].equals(expected[measured])
 
 
+def test_runs_of_two_folders_are_put_together_as_if_they_were_of_one(whole, tmp_path):
+    table, (one, two, out) = read(whole), (tmp_path / name for name in ("one", "two", "out"))
+    for folder, part in ((one, table[(table.seed == 0) & (table.step < 80)]), (two, table)):
+        folder.mkdir()
+        part.to_parquet(folder / "cpu-d16.parquet")
+    reference.join(one, out)
+    reference.main(["--join", str(two), "--out", str(out)])
+    pd.testing.assert_frame_equal(pd.read_parquet(out / "cpu-d16.parquet"), table)
+    other = json.dumps({**json.loads(table.identity[0]), "seed": 2, "batch": 3})
+    table.assign(seed=2, identity=other).to_parquet(two / "cpu-d16.parquet")
+    with pytest.raises(ValueError, match="with other settings: batch 3, not 2"):
+        reference.join(two, out)
+    pd.testing.assert_frame_equal(pd.read_parquet(out / "cpu-d16.parquet"), table)  # as it was
+    with pytest.raises(ValueError, match="there is no table"):
+        reference.join(tmp_path, out)
+
+
 def test_time_that_is_up_before_the_first_step_leaves_a_whole_checkpoint(text, tmp_path):
     suite = reference.Reference(PLAN, "cpu", text, tmp_path / "out", tmp_path / "build")
     suite.go_on(suite.planned[0], 0.0)
@@ -165,3 +184,75 @@ def test_the_plan_of_the_repository_makes_runs_of_the_sizes_it_says():
     assert len({each.run.width for each in cpu}) >= 5 and [each.run.width for each in gpu[:3]] == [256, 512, 768]
     assert 8e7 < gpu[2].run.parameters < 1e8
     assert len({each.run.repository for each in cpu + gpu}) == len(cpu + gpu)
+
+
+# The tracked tables
+
+TRACKED = sorted(reference.OUT.glob("*.parquet"))
+REPOSITORY_PLAN = yaml.safe_load(reference.PLAN.read_text())
+
+
+def test_the_gpu_s_tables_are_tracked_with_every_size_and_seed_of_the_plan_and_one_text():
+    tables = pd.concat([pd.read_parquet(path) for path in TRACKED if path.name.startswith("gpu-")])
+    sizes = {size["width"]: size["seeds"] for size in REPOSITORY_PLAN["groups"]["gpu"]["sizes"]}
+    assert {width: sorted(part.seed.unique()) for width, part in tables.groupby("width")} == sizes
+    assert (tables[["text", "text_fingerprint", "unique_tokens"]].nunique() == 1).all()
+    assert tables.text.iloc[0] == REPOSITORY_PLAN["text"]
+    assert tables.device.str.startswith("NVIDIA").all() and tables.peak_tflops.between(100, 1000).all()
+
+
+@pytest.mark.parametrize("path", TRACKED, ids=lambda path: path.stem)
+def test_a_tracked_table_is_small_and_holds_what_the_plan_says(path):
+    table, (group, _) = pd.read_parquet(path), path.stem.split("-")
+    assert path.stat().st_size < 1_000_000
+    planned = {each.run.seed: each.run for each in
+               reference.planned(REPOSITORY_PLAN, group, json.loads(table.identity[0])["corpus"]) if
+               each.table == path.name}
+    for (seed, weights), part in table.groupby(["seed", "weights"]):
+        run = planned[seed]
+        assert [json.loads(identity) for identity in part.identity.unique()] == [run.identity]
+        assert (part.parameters == run.parameters).all() and (part.tokens == part.step * run.tokens_per_step).all()
+        assert part.tokens.is_monotonic_increasing and part.tokens.is_unique
+        every = [step for step in run.checkpoint_steps if step <= part.step.max()]
+        assert set(every) - set(part.step) == (
+            {step for step in every if step < reference.AVERAGED_FROM} if weights == "averaged" else set())
+    assert table.code.str.match(r"^\d+\.\d+\.\d+").all() and table.packages.str.contains('"torch"').all()
+
+
+@pytest.mark.parametrize("path", TRACKED, ids=lambda path: path.stem)
+def test_rankme_and_alpha_of_a_tracked_table_are_those_of_the_spectra_in_it(path):
+    table = pd.read_parquet(path)
+    spectra = np.stack(table.eigenvalues).astype(np.float64)
+    assert spectra.shape == (len(table), table.width[0]) and (np.diff(spectra) <= 0).all()
+    shares = spectra / spectra.sum(1, keepdims=True)
+    # the spectra are kept in float32: seven digits
+    np.testing.assert_allclose(table.rankme, np.exp(-(shares * np.log(shares + 1e-300)).sum(1)), rtol=1e-5)
+    for row, spectrum in zip(table.itertuples(), spectra, strict=True):
+        ranks = np.arange(row.alpha_first, row.alpha_last + 1)
+        slope = np.polyfit(np.log(ranks), np.log(spectrum[ranks - 1]), 1, w=ranks**-0.5)[0]
+        assert row.alpha == pytest.approx(-slope, rel=1e-4)
+
+
+def test_the_changelog_s_sentences_about_the_gpu_s_tables_are_what_the_detector_finds_in_them():
+    tables = pd.concat([pd.read_parquet(path) for path in TRACKED if path.name.startswith("gpu-")])
+    raw = tables[tables.weights == "raw"]
+    runs = [run for _, run in raw.groupby(["width", "seed"])]
+    phases = [find_phases(run.tokens, run.rankme, run.rankme_stderr) for run in runs]
+    assert all(set(claims(found).values()) == {"yes"} for found in phases)
+    assert all(found.turn.tokens < run.unique_tokens.iloc[0] for found, run in zip(phases, runs, strict=True))
+    assert all(not find_phases(run.tokens, 1 / run.alpha, run.alpha_stderr / run.alpha**2).compression for run in runs)
+    weights, turns = [run.parameters.iloc[0] for run in runs], np.array([found.turn.tokens for found in phases])
+    exponent, low, high = turn_exponent(weights, turns, *zip(*(found.turn.interval for found in phases), strict=True))
+    assert high < 1
+    steady = raw[(raw.width == 768) & (raw.step > 200)]  # after what was compiled
+    share = (steady.peak_share * steady.train_seconds).sum() / steady.train_seconds.sum()
+    ends, ratios = raw.groupby(["width", "seed"]).tokens.max() / 1e6, turns / weights
+    said = " ".join((ROOT / "CHANGELOG.md").read_text().split())
+    for sentence in (f"{ends.min():.0f} to {ends.max():.0f} million tokens of code", f"in all {len(runs)} runs",
+                     f"the turn is at {turns.min() / 1e6:.0f} to {turns.max() / 1e6:.0f} million tokens",
+                     f"at {ratios.min():.1f} to {ratios.max():.1f} tokens a weight",
+                     f"turn ~ weights^{exponent:.2f} ({low:.2f} to {high:.2f})",
+                     f"peak at width 768 was {share * 100:.0f} %"):
+        assert sentence in said
+    sizes = [str(width) for width in sorted(raw.width.unique())]
+    assert f"width {', '.join(sizes[:-1])} and {sizes[-1]}" in (ROOT / "README.md").read_text()
