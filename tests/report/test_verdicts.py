@@ -102,7 +102,7 @@ def test_a_page_that_concludes_twice_is_refused(tmp_path):
     (tmp_path / "one.ipynb").write_text(json.dumps({"cells": [cell]}))
     assert verdicts.of_page(tmp_path / "one.ipynb").answer == "Yes."
     (tmp_path / "one.ipynb").write_text(json.dumps({"cells": [cell, cell]}))
-    with pytest.raises(ValueError, match="one.ipynb concludes 2 times"):
+    with pytest.raises(ValueError, match=r"one\.ipynb concludes 2 times"):
         verdicts.of_page(tmp_path / "one.ipynb")
 
 

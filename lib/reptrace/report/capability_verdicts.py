@@ -84,8 +84,8 @@ def mean_over_both(values: Sequence[Sequence[float]]) -> Interval:
 def memorization(peaks: Mapping[object, Peak], phases: Mapping[object, Phases], scale: str) -> Verdict:
     """Fig 3A: whether memorization peaks before the turn of RankMe, after the collapse.
 
-    By the mean over runs of ln(tokens at the peak / tokens at the turn), see `by_mean`. A run without a turn is in no mean,
-    and undecided.
+    By the mean over runs of ln(tokens at the peak / tokens at the turn), see `by_mean`. A run without a turn is in no
+    mean, and undecided.
     """
     places = {run: place(peak, phases[run]) for run, peak in peaks.items()}
     turned = [run for run, found in places.items() if found != NO_TURN]
