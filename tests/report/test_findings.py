@@ -77,6 +77,17 @@ def test_the_hash_of_a_notebook_follows_its_cells_and_not_its_outputs(tmp_path):
     assert len({hashed("a\nb"), hashed("a"), hashed("a\nB")}) == 3
 
 
+def test_the_hash_of_a_notebook_follows_the_tables_that_it_names(tmp_path):
+    for folder in ("notebooks", "data/results"):
+        (tmp_path / folder).mkdir(parents=True)
+    table, notebook = tmp_path / "data/results/one.csv", tmp_path / "notebooks/one.ipynb"
+    notebook.write_text(json.dumps({"cells": [{"cell_type": "code", "source": 'file = "data/results/one.csv"'}]}))
+    table.write_text("a\n1\n")
+    before = findings.source_hash(notebook)
+    table.write_text("a\n2\n")
+    assert findings.source_hash(notebook) != before
+
+
 @pytest.mark.parametrize(("changed", "message"), [
     ({"second": ()}, "fig03-sciq: its page, tasks, states no verdict"),
     ({"first": ("fig02-compression", "fig03-sciq")}, "fig03-sciq: phases decides it, but .* says tasks"),
