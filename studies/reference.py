@@ -27,11 +27,13 @@ import pandas as pd
 import pyarrow
 import torch
 import yaml
+from filelock import FileLock
 from peak import matmul_peak, wait
 
 from reptrace.measures.spectra import geometry
 from reptrace.models.hidden_states import FINAL, NonFiniteError, last_token_states
 from reptrace.records.store import provenance, write_atomically
+from reptrace.support.fingerprints import fingerprint
 from reptrace.training.lean import Averaging, Loop, check_same, head_loss, initial_model
 from reptrace.training.runs import Run, log_spaced
 
@@ -42,6 +44,7 @@ SAVE_SECONDS = 300  # between two states on the disk
 CHUNK_SECONDS = 2  # of training between two looks at the clock
 AVERAGED_FROM = 64  # steps; an average over fewer says nothing
 KEY = ["seed", "step", "weights"]  # of a row
+OF_TEXT = ("text", "vocabulary", "tokenizer_from", "sequences", "length", "held_out_tokens")  # settings it hangs on
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def default_text(plan: dict) -> Text:
-    """The text of the installed packages, made once."""
-    kept = BUILD / f"text-{plan['text']}-{plan['vocabulary']}.npz"
+    """The text of the installed packages, made once for the settings that it hangs on, which its name holds a hash of.
+
+    Other packages are not noticed: remove the file.
+    """
+    longest = max(group["context"] for group in plan["groups"].values())
+    asked = {key: plan[key] for key in OF_TEXT} | {"longest": longest}
+    kept = BUILD / f"text-{fingerprint([json.dumps(asked).encode()])}.npz"
     if not kept.exists():
         from reptrace.texts.corpora import open_text
 
@@ -199,6 +207,11 @@ class Reference:
 
     def train(self, deadline: float) -> None:
         """Go on with every run in turn, until all are at their ends or the clock (time.perf_counter) is past this."""
+        self.build.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.build / "lock"):  # two at a time would overwrite each other's rows
+            self._train(deadline)
+
+    def _train(self, deadline: float) -> None:
         for each in self.planned:
             if time.perf_counter() >= deadline:
                 print(f"time is up before {each}", flush=True)
@@ -226,7 +239,8 @@ class Reference:
                 if self.keep_state and time.perf_counter() > saved + SAVE_SECONDS:
                     loop.save(state)
                     saved = time.perf_counter()
-            self.write(each, measured.rows(loop, clock.taken()))
+            if clock.steps or loop.step not in done:  # else its row is there, and knows of the training before it
+                self.write(each, measured.rows(loop, clock.taken()))
             if time.perf_counter() >= deadline:
                 break
         if loop.step == run.steps:

@@ -8,6 +8,7 @@ numpy's fit of a line, applied to the spectra in them.
 import copy
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ import pyarrow
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 from reptrace.measures.phases import claims, find_phases, turn_exponent
 from reptrace.measures.spectra import geometry
@@ -147,6 +149,35 @@ def test_time_that_is_up_before_the_first_step_leaves_a_whole_checkpoint(text, t
     suite = reference.Reference(PLAN, "cpu", text, tmp_path / "out", tmp_path / "build")
     suite.go_on(suite.planned[0], 0.0)
     assert list(read(tmp_path).step) == [0] and len(list(tmp_path.glob("build/*/state.pt"))) == 1
+
+
+def test_time_that_is_up_before_the_next_step_leaves_the_row_of_a_stop_as_it_is(text, tmp_path, monkeypatch):
+    ticks = iter(range(10**9))
+    monkeypatch.setattr(reference.time, "perf_counter", lambda: next(ticks))
+    suite = reference.Reference(PLAN, "cpu", text, tmp_path / "out", tmp_path / "build")
+    suite.go_on(suite.planned[0], next(ticks) + 40)
+    stopped = suite.rows(suite.planned[0])
+    assert 0 < stopped.step.max() < 80 and stopped[stopped.step > 0].query("weights == 'raw'").train_loss.notna().all()
+    suite.go_on(suite.planned[0], 0.0)
+    pd.testing.assert_frame_equal(suite.rows(suite.planned[0]), stopped)
+
+
+def test_a_text_is_made_anew_for_other_settings(monkeypatch, tmp_path):
+    monkeypatch.setattr(reference, "BUILD", tmp_path)
+    monkeypatch.setattr("reptrace.texts.corpora.open_text", lambda name: CORPUS)
+    plans = [PLAN, PLAN | {"length": 4}, PLAN | {"sequences": 30}, PLAN | {"tokenizer_from": 2}, PLAN]
+    texts = [reference.default_text(plan) for plan in plans]
+    assert [each.probe.shape for each in texts] == [(40, 8), (40, 4), (30, 8), (40, 8), (40, 8)]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_second_call_waits_for_the_first(text, tmp_path):
+    suite = reference.Reference(PLAN, "cpu", text, tmp_path / "out", tmp_path / "build")
+    (tmp_path / "build").mkdir()
+    with ThreadPoolExecutor(1) as pool, FileLock(tmp_path / "build/lock"):
+        other = pool.submit(suite.train, 0.0)  # its time is up already, so that it ends once it may begin
+        with pytest.raises(TimeoutError):
+            other.result(timeout=0.3)
 
 
 def test_a_run_is_not_continued_with_other_settings(whole, text):

@@ -30,8 +30,8 @@ def test_runs_decide_only_together(outcomes, expected):
 
 
 @pytest.mark.parametrize(("parts", "expected"), [
-    ([NOT, NOT], NOT), ([REPRODUCED], REPRODUCED), ([REPRODUCED, OPEN], PARTLY), ([PARTLY, NOT], PARTLY),
-    ([NOT, OPEN], OPEN)])
+    ([NOT, NOT], NOT), ([REPRODUCED], REPRODUCED), ([REPRODUCED, OPEN], PARTLY), ([REPRODUCED, NOT], PARTLY),
+    ([PARTLY, NOT], PARTLY), ([NOT, OPEN], OPEN), ([OPEN, OPEN], OPEN)])
 def test_a_claim_in_parts_is_reproduced_in_part_where_a_part_is(parts, expected):
     assert verdicts.of_parts(parts) == expected
 
@@ -75,7 +75,8 @@ def test_a_share_of_starts_reproduces_where_wilson_s_interval_lies_above_one_hal
 @pytest.mark.parametrize(("changed", "message"), [
     ({"claim": "fig02-compresion"}, "fig02-compression"), ({"said": "holds"}, "a verdict is one of"),
     ({"runs": 4}, "4 runs of 3"), ({"runs": -1}, "-1 runs of 3"), ({"value": 0.3}, "does not lie in"),
-    ({"low": math.nan}, "does not lie in")])
+    ({"low": math.nan}, "does not lie in"), ({"high": math.inf}, "finite numbers"),
+    ({"value": -math.inf, "low": -math.inf}, "finite numbers")])
 def test_faults_of_a_verdict_are_named(changed, message):
     with pytest.raises(ValueError, match=message):
         verdict(**changed)
@@ -93,6 +94,16 @@ def test_a_page_concludes_once_a_claim_and_has_an_answer():
         verdicts.conclude(" ")
     first, second = verdicts.conclude("Yes.", [verdict(), verdict(claim="fig02-collapse")]).verdicts
     assert (first.claim, second.claim) == ("fig02-collapse", "fig02-compression"), "in the order of the claims"
+
+
+def test_a_page_that_concludes_twice_is_refused(tmp_path):
+    data, metadata = verdicts.conclude("Yes.", [verdict()])._repr_mimebundle_()
+    cell = {"cell_type": "code", "source": "", "outputs": [{"data": data, "metadata": metadata}]}
+    (tmp_path / "one.ipynb").write_text(json.dumps({"cells": [cell]}))
+    assert verdicts.of_page(tmp_path / "one.ipynb").answer == "Yes."
+    (tmp_path / "one.ipynb").write_text(json.dumps({"cells": [cell, cell]}))
+    with pytest.raises(ValueError, match=r"one\.ipynb concludes 2 times"):
+        verdicts.of_page(tmp_path / "one.ipynb")
 
 
 def test_an_executed_page_keeps_what_it_concludes_and_has_its_answer_under_the_title(tmp_path):

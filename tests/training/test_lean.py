@@ -68,6 +68,13 @@ def test_the_final_weights_are_the_trainer_s_to_float32_rounding(suite, ids):
         assert (ours - theirs).abs().max() < 1e-3 * moved, name
 
 
+def test_a_gradient_clip_of_0_clips_nothing_as_with_the_trainer(ids):
+    none, large = (Loop(a_run(gradient_clip=clip), ids) for clip in (0.0, 1e9))
+    for loop in (none, large):
+        loop.advance(4)
+    assert all(map(torch.equal, weights(none), weights(large)))
+
+
 def test_a_loop_that_goes_on_from_its_state_ends_as_one_that_was_never_stopped_bit_for_bit(ids, tmp_path):
     averaging = Averaging(0.2, every=2)
     whole, first, second = (Loop(a_run(), ids, averaging) for _ in range(3))

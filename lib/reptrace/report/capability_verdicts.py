@@ -14,14 +14,14 @@ import pandas as pd
 
 from reptrace.measures.phases import Phases
 from reptrace.memorization.questions import Peak
-from reptrace.report.verdicts import FEWEST, NOT, OPEN, PARTLY, REPRODUCED, Verdict, of_runs
+from reptrace.report.over_runs import NONE, half_width, mean_over
+from reptrace.report.verdicts import FEWEST, NOT, OPEN, PARTLY, REPRODUCED, Verdict, of_parts, of_runs
 from reptrace.tasks.correlations import METHODS, Correlation, over_runs
 from reptrace.tasks.evaluation import paired_change
 
 GROWING, FALLING = "entropy-seeking", "compression-seeking"
 PUBLISHED_SHARE = 10 / 2048  # of the directions: Table 8's smaller number, of the narrowest model there
 NO_TURN = "without a turn to compare with"
-NONE = float("nan")
 Interval = tuple[float, float, float]  # value, low, high; all nan where there is none
 
 
@@ -50,13 +50,6 @@ def side(low: float, high: float, sign: int = 1) -> str:
     return "yes" if min(sign * low, sign * high) > 0 else "no" if max(sign * low, sign * high) < 0 else "undecided"
 
 
-def of_parts(parts: Sequence[str]) -> str:
-    """The verdict of a claim in several parts: theirs, if they agree; partly, if one is reproduced; else open."""
-    if len(set(parts)) == 1:
-        return parts[0]
-    return PARTLY if {REPRODUCED, PARTLY} & set(parts) else OPEN
-
-
 def by_mean(low: float, high: float, outcomes: Sequence[str], sign: int = 1) -> str:
     """The verdict of a mean over runs (its interval, the claimed sign) and of what each run says by itself.
 
@@ -74,11 +67,6 @@ def by_mean(low: float, high: float, outcomes: Sequence[str], sign: int = 1) -> 
     return PARTLY if mean == "yes" or "no" in outcomes else OPEN
 
 
-def mean_over_runs(values: Sequence[float]) -> Interval:
-    """Mean with its 95 % interval by Student's t: where the mean over many such runs may lie."""
-    return _whole(np.mean(values), _half(values)) if len(values) > 1 else (NONE, NONE, NONE)
-
-
 def mean_over_both(values: Sequence[Sequence[float]]) -> Interval:
     """Mean over runs and questions, (runs, questions), with a 95 % interval that covers other runs and other questions.
 
@@ -89,23 +77,24 @@ def mean_over_both(values: Sequence[Sequence[float]]) -> Interval:
         return NONE, NONE, NONE
     table = np.array(values, float)
     questions = 1.96 * table.mean(0).std(ddof=1) / np.sqrt(table.shape[1])
-    return _whole(table.mean(), np.hypot(_half(table.mean(1)), questions))
+    mean, half = table.mean(), np.hypot(half_width(table.mean(1)), questions)
+    return (float(mean), float(mean - half), float(mean + half)) if np.isfinite(half) else (NONE, NONE, NONE)
 
 
 def memorization(peaks: Mapping[object, Peak], phases: Mapping[object, Phases], scale: str) -> Verdict:
     """Fig 3A: whether memorization peaks before the turn of RankMe, after the collapse.
 
-    By the mean over runs of ln(tokens at the peak / tokens at the turn), see `by_mean`. Runs without a turn are not
-    counted.
+    By the mean over runs of ln(tokens at the peak / tokens at the turn), see `by_mean`. A run without a turn is in no
+    mean, and undecided.
     """
     places = {run: place(peak, phases[run]) for run, peak in peaks.items()}
-    places = {run: found for run, found in places.items() if found != NO_TURN}
+    turned = [run for run, found in places.items() if found != NO_TURN]
     # a peak before any training counts as one at the first token: it has no logarithm
-    value, low, high = mean_over_runs([np.log(max(peaks[run].tokens, 1) / phases[run].turn.tokens) for run in places])
+    value, low, high = mean_over([np.log(max(peaks[run].tokens, 1) / phases[run].turn.tokens) for run in turned])
     said = list(places.values())
-    outcomes = [{"before it": "yes", "undecided": "undecided"}.get(each, "no") for each in said]
-    here = f"{len(said)} of {len(peaks)} runs have a turn to compare the peak with"
-    if len(said) > 1:
+    outcomes = [{"before it": "yes", "undecided": "undecided", NO_TURN: "undecided"}.get(each, "no") for each in said]
+    here = f"{len(turned)} of {len(peaks)} runs have a turn to compare the peak with"
+    if len(turned) > 1:
         here = (f"Against the turn of RankMe, the peak of memorization comes {counted(said)}, on average at "
                 f"{_ratio(value, low, high)} times the turn's tokens")
     if peaks:
@@ -302,17 +291,6 @@ def most_before(counts: Sequence[float]) -> str:
 
 def _mean(items: Sequence[float]) -> Interval:
     return paired_change(np.zeros(len(items)), items)
-
-
-def _half(values: Sequence[float]) -> float:
-    from scipy.stats import t
-
-    return t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-
-
-def _whole(value: float, half: float) -> Interval:
-    found = float(value), float(value - half), float(value + half)
-    return found if np.isfinite(found).all() else (NONE, NONE, NONE)
 
 
 def _filled(outcomes: list[str], runs: int) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from reptrace.report.verdicts import claims, of_page
 from reptrace.support.marked import filled
 
 NAME = "verdicts.csv"
+TABLE = re.compile(r"data/(?:results|published)/[\w/-]+\.(?:csv|parquet)")
 MADE = ["code", "packages", "python", "machine"]
 COLUMNS = ["claim", "verdict", "here", "quantity", "value", "low", "high", "runs", "of", "scale", "page", "notebook",
            "parameters", *MADE]
@@ -64,10 +66,13 @@ def _misplaced(stated: dict[str, list[str]]) -> list[str]:
 
 
 def source_hash(notebook: Path) -> str:
-    """Of what a notebook says and does: the kinds and sources of its cells."""
+    """Of what a notebook says and does: the kinds and sources of its cells, and the tables in data/ that they name."""
     cells = json.loads(notebook.read_text())["cells"]
     said = json.dumps([[cell["cell_type"], "".join(cell["source"])] for cell in cells])
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(said.encode())
+    for name in sorted(set(TABLE.findall(said))):
+        digest.update((notebook.parents[1] / name).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def joined(verdicts: pd.DataFrame) -> pd.DataFrame:

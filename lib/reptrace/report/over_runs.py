@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.stats import t as student
 
+NONE = float("nan")
 
-def mean_over(values) -> tuple[float, float, float]:
-    """Mean of one value a run, and its 95 % interval over runs (Student): (mean, low, high); nan of fewer than two."""
+
+def mean_over(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of one value a run, and its 95 % interval over runs (Student): (mean, low, high).
+
+    All three are nan of fewer than two values, or where one is not finite.
+    """
     values = np.asarray(values, float)
-    if len(values) < 2:
-        return (float("nan"),) * 3
-    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+    if len(values) < 2 or not np.isfinite(values).all():
+        return NONE, NONE, NONE
+    mean, half = values.mean(), half_width(values)
+    return float(mean), float(mean - half), float(mean + half)
 
 
-def ratio_over(ratios) -> tuple[float, float, float]:
-    """The same of ratios, by their logarithms: (geometric mean, low, high)."""
-    return tuple(float(np.exp(each)) for each in mean_over(np.log(np.asarray(ratios, float))))
+def ratio_over(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """The same of ratios, by their logarithms: (geometric mean, low, high); nan where a ratio is not positive."""
+    ratios = np.asarray(ratios, float)
+    return tuple(float(np.exp(each)) for each in mean_over(np.log(np.where(ratios > 0, ratios, NONE))))
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of a mean over runs, of two values or more."""
+    return student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))

@@ -73,8 +73,8 @@ class Verdict:
         if not _allowed(self.verdict, self.runs, self.of):
             raise ValueError(f"{self.claim}: {self.verdict!r} is stronger than its runs, of which {self.runs} of "
                              f"{self.of} show the effect")
-        if not math.isnan(self.value) and not self.low <= self.value <= self.high:
-            raise ValueError(f"{self.claim}: {self.value} does not lie in {self.low} to {self.high}")
+        if not math.isnan(self.value) and not -math.inf < self.low <= self.value <= self.high < math.inf:
+            raise ValueError(f"{self.claim}: {self.value} does not lie in {self.low} to {self.high}, finite numbers")
 
 
 def _allowed(verdict: str, runs: int, of: int) -> bool:
@@ -176,8 +176,11 @@ def conclude(answer: str, verdicts: Sequence[Verdict] = ()) -> Conclusion:
 
 
 def of_page(page: Path) -> Conclusion | None:
-    """What an executed page concludes; None where it does not say."""
-    for kept in stated(json.loads(page.read_text())["cells"]):
+    """What an executed page concludes; None where it does not say. ValueError where it does so twice."""
+    said = stated(json.loads(page.read_text())["cells"])
+    if len(said) > 1:
+        raise ValueError(f"{page.name} concludes {len(said)} times: a page ends with one verdicts.conclude(...).")
+    for kept in said:
         rows = [{name: math.nan if each is None else each for name, each in row.items()} for row in kept["verdicts"]]
         return Conclusion(kept["answer"], tuple(Verdict(**row) for row in rows), kept["made"])
     return None

@@ -9,6 +9,7 @@ of one that was never stopped, bit for bit.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,7 @@ class Loop:
         """Loss before a step, and the norm of its gradient; neither is waited for."""
         loss = self._loss(self._batch(self.step))
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.run.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.run.gradient_clip or math.inf)  # 0: none
         self._optimizer.step()
         self._schedule.step()
         self._optimizer.zero_grad()

@@ -34,7 +34,7 @@ class Run:
     learning_rate, warmup_steps, schedule, weight_decay
         Peak rate; linear warmup; transformers' name of the schedule after it; AdamW's decay (betas 0.9 and 0.95).
     gradient_clip : float
-        Largest gradient norm.
+        Largest gradient norm; 0: any.
     corpus : str
         Fingerprint of the training text.
     recipe : int
