@@ -106,7 +106,8 @@ def test_a_course_is_read_at_the_checkpoint_nearest_to_the_turn():
 
 
 def test_places_are_counted_in_words():
-    assert verdicts.counted(["after it"] * 3 + ["undecided"] * 2) == "after the turn in 3 of 5 runs; in 2 it can't be told"
+    some = ["after it"] * 3 + ["undecided"] * 2
+    assert verdicts.counted(some) == "after the turn in 3 of 5 runs; in 2 it can't be told"
     assert verdicts.counted([verdicts.NO_TURN]) == "in 1 of 1 runs there is no turn" and verdicts.counted([])
 
 
@@ -124,11 +125,13 @@ def changes(**rises):
 
 
 def test_a_rise_in_both_phases_must_be_seen_in_every_run():
-    assert verdicts.short_context("continuation", changes(a=(0.1, 0.1), b=(0.1, 0.2), c=(0.2, 0.1)), 3, "").verdict == REPRODUCED
+    every = verdicts.short_context("continuation", changes(a=(0.1, 0.1), b=(0.1, 0.2), c=(0.2, 0.1)), 3, "")
+    assert every.verdict == REPRODUCED and "our own task" in every.here
     some = verdicts.short_context("continuation", changes(a=(0.1, 0.1), b=(0.1, 0.01), c=(0.2, 0.01)), 3, "")
     assert (some.verdict, some.runs, some.of) == (PARTLY, 1, 3)
     assert some.value == pytest.approx(0.04)
-    assert verdicts.short_context("continuation", changes(a=(-0.1, -0.1), b=(-0.1, -0.1), c=(-0.1, -0.1)), 3, "").verdict == NOT
+    fallen = changes(a=(-0.1, -0.1), b=(-0.1, -0.1), c=(-0.1, -0.1))
+    assert verdicts.short_context("continuation", fallen, 3, "").verdict == NOT
 
 
 def test_without_phases_nothing_is_said_of_tasks():
@@ -137,13 +140,15 @@ def test_without_phases_nothing_is_said_of_tasks():
 
 
 def test_a_skill_that_no_model_has_comes_in_no_phase():
-    at_chance = dict.fromkeys("abc", np.tile([1, 0, 0, 0], 50))
-    found = verdicts.long_range("cloze", at_chance, changes(a=(0, 0.1), b=(0, 0.1), c=(0, 0.1)), 0.25, "")
+    def told(last, **rises):
+        return verdicts.long_range("cloze", dict.fromkeys("abc", np.tile(last, 50)), changes(**rises), 0.25, "")
+
+    at_chance, skilled = [1, 0, 0, 0], [1, 1, 1, 0]
+    found = told(at_chance, a=(0, 0.1), b=(0, 0.1), c=(0, 0.1))
     assert (found.verdict, found.runs, found.value) == (OPEN, 0, 0.25)
-    skilled = dict.fromkeys("abc", np.tile([1, 1, 1, 0], 50))
-    assert verdicts.long_range("cloze", skilled, changes(a=(0, 0.1), b=(0, 0.1), c=(0, 0.1)), 0.25, "").verdict == REPRODUCED
-    assert verdicts.long_range("cloze", skilled, changes(a=(0.1, 0.1), b=(0.1, 0.1), c=(0.1, 0)), 0.25, "").verdict == NOT
-    assert verdicts.long_range("cloze", skilled, changes(), 0.25, "").verdict == OPEN
+    assert told(skilled, a=(0, 0.1), b=(0, 0.1), c=(0, 0.1)).verdict == REPRODUCED
+    assert told(skilled, a=(0.1, 0.1), b=(0.1, 0.1), c=(0.1, 0)).verdict == NOT
+    assert told(skilled).verdict == OPEN
 
 
 def right(share, items=400):
@@ -153,10 +158,11 @@ def right(share, items=400):
 def test_a_baseline_beats_a_model_only_beyond_the_interval_and_only_above_chance():
     runs = [right(0.4), right(0.6), right(0.499)]  # of the last, one answer of 400 differs: within its interval
     assert verdicts.against("5-gram model", right(0.5), runs, 0.25) == (
-        "Beyond the interval of paired answers, the 5-gram model (0.50) beats 1 of the 3 runs (0.40 to 0.60) and is beaten "
-        "by 1")
+        "Beyond the interval of paired answers, the 5-gram model (0.50) beats 1 of the 3 runs (0.40 to 0.60) and is "
+        "beaten by 1")
     assert verdicts.against("5-gram model", right(0.25), [right(0.23), right(0.26)], 0.25) == (
-        "Neither the 5-gram model (0.25) nor any of the 2 runs (0.23 to 0.26) is above chance (0.25) beyond its interval")
+        "Neither the 5-gram model (0.25) nor any of the 2 runs (0.23 to 0.26) is above chance (0.25) beyond its "
+        "interval")
 
 
 # Tables 7 to 9

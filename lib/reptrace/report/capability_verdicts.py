@@ -148,9 +148,9 @@ def memorization(peaks: Mapping[object, Peak], phases: Mapping[object, Phases], 
         seen = f"A peak before {TURN} is seen in {before} of {len(said)} runs" if before else (
             f"No peak before {TURN} is seen")
         form, changes = (".3f", "still gains") if min(gains) > 0 else ("+.3f", "changes by")
-        here = (f"{seen}. Memorization is highest at {_range(share, '.0f')} % of the training tokens ({counted(said)}). "
-                f"From the turn to the end it {changes} {_range(gains, form)}, of {_range(whole, form)} since the first "
-                "checkpoint")
+        here = (f"{seen}. Memorization is highest at {_range(share, '.0f')} % of the training tokens "
+                f"({counted(said)}). From the turn to the end it {changes} {_range(gains, form)}, of "
+                f"{_range(whole, form)} since the first checkpoint")
     return Verdict("fig03-memorization", together(rises, outcomes), f"{here}.",
                    "Spearman's correlation at the end less that at the turn, mean over runs", *gain,
                    runs=outcomes.count("yes"), of=len(outcomes), scale=scale)
@@ -188,8 +188,9 @@ def described(task: str) -> str:
 def short_context(task: str, changes: pd.DataFrame, runs: int, scale: str, apart: str = "") -> Verdict:
     """Fig 3B, SciQ: whether a task of short context rises in both phases.
 
-    `task`: its name; `changes`: a row a run and phase, columns model, phase, low, high, items (changes question by question); `runs`: how
-    many there are, with and without phases; `apart`: a sentence on evidence that isn't of these runs.
+    `task`: its name; `changes`: a row a run and phase, columns model, phase, low, high, items (changes question by
+    question); `runs`: how many there are, with and without phases; `apart`: a sentence on evidence that isn't of these
+    runs.
     """
     said = {phase: [*changes[changes.phase == phase].apply(lambda row: side(row.low, row.high), axis=1)]
             for phase in (GROWING, FALLING)}
@@ -210,8 +211,8 @@ def long_range(task: str, last: Mapping[str, Sequence[float]], changes: pd.DataF
                apart: str = "") -> Verdict:
     """Fig 3B, TriviaQA: whether a task that needs facts from afar rises in the compression-seeking phase alone.
 
-    `task`: its name; `last`: model -> its last checkpoint's answers, right (1) or wrong; `changes`: as of `short_context`. A run that is
-    not above chance at its end has no such skill and can't tell when it comes.
+    `task`: its name; `last`: model -> its last checkpoint's answers, right (1) or wrong; `changes`: as
+    of `short_context`. A run that is not above chance at its end has no such skill and can't tell when it comes.
     """
     skilled = {model for model, items in last.items() if _mean(items)[1] > chance}
     outcomes = []
@@ -259,10 +260,11 @@ def against(name: str, baseline: Sequence[float], runs: Sequence[Sequence[float]
     share, skilled = np.mean(baseline), sum(_mean(items)[1] > chance for items in (baseline, *runs))
     beside = f"the {len(runs)} runs ({_range([np.mean(items) for items in runs], '.2f')})"
     if not skilled:
-        return f"Neither the {name} ({share:.2f}) nor any of {beside} is above chance ({chance:.2f}) beyond its interval"
+        return (f"Neither the {name} ({share:.2f}) nor any of {beside} is above chance ({chance:.2f}) beyond its "
+                "interval")
     sides = [side(*paired_change(items, baseline)[1:]) for items in runs]
-    return (f"Beyond the interval of paired answers, the {name} ({share:.2f}) beats {sides.count('yes')} of {beside} and "
-            f"is beaten by {sides.count('no')}")
+    return (f"Beyond the interval of paired answers, the {name} ({share:.2f}) beats {sides.count('yes')} of {beside} "
+            f"and is beaten by {sides.count('no')}")
 
 
 def keeps_half(before: Sequence[float], after: Sequence[float], chance: float) -> str:
@@ -302,7 +304,8 @@ def _directions(claim: str, task: str, cases: pd.DataFrame, scale: str) -> Verdi
     here = (f"{by_k[near].count('yes')} of {len(rows)} models {half} of their accuracy above chance {does} {near} "
             f"{noun} ({of_width}), beyond the interval. Accuracy in {described(task)} then changes by "
             f"{_range([change.mean() for change in changes], '+.3f')}; with as many random directions instead, by "
-            f"{_range(at_random, '+.3f')}, and {(rows.kept_at_random == keeps).sum()} of {len(rows)} models {half}, too")
+            f"{_range(at_random, '+.3f')}, and {(rows.kept_at_random == keeps).sum()} of {len(rows)} models {half}, "
+            "too")
     if counts:
         here += f". With larger shares than the paper's, which do not decide: {', '.join(counts)}"
     return Verdict(claim, of_runs(by_k[near]), f"{here}.",
@@ -338,13 +341,12 @@ def correlation(claim: str, measure: str, sign: int, readings: Mapping[str, pd.D
             means.append(_correlation_over_runs(rows))
             parts.append(by_mean(*means[-1][1:], _filled(list(sides), runs), sign))
             if np.isfinite(means[-1][0]):
-                said.append(f"{method.capitalize()}'s is {_signed(means[-1], '+.2f')}, of the opposite sign beyond its "
-                            f"interval in {list(sides).count('no')} of {runs} runs")
-        spread += [f"Over checkpoints {spacing}, {'; '.join(said)}"] * bool(said)
-    claimed = pd.DataFrame(signs).eq("yes").all(axis=1).sum()
-    means_of = "The mean correlation over runs: " if spread else "Too few runs have a correlation"
-    here = (f"{means_of}{'. '.join(spread)}. Of the claimed sign beyond the interval, by both coefficients and with "
-            f"every spacing, in {claimed} of {runs} runs")
+                said.append(f"of {method.capitalize()}'s correlation {_signed(means[-1], '+.2f')}")
+        spread += [f"over checkpoints {spacing}, the mean over runs is {' and '.join(said)}"] * bool(said)
+    claimed, opposite = (pd.DataFrame(signs).eq(word).all(axis=1).sum() for word in ("yes", "no"))
+    means_of = "; ".join(spread) or "too few runs have a correlation"
+    here = (f"{means_of[0].upper()}{means_of[1:]}. By both coefficients and with every spacing, the claimed sign is "
+            f"seen beyond the interval in {claimed} of {runs} runs, the opposite sign in {opposite}")
     return Verdict(claim, of_parts(parts), f"{here}.{f' {apart}' if apart else ''}",
                    f"Pearson's correlation over checkpoints {next(iter(readings))}, mean over runs", *means[0],
                    runs=int(claimed), of=runs, scale=scale)
