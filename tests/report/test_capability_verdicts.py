@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from reptrace.checkpoints import published
+from reptrace.checkpoints.suites import suite
 from reptrace.measures.phases import Phases, Turn
 from reptrace.memorization.questions import Peak
 from reptrace.report import capability_verdicts as verdicts
-from reptrace.report.verdicts import NOT, OPEN, PARTLY, REPRODUCED
+from reptrace.report.verdicts import NOT, OPEN, PARTLY, REPRODUCED, claims
 from reptrace.tasks import correlations
 
 NAN = float("nan")
@@ -195,6 +197,12 @@ def test_the_number_of_directions_nearest_to_the_published_share_decides():
     # random directions leave 0.7, more than half of what 0.75 has above 0.25: they keep, and so do not lose
     assert "3 of 3 models keep more than half, too" in remove.here
     assert "0 of 3 models lose more than half, too" in keep.here
+
+
+def test_the_shares_that_the_claims_name_are_those_of_the_published_table():
+    widths = [suite(name.lower().replace("olmo-2", "olmo2")).shape["width"] for name in set(published.table(8).model)]
+    named = claims()[claims().id.isin(["tab08-remove", "tab08-keep"])].decided_by
+    assert named.str.contains(f"{1000 / max(widths):.2g} to {5000 / min(widths):.2g} %", regex=False).all()
 
 
 def test_models_that_answer_all_alike_do_not_break_the_verdict():

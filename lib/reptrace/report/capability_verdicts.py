@@ -148,7 +148,7 @@ def memorization(peaks: Mapping[object, Peak], phases: Mapping[object, Phases], 
         seen = f"A peak before {TURN} is seen in {before} of {len(said)} runs" if before else (
             f"No peak before {TURN} is seen")
         form, changes = (".3f", "still gains") if min(gains) > 0 else ("+.3f", "changes by")
-        here = (f"{seen}. Memorization is highest at {_range(share, '.0f')} % of the training tokens "
+        here = (f"{seen}. Memorization, a rank correlation, is highest at {_range(share, '.0f')} % of the training tokens "
                 f"({counted(said)}). From the turn to the end it {changes} {_range(gains, form)}, of "
                 f"{_range(whole, form)} since the first checkpoint")
     return Verdict("fig03-memorization", together(rises, outcomes), f"{here}.",
@@ -302,12 +302,12 @@ def _directions(claim: str, task: str, cases: pd.DataFrame, scale: str) -> Verdi
     of_width = f"{_range([*100 * rows.share], '.1f')} % of the directions"
     counts = [f"{each.count('yes')} of {len(each)} {does} {k}" for k, each in by_k.items() if k != near]
     here = (f"{by_k[near].count('yes')} of {len(rows)} models {half} of their accuracy above chance {does} {near} "
-            f"{noun} ({of_width}), beyond the interval. Accuracy in {described(task)} then changes by "
+            f"{noun} ({of_width}, the share nearest to the paper's), beyond the interval. Accuracy in {described(task)} then changes by "
             f"{_range([change.mean() for change in changes], '+.3f')}; with as many random directions instead, by "
             f"{_range(at_random, '+.3f')}, and {(rows.kept_at_random == keeps).sum()} of {len(rows)} models {half}, "
             "too")
     if counts:
-        here += f". With larger shares than the paper's, which do not decide: {', '.join(counts)}"
+        here += f". With other numbers of them, which do not decide: {', '.join(counts)}"
     return Verdict(claim, of_runs(by_k[near]), f"{here}.",
                    f"change of accuracy {does} k = {near} ({of_width}), mean over models", *mean_over_both(changes),
                    runs=by_k[near].count("yes"), of=len(rows), scale=scale)
@@ -341,8 +341,8 @@ def correlation(claim: str, measure: str, sign: int, readings: Mapping[str, pd.D
             means.append(_correlation_over_runs(rows))
             parts.append(by_mean(*means[-1][1:], _filled(list(sides), runs), sign))
             if np.isfinite(means[-1][0]):
-                said.append(f"of {method.capitalize()}'s correlation {_signed(means[-1], '+.2f')}")
-        spread += [f"over checkpoints {spacing}, the mean over runs is {' and '.join(said)}"] * bool(said)
+                said.append(f"{method.capitalize()}'s {_signed(means[-1], '+.2f')}")
+        spread += [f"over checkpoints {spacing}, the mean correlation over runs is {' and '.join(said)}"] * bool(said)
     claimed, opposite = (pd.DataFrame(signs).eq(word).all(axis=1).sum() for word in ("yes", "no"))
     means_of = "; ".join(spread) or "too few runs have a correlation"
     here = (f"{means_of[0].upper()}{means_of[1:]}. By both coefficients and with every spacing, the claimed sign is "
