@@ -148,8 +148,8 @@ def memorization(peaks: Mapping[object, Peak], phases: Mapping[object, Phases], 
         seen = f"A peak before {TURN} is seen in {before} of {len(said)} runs" if before else (
             f"No peak before {TURN} is seen")
         form, changes = (".3f", "still gains") if min(gains) > 0 else ("+.3f", "changes by")
-        here = (f"{seen}. Memorization, a rank correlation, is highest at {_range(share, '.0f')} % of the training tokens "
-                f"({counted(said)}). From the turn to the end it {changes} {_range(gains, form)}, of "
+        here = (f"{seen}. Memorization, a rank correlation, is highest at {_range(share, '.0f')} % of the training "
+                f"tokens ({counted(said)}). From the turn to the end it {changes} {_range(gains, form)}, of "
                 f"{_range(whole, form)} since the first checkpoint")
     return Verdict("fig03-memorization", together(rises, outcomes), f"{here}.",
                    "Spearman's correlation at the end less that at the turn, mean over runs", *gain,
@@ -302,10 +302,10 @@ def _directions(claim: str, task: str, cases: pd.DataFrame, scale: str) -> Verdi
     of_width = f"{_range([*100 * rows.share], '.1f')} % of the directions"
     counts = [f"{each.count('yes')} of {len(each)} {does} {k}" for k, each in by_k.items() if k != near]
     here = (f"{by_k[near].count('yes')} of {len(rows)} models {half} of their accuracy above chance {does} {near} "
-            f"{noun} ({of_width}, the share nearest to the paper's), beyond the interval. Accuracy in {described(task)} then changes by "
-            f"{_range([change.mean() for change in changes], '+.3f')}; with as many random directions instead, by "
-            f"{_range(at_random, '+.3f')}, and {(rows.kept_at_random == keeps).sum()} of {len(rows)} models {half}, "
-            "too")
+            f"{noun} ({of_width}, the share nearest to the paper's), beyond the interval. Accuracy in "
+            f"{described(task)} then changes by {_range([change.mean() for change in changes], '+.3f')}; with as many "
+            f"random directions instead, by {_range(at_random, '+.3f')}, and "
+            f"{(rows.kept_at_random == keeps).sum()} of {len(rows)} models {half}, too")
     if counts:
         here += f". With other numbers of them, which do not decide: {', '.join(counts)}"
     return Verdict(claim, of_runs(by_k[near]), f"{here}.",
