@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from reptrace.checkpoints import published
+from reptrace.checkpoints.suites import suite
 from reptrace.measures.phases import Phases, Turn
 from reptrace.memorization.questions import Peak
 from reptrace.report import capability_verdicts as verdicts
-from reptrace.report.verdicts import NOT, OPEN, PARTLY, REPRODUCED
+from reptrace.report.verdicts import NOT, OPEN, PARTLY, REPRODUCED, claims
 from reptrace.tasks import correlations
 
 NAN = float("nan")
@@ -60,28 +62,41 @@ def peak(tokens):
     return Peak(tokens, tokens, tokens, 0.2, (0.1, 0.05, 0.15), (0.0, -0.01, 0.0), np.full(100, tokens))
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [
-    ([8e6, 4e6, 8e6, 9e6, 7e6], NOT), ([7e5, 8e5, 6e5], REPRODUCED), ([7e5, 8e6, 9e6], PARTLY),
-    ([5e4, 2e4, 6e4], NOT), ([8e6, 8e6], OPEN), ([], OPEN)])
-def test_memorization_that_peaks_after_the_turn_is_not_as_claimed(tokens, expected):
+def course(gain):
+    return verdicts.Course(0.1, 0.2, 0.2 + gain, 1e7)
+
+
+@pytest.mark.parametrize(("tokens", "gains", "expected"), [
+    ([8e6, 4e6, 8e6, 9e6, 7e6], [0.1] * 5, NOT), ([8e6, 1e6, 1e6], [0.1, 0.11, 0.12], NOT),
+    ([8e6, 1e6, 1e6], [0.1, -0.1, 0.0], OPEN), ([7e5, 8e5, 6e5], [0.0, -0.01, 0.01], REPRODUCED),
+    ([7e5, 8e5, 6e5], [0.1, 0.11, 0.12], OPEN), ([7e5, 8e6, 9e6], [0.1] * 3, PARTLY),
+    ([5e4, 2e4, 6e4], [0.0] * 3, NOT), ([8e6, 8e6], [0.1] * 2, OPEN), ([], [], OPEN)])
+def test_memorization_that_gains_after_the_turn_is_not_as_claimed(tokens, gains, expected):
     peaks = dict(enumerate(map(peak, tokens)))
-    found = verdicts.memorization(peaks, dict.fromkeys(peaks, phases()), "tiny")
+    found = verdicts.memorization(peaks, dict.fromkeys(peaks, phases()), dict(enumerate(map(course, gains))), "tiny")
     assert found.verdict == expected
     assert (found.runs, found.of) == (sum(1e5 < each < 9e5 for each in tokens), len(tokens))
+    if len(gains) > 1:
+        assert found.value == pytest.approx(np.mean(gains))
 
 
 def test_runs_without_a_turn_decide_nothing_about_memorization():
-    found = verdicts.memorization({0: peak(0.0), 1: peak(8e6), 2: peak(8e6)},
-                                  dict.fromkeys(range(3), Phases(None, None, None, None, None, [])), "tiny")
+    nothing = Phases(None, None, None, None, None, [])
+    found = verdicts.memorization({0: peak(0.0), 1: peak(8e6), 2: peak(8e6)}, dict.fromkeys(range(3), nothing),
+                                  dict.fromkeys(range(3), course(NAN)), "tiny")
     assert (found.verdict, found.runs, found.of) == (OPEN, 0, 3) and np.isnan(found.value)
 
 
-def test_three_runs_that_agree_do_not_speak_for_two_without_a_turn():
-    peaks = dict(enumerate(map(peak, [7e5, 8e5, 6e5, 7e5, 7e5])))
-    seen = dict.fromkeys(range(3), phases()) | dict.fromkeys((3, 4), Phases(None, None, None, None, None, []))
-    found = verdicts.memorization(peaks, seen, "tiny")
-    assert (found.verdict, found.runs, found.of) == (PARTLY, 3, 5)
-    assert found.value == pytest.approx(0.336**(1 / 3)) and "before it in 3, without a turn" in found.here
+def test_a_course_is_read_at_the_checkpoint_nearest_to_the_turn():
+    found = verdicts.course([1e5, 1.1e6, 4e6], [0.1, 0.2, 0.5], phases())
+    assert found == verdicts.Course(0.1, 0.2, 0.5, 4e6)
+    assert np.isnan(verdicts.course([], [], phases()).turn)
+
+
+def test_places_are_counted_in_words():
+    some = ["after it"] * 3 + ["undecided"] * 2
+    assert verdicts.counted(some) == "after the turn in 3 of 5 runs; in 2 it can't be told"
+    assert verdicts.counted([verdicts.NO_TURN]) == "in 1 of 1 runs there is no turn" and verdicts.counted([])
 
 
 def test_a_peak_before_the_turn_of_a_run_without_a_collapse_is_before_it():
@@ -98,31 +113,44 @@ def changes(**rises):
 
 
 def test_a_rise_in_both_phases_must_be_seen_in_every_run():
-    assert verdicts.short_context(changes(a=(0.1, 0.1), b=(0.1, 0.2), c=(0.2, 0.1)), 3, "").verdict == REPRODUCED
-    some = verdicts.short_context(changes(a=(0.1, 0.1), b=(0.1, 0.01), c=(0.2, 0.01)), 3, "")
+    every = verdicts.short_context("continuation", changes(a=(0.1, 0.1), b=(0.1, 0.2), c=(0.2, 0.1)), 3, "")
+    assert every.verdict == REPRODUCED and "our own task" in every.here
+    some = verdicts.short_context("continuation", changes(a=(0.1, 0.1), b=(0.1, 0.01), c=(0.2, 0.01)), 3, "")
     assert (some.verdict, some.runs, some.of) == (PARTLY, 1, 3)
     assert some.value == pytest.approx(0.04)
-    assert verdicts.short_context(changes(a=(-0.1, -0.1), b=(-0.1, -0.1), c=(-0.1, -0.1)), 3, "").verdict == NOT
+    fallen = changes(a=(-0.1, -0.1), b=(-0.1, -0.1), c=(-0.1, -0.1))
+    assert verdicts.short_context("continuation", fallen, 3, "").verdict == NOT
 
 
 def test_without_phases_nothing_is_said_of_tasks():
-    found = verdicts.short_context(changes(), 3, "")
+    found = verdicts.short_context("continuation", changes(), 3, "")
     assert (found.verdict, found.runs, found.of) == (OPEN, 0, 3) and np.isnan(found.value)
 
 
 def test_a_skill_that_no_model_has_comes_in_no_phase():
-    at_chance = dict.fromkeys("abc", np.tile([1, 0, 0, 0], 50))
-    found = verdicts.long_range(at_chance, changes(a=(0, 0.1), b=(0, 0.1), c=(0, 0.1)), 0.25, "")
+    def told(last, **rises):
+        return verdicts.long_range("cloze", dict.fromkeys("abc", np.tile(last, 50)), changes(**rises), 0.25, "")
+
+    at_chance, skilled = [1, 0, 0, 0], [1, 1, 1, 0]
+    found = told(at_chance, a=(0, 0.1), b=(0, 0.1), c=(0, 0.1))
     assert (found.verdict, found.runs, found.value) == (OPEN, 0, 0.25)
-    skilled = dict.fromkeys("abc", np.tile([1, 1, 1, 0], 50))
-    assert verdicts.long_range(skilled, changes(a=(0, 0.1), b=(0, 0.1), c=(0, 0.1)), 0.25, "").verdict == REPRODUCED
-    assert verdicts.long_range(skilled, changes(a=(0.1, 0.1), b=(0.1, 0.1), c=(0.1, 0)), 0.25, "").verdict == NOT
-    assert verdicts.long_range(skilled, changes(), 0.25, "").verdict == OPEN
+    assert told(skilled, a=(0, 0.1), b=(0, 0.1), c=(0, 0.1)).verdict == REPRODUCED
+    assert told(skilled, a=(0.1, 0.1), b=(0.1, 0.1), c=(0.1, 0)).verdict == NOT
+    assert told(skilled).verdict == OPEN
 
 
-def test_a_baseline_is_compared_with_every_model():
-    assert verdicts.against("5-gram model", 0.5, [0.4, 0.6, 0.45]) == (
-        "The 5-gram model (0.50) beats 2 of 3 runs (0.40 to 0.60)")
+def right(share, items=400):
+    return (np.arange(items) < share * items).astype(float)
+
+
+def test_a_baseline_beats_a_model_only_beyond_the_interval_and_only_above_chance():
+    runs = [right(0.4), right(0.6), right(0.499)]  # of the last, one answer of 400 differs: within its interval
+    assert verdicts.against("5-gram model", right(0.5), runs, 0.25) == (
+        "Beyond the interval of paired answers, the 5-gram model (0.50) beats 1 of the 3 runs (0.40 to 0.60) and is "
+        "beaten by 1")
+    assert verdicts.against("5-gram model", right(0.25), [right(0.23), right(0.26)], 0.25) == (
+        "Neither the 5-gram model (0.25) nor any of the 2 runs (0.23 to 0.26) is above chance (0.25) beyond its "
+        "interval")
 
 
 # Tables 7 to 9
@@ -132,10 +160,6 @@ def test_one_text_and_tokenizer_decide_nothing_about_suffixes():
     assert verdicts.short_suffixes({"a": (40.0, 39.0, 41.0)}, "").verdict == OPEN
     three = verdicts.short_suffixes({"a": (60.0, 59.0, 61.0), "b": (70.0, 69.0, 71.0), "c": (55.0, 54.0, 56.0)}, "")
     assert (three.verdict, three.value, three.runs) == (REPRODUCED, 55.0, 3)
-
-
-def right(share, items=400):
-    return (np.arange(items) < share * items).astype(float)
 
 
 @pytest.mark.parametrize(("after", "expected"), [(0.65, "yes"), (0.3, "no"), (0.5, "undecided")])
@@ -150,17 +174,26 @@ def cases(**after):
                          for model in "abc" for name, share in after.items()])
 
 
-def test_directions_must_matter_alike_at_every_number_of_them():
-    found = verdicts.directions(cases(remove_1=0.7, remove_10=0.3, keep_1=0.3, keep_10=0.3), 0.25, "")
-    assert [(each.claim, each.verdict) for each in found] == [("tab08-remove", PARTLY), ("tab08-keep", REPRODUCED)]
-    remove = found[0]  # k = 1 is nearest to the published share: 3 of 3 models keep their accuracy there
+def test_the_number_of_directions_nearest_to_the_published_share_decides():
+    found = verdicts.directions("continuation", cases(remove_1=0.7, remove_10=0.3, keep_1=0.3, keep_10=0.7), 0.25, "")
+    assert [(each.claim, each.verdict) for each in found] == [("tab08-remove", REPRODUCED), ("tab08-keep", REPRODUCED)]
+    remove, keep = found
     assert (remove.runs, remove.of) == (3, 3) and remove.value == pytest.approx(-0.05)
-    assert "3 of 3 without 1, 0 of 3 without 10 directions" in remove.here
+    assert "which do not decide: 0 of 3 without 10" in remove.here
+    # random directions leave 0.7, more than half of what 0.75 has above 0.25: they keep, and so do not lose
+    assert "3 of 3 models keep more than half, too" in remove.here
+    assert "0 of 3 models lose more than half, too" in keep.here
+
+
+def test_the_shares_that_the_claims_name_are_those_of_the_published_table():
+    widths = [suite(name.lower().replace("olmo-2", "olmo2")).shape["width"] for name in set(published.table(8).model)]
+    named = claims()[claims().id.isin(["tab08-remove", "tab08-keep"])].decided_by
+    assert named.str.contains(f"{1000 / max(widths):.2g} to {5000 / min(widths):.2g} %", regex=False).all()
 
 
 def test_models_that_answer_all_alike_do_not_break_the_verdict():
     flat = cases(remove_1=0.75, keep_1=0.75).assign(before=[right(0)] * 6, after=[right(0)] * 6)
-    assert [each.verdict for each in verdicts.directions(flat[flat.model == "a"], 0.25, "")] == [OPEN, OPEN]
+    assert [each.verdict for each in verdicts.directions("sciq", flat[flat.model == "a"], 0.25, "")] == [OPEN, OPEN]
 
 
 def correlated(rng, sign, runs=4):
@@ -173,22 +206,42 @@ def correlated(rng, sign, runs=4):
     return pd.concat(found)
 
 
+def concluded(runs, log, even=None):
+    readings = {"spaced evenly in log tokens": log, "spaced evenly in tokens": log if even is None else even}
+    return verdicts.correlation("tab09-alpha", "alpha", 1, readings, runs, "")
+
+
 def test_the_sign_of_a_correlation_is_told_from_all_runs(rng):
-    assert verdicts.correlation("tab09-alpha", "alpha", 1, correlated(rng, 1), 4, "").verdict == REPRODUCED
-    against = verdicts.correlation("tab09-alpha", "alpha", 1, correlated(rng, -1), 4, "")
+    assert concluded(4, correlated(rng, 1)).verdict == REPRODUCED
+    against = concluded(4, correlated(rng, -1))
     assert (against.verdict, against.runs, against.of) == (NOT, 0, 4) and against.high < 0
     both = pd.concat([correlated(rng, 1, 2), correlated(rng, -1, 2).assign(model=lambda t: t.model + "b")])
-    assert verdicts.correlation("tab09-alpha", "alpha", 1, both, 4, "").verdict == PARTLY
+    assert concluded(4, both).verdict == PARTLY
+
+
+def test_a_sign_that_hangs_on_the_spacing_of_checkpoints_is_not_told(rng):
+    mixed = pd.concat([correlated(rng, sign, 1).assign(model=f"run {number}")
+                       for number, sign in enumerate([-1, 0, 0, -1])])
+    found = concluded(4, correlated(rng, -1), mixed)
+    assert (found.verdict, found.runs) == (OPEN, 0) and found.high < 0
+    assert concluded(4, correlated(rng, 1), mixed).verdict == PARTLY
 
 
 def test_a_run_without_a_correlation_shows_none(rng):
-    found = verdicts.correlation("tab09-alpha", "alpha", 1, correlated(rng, 1), 5, "")
+    found = concluded(5, correlated(rng, 1))
     assert (found.verdict, found.runs, found.of) == (PARTLY, 4, 5)
 
 
 def test_without_any_correlation_it_is_left_open(rng):
-    found = verdicts.correlation("tab09-alpha", "alpha", 1, correlated(rng, 1)[:0], 3, "")
+    found = concluded(3, correlated(rng, 1)[:0])
     assert (found.verdict, found.runs, found.of) == (OPEN, 0, 3) and np.isnan(found.value)
+
+
+def test_checkpoints_spaced_evenly_in_tokens_are_the_nearest_to_even_steps_each_once():
+    tokens = np.array([0, 1, 2, 4, 8, 16, 32])
+    assert list(verdicts.even_in_tokens(tokens, 4)) == [4, 5, 6]  # steps 8, 16, 24 (as near to 16 as to 32), 32
+    assert list(verdicts.even_in_tokens(tokens, 32)) == [1, 2, 3, 4, 5, 6]
+    assert not len(verdicts.even_in_tokens([]))
 
 
 def test_whether_most_checkpoints_lie_before_the_turn_depends_on_the_warmup():

@@ -22,7 +22,23 @@ from reptrace.tasks.evaluation import paired_change
 GROWING, FALLING = "entropy-seeking", "compression-seeking"
 PUBLISHED_SHARE = 10 / 2048  # of the directions: Table 8's smaller number, of the narrowest model there
 NO_TURN = "without a turn to compare with"
+TURN = "the turn of RankMe (its highest value between expansion and compression)"
+# What strangers need to know of the tasks that were made here; stock tasks go by their names.
+OURS = {"continuation": "continuation, our own task of short context (which words follow a passage?)",
+        "cloze": "cloze, our own task of long range (which word, seen earlier in it, ends a passage?)"}
+EVEN = 20  # checkpoints spaced evenly in tokens: as many as the paper's p-values imply for Pythia
 Interval = tuple[float, float, float]  # value, low, high; all nan where there is none
+
+
+@dataclass(frozen=True)
+class Course:
+    """A quantity at the first checkpoint of a run, at RankMe's turn (nan without one) and at the last checkpoint, which
+    lies at `tokens`."""
+
+    first: float
+    turn: float
+    last: float
+    tokens: float
 
 
 @dataclass(frozen=True)
@@ -53,11 +69,19 @@ def side(low: float, high: float, sign: int = 1) -> str:
 def by_mean(low: float, high: float, outcomes: Sequence[str], sign: int = 1) -> str:
     """The verdict of a mean over runs (its interval, the claimed sign) and of what each run says by itself.
 
+    See `together`.
+    """
+    return together(side(low, high, sign), outcomes)
+
+
+def together(mean: str, outcomes: Sequence[str]) -> str:
+    """The verdict of what the mean over runs says and of what each run says by itself, all in words as of `side`.
+
     Not reproduced: no run says yes, and the mean lies beyond zero on the other side or all runs say no. Reproduced: it
     lies on the claimed side and all runs say yes. Partly: some runs say yes, and the mean says so too, or other runs
     say no. Else open, as with fewer than `FEWEST` runs.
     """
-    mean, yes = side(low, high, sign), outcomes.count("yes")
+    yes = outcomes.count("yes")
     if len(outcomes) < FEWEST:
         return OPEN
     if not yes:
@@ -81,27 +105,44 @@ def mean_over_both(values: Sequence[Sequence[float]]) -> Interval:
     return (float(mean), float(mean - half), float(mean + half)) if np.isfinite(half) else (NONE, NONE, NONE)
 
 
-def memorization(peaks: Mapping[object, Peak], phases: Mapping[object, Phases], scale: str) -> Verdict:
-    """Fig 3A: whether memorization peaks before the turn of RankMe, after the collapse.
+def course(tokens: Sequence[float], values: Sequence[float], found: Phases) -> Course:
+    """The course of a quantity along a run, by its measured checkpoints (in order); at the one nearest to the turn."""
+    tokens, values = np.asarray(tokens, float), np.asarray(values, float)
+    if not len(tokens):
+        return Course(NONE, NONE, NONE, NONE)
+    at_turn = values[np.abs(tokens - found.turn.tokens).argmin()] if found.turn else NONE
+    return Course(*map(float, (values[0], at_turn, values[-1], tokens[-1])))
 
-    By the mean over runs of ln(tokens at the peak / tokens at the turn), see `by_mean`. A run without a turn is in no
-    mean, and undecided.
+
+def memorization(peaks: Mapping[object, Peak], phases: Mapping[object, Phases], courses: Mapping[object, Course],
+                 scale: str) -> Verdict:
+    """Fig 3A: whether memorization peaks before the turn of RankMe, after the collapse, and gains nothing from there.
+
+    By the place of each run's highest value, and by the mean gain from the turn to the end of training, which says "no"
+    where its whole interval lies above zero: see `together`. A highest value at the end of training is no peak, so its
+    place is a lower bound. A run without a turn is in no mean, and undecided.
     """
-    places = {run: place(peak, phases[run]) for run, peak in peaks.items()}
-    turned = [run for run, found in places.items() if found != NO_TURN]
-    # a peak before any training counts as one at the first token: it has no logarithm
-    value, low, high = mean_over([np.log(max(peaks[run].tokens, 1) / phases[run].turn.tokens) for run in turned])
+    everywhere = {run: place(peak, phases[run]) for run, peak in peaks.items()}
+    places = {run: found for run, found in everywhere.items() if found != NO_TURN}
+    gains = [courses[run].last - courses[run].turn for run in places]
+    gain = mean_over(gains)
     said = list(places.values())
-    outcomes = [{"before it": "yes", "undecided": "undecided", NO_TURN: "undecided"}.get(each, "no") for each in said]
-    here = f"{len(turned)} of {len(peaks)} runs have a turn to compare the peak with"
-    if len(turned) > 1:
-        here = (f"Against the turn of RankMe, the peak of memorization comes {counted(said)}, on average at "
-                f"{_ratio(value, low, high)} times the turn's tokens")
-    if peaks:
-        here += f"; from the peak to the end it changes by {_range([peak.fall[0] for peak in peaks.values()], '+.3f')}"
-    return Verdict("fig03-memorization", by_mean(low, high, outcomes, -1), f"{here}.",
-                   "tokens at the peak over tokens at RankMe's turn, geometric mean over runs",
-                   *np.exp([value, low, high]),
+    outcomes = [{"before it": "yes", "undecided": "undecided", NO_TURN: "undecided"}.get(each, "no")
+                for each in everywhere.values()]
+    rises = {"yes": "no", "no": "yes"}.get(side(*gain[1:]), "yes" if np.isfinite(gain[0]) else "undecided")
+    here = f"{len(said)} of {len(peaks)} runs have passed {TURN}"
+    if said:
+        share = [100 * peaks[run].tokens / courses[run].tokens for run in places]
+        whole = [courses[run].last - courses[run].first for run in places]
+        before = said.count("before it")
+        seen = f"A peak before {TURN} is seen in {before} of {len(said)} runs" if before else (
+            f"No peak before {TURN} is seen")
+        form, changes = (".3f", "still gains") if min(gains) > 0 else ("+.3f", "changes by")
+        here = (f"{seen}. Memorization, a rank correlation, is highest at {_range(share, '.0f')} % of the training "
+                f"tokens ({counted(said)}). From the turn to the end it {changes} {_range(gains, form)}, of "
+                f"{_range(whole, form)} since the first checkpoint")
+    return Verdict("fig03-memorization", together(rises, outcomes), f"{here}.",
+                   "Spearman's correlation at the end less that at the turn, mean over runs", *gain,
                    runs=outcomes.count("yes"), of=len(outcomes), scale=scale)
 
 
@@ -121,35 +162,47 @@ def place(peak: Peak, phases: Phases) -> str:
 
 def counted(places: Sequence[str]) -> str:
     """How many runs have which of the places that `place` knows, in words."""
-    return f"{', '.join(f'{each} in {places.count(each)}' for each in dict.fromkeys(places))} of {len(places)} runs"
+    told = [each for each in dict.fromkeys(places) if each not in ("undecided", NO_TURN)]
+    said = [f"{each.replace(' it', ' the turn')} in {places.count(each)} of {len(places)} runs" for each in told]
+    for place_, words in (("undecided", "it can't be told"), (NO_TURN, "there is no turn")):
+        if many := places.count(place_):
+            said.append(f"in {many}{'' if said else f' of {len(places)} runs'} {words}")
+    return "; ".join(said) or "in no run"
 
 
-def short_context(changes: pd.DataFrame, runs: int, scale: str, apart: str = "") -> Verdict:
+def described(task: str) -> str:
+    """A task by its name, and what it asks where it was made here."""
+    return OURS.get(task, task)
+
+
+def short_context(task: str, changes: pd.DataFrame, runs: int, scale: str, apart: str = "") -> Verdict:
     """Fig 3B, SciQ: whether a task of short context rises in both phases.
 
-    `changes`: a row a run and phase, columns model, phase, low, high, items (changes question by question); `runs`: how
-    many there are, with and without phases; `apart`: a sentence on evidence that isn't of these runs.
+    `task`: its name; `changes`: a row a run and phase, columns model, phase, low, high, items (changes question by
+    question); `runs`: how many there are, with and without phases; `apart`: a sentence on evidence that isn't of these
+    runs.
     """
     said = {phase: [*changes[changes.phase == phase].apply(lambda row: side(row.low, row.high), axis=1)]
             for phase in (GROWING, FALLING)}
     verdict = of_parts([of_runs(_filled(each, runs)) for each in said.values()])
     risen = changes[(changes.low > 0) & changes.phase.isin(said)].groupby("model").phase.nunique()
     value = mean_over_both([*changes[changes.phase == FALLING]["items"]])
-    here = "Accuracy " + "; ".join(f"rises beyond its interval in the {phase} phase in {each.count('yes')} of {runs} "
-                                   f"runs and falls in {each.count('no')}" for phase, each in said.items())
+    here = f"Accuracy in {described(task)} " + ", and ".join(
+        f"rises beyond its interval in the {phase} phase in {each.count('yes')} of {runs} runs and falls in "
+        f"{each.count('no')}" for phase, each in said.items())
     if np.isfinite(value[0]):
-        here += f"; there by {_signed(value)} on average"
+        here += f"; in the latter phase it changes by {_signed(value)} on average"
     return Verdict("fig03-sciq", verdict, f"{here}.{f' {apart}' if apart else ''}",
                    "change of accuracy in the compression-seeking phase, mean over runs", *value,
                    runs=int((risen == 2).sum()), of=runs, scale=scale)
 
 
-def long_range(last: Mapping[str, Sequence[float]], changes: pd.DataFrame, chance: float, scale: str, apart: str = ""
-               ) -> Verdict:
+def long_range(task: str, last: Mapping[str, Sequence[float]], changes: pd.DataFrame, chance: float, scale: str,
+               apart: str = "") -> Verdict:
     """Fig 3B, TriviaQA: whether a task that needs facts from afar rises in the compression-seeking phase alone.
 
-    `last`: model -> its last checkpoint's answers, right (1) or wrong; `changes`: as of `short_context`. A run that is
-    not above chance at its end has no such skill and can't tell when it comes.
+    `task`: its name; `last`: model -> its last checkpoint's answers, right (1) or wrong; `changes`: as
+    of `short_context`. A run that is not above chance at its end has no such skill and can't tell when it comes.
     """
     skilled = {model for model, items in last.items() if _mean(items)[1] > chance}
     outcomes = []
@@ -161,7 +214,9 @@ def long_range(last: Mapping[str, Sequence[float]], changes: pd.DataFrame, chanc
     value = mean_over_both([*last.values()])
     accuracies = [np.mean(items) for items in last.values()]
     here = (f"At the end of training {len(skilled)} of {len(last)} runs are above chance ({chance:.2f}) beyond their "
-            f"interval; accuracy {_range(accuracies, '.3f')}")
+            f"interval in {described(task)}")
+    if accuracies:
+        here += f"; their accuracies are {_range(accuracies, '.3f')}"
     if len(skilled) < len(last):
         here += ". A run without the skill can't tell in which phase it comes"
     return Verdict("fig03-triviaqa", of_runs(outcomes), f"{here}.{f' {apart}' if apart else ''}",
@@ -180,17 +235,26 @@ def short_suffixes(shares: Mapping[str, Interval], scale: str) -> Verdict:
     half = {"yes": "more than half", "no": "less than half", "undecided": "about half"}
     said = "; ".join(f"{value:.1f} % ({low:.1f} to {high:.1f}) of the look-ups, {half[outcome]}, use four tokens and "
                      "fewer" for outcome, (value, low, high) in zip(outcomes, shares.values(), strict=True))
-    few = f"; fewer than {FEWEST} texts or tokenizers can't tell what others would give" * (len(shares) < FEWEST)
+    which = "one text and one tokenizer" if len(shares) == 1 else f"{len(shares)} texts or tokenizers"
+    few = f"; {which} can't tell what others would give" * (len(shares) < FEWEST)
     return Verdict("tab07-short", of_runs(outcomes), f"{said}{few}.",
                    "look-ups with four tokens and fewer (%)" + (", the least" if len(shares) > 1 else ""), *least,
                    runs=outcomes.count("yes"), of=len(shares), scale=scale)
 
 
-def against(name: str, baseline: float, accuracies: Sequence[float]) -> str:
-    """How a baseline does beside some runs, as a sentence without its full stop."""
-    beaten = sum(each < baseline for each in accuracies)
-    return (f"The {name} ({baseline:.2f}) beats {beaten} of {len(accuracies)} runs "
-            f"({_range(accuracies, '.2f')})")
+def against(name: str, baseline: Sequence[float], runs: Sequence[Sequence[float]], chance: float) -> str:
+    """How a baseline does beside some runs, by the same answers (right or wrong), as a sentence without its full stop.
+
+    It beats a run, or loses to it, beyond the interval of the answers paired item by item.
+    """
+    share, skilled = np.mean(baseline), sum(_mean(items)[1] > chance for items in (baseline, *runs))
+    beside = f"the {len(runs)} runs ({_range([np.mean(items) for items in runs], '.2f')})"
+    if not skilled:
+        return (f"Neither the {name} ({share:.2f}) nor any of {beside} is above chance ({chance:.2f}) beyond its "
+                "interval")
+    sides = [side(*paired_change(items, baseline)[1:]) for items in runs]
+    return (f"Beyond the interval of paired answers, the {name} ({share:.2f}) beats {sides.count('yes')} of {beside} "
+            f"and is beaten by {sides.count('no')}")
 
 
 def keeps_half(before: Sequence[float], after: Sequence[float], chance: float) -> str:
@@ -200,66 +264,82 @@ def keeps_half(before: Sequence[float], after: Sequence[float], chance: float) -
     return side(*paired_change(half, after)[1:])
 
 
-def directions(cases: pd.DataFrame, chance: float, scale: str) -> list[Verdict]:
+def directions(task: str, cases: pd.DataFrame, chance: float, scale: str) -> list[Verdict]:
     """Table 8: what is left without the leading directions, and with them alone.
 
-    `cases`: a row a model, kind ("remove", "keep") and k, columns width, before, after (answers, right or wrong) and
-    random (accuracy with as many random directions). The paper takes 10 and 50 of 2048 and more; so the k whose share
-    of the width is nearest decides what is counted, and all k must agree for a verdict that isn't partly.
+    `task`: its name; `cases`: a row a model, kind ("remove", "keep") and k, columns width, before, after (answers,
+    right or wrong) and random (accuracy with as many random directions). The paper takes 10 and 50 of 2048 and more; so
+    the k whose share of the width is nearest decides, and what the others say is told beside it.
     """
     cases = cases.assign(kept=[keeps_half(row.before, row.after, chance) for row in cases.itertuples()],
-                         share=cases.k / cases.width)
-    return [_directions(claim, cases[cases.kind == kind], says, scale)
-            for claim, kind, says in (("tab08-remove", "remove", {"yes": "yes", "no": "no"}),
-                                      ("tab08-keep", "keep", {"yes": "no", "no": "yes"}))]
+                         kept_at_random=[row.random - chance > (np.mean(row.before) - chance) / 2
+                                         for row in cases.itertuples()], share=cases.k / cases.width)
+    return [_directions(claim, task, cases[cases.kind == kind], scale)
+            for claim, kind in (("tab08-remove", "remove"), ("tab08-keep", "keep"))]
 
 
-def _directions(claim: str, cases: pd.DataFrame, says: Mapping[str, str], scale: str) -> Verdict:
+def _directions(claim: str, task: str, cases: pd.DataFrame, scale: str) -> Verdict:
+    keeps = claim == "tab08-remove"  # the claim is that the accuracy is kept; otherwise, that it is lost
+    does, half = ("without", "keep more than half") if keeps else ("with only", "lose more than half")
+    says = {"yes": "yes", "no": "no"} if keeps else {"yes": "no", "no": "yes"}
     cases = cases.assign(outcome=cases.kept.map(says).fillna("undecided"))
     by_k = {k: list(rows.outcome) for k, rows in cases.groupby("k")}
     near = min(by_k, key=lambda k: abs(np.log(cases.share[cases.k == k] / PUBLISHED_SHARE)).mean())
     rows = cases[cases.k == near]
-    value = mean_over_both([np.subtract(row.after, row.before) for row in rows.itertuples()])
-    does, half = {"tab08-remove": ("without", "keep more than half"),
-                  "tab08-keep": ("with only", "lose more than half")}[claim]
-    counts = ", ".join(f"{each.count('yes')} of {len(each)} {does} {k}" for k, each in by_k.items())
-    changed = [np.subtract(row.after, row.before).mean() for row in rows.itertuples()]
+    changes = [np.subtract(row.after, row.before) for row in rows.itertuples()]
     at_random = [row.random - np.mean(row.before) for row in rows.itertuples()]
-    contrary = sum(each.count("no") for each in by_k.values())
-    here = (f"Models that {half} of their accuracy above chance, beyond the interval: {counts} directions; "
-            f"in {contrary} of {len(cases)} cases a model surely does not. {does.capitalize()} {near}, "
-            f"accuracy changes by {_range(changed, '+.3f')}, with as many random directions by "
-            f"{_range(at_random, '+.3f')}.")
-    return Verdict(claim, of_parts([of_runs(each) for each in by_k.values()]), here,
-                   f"change of accuracy {does} k = {near} ({_range([*100 * rows.share], '.1f')} % of the directions), "
-                   "mean over models", *value,
+    noun = "leading direction" if near == 1 else "leading directions"
+    of_width = f"{_range([*100 * rows.share], '.1f')} % of the directions"
+    counts = [f"{each.count('yes')} of {len(each)} {does} {k}" for k, each in by_k.items() if k != near]
+    here = (f"{by_k[near].count('yes')} of {len(rows)} models {half} of their accuracy above chance {does} {near} "
+            f"{noun} ({of_width}, the share nearest to the paper's), beyond the interval. Accuracy in "
+            f"{described(task)} then changes by {_range([change.mean() for change in changes], '+.3f')}; with as many "
+            f"random directions instead, by {_range(at_random, '+.3f')}, and "
+            f"{(rows.kept_at_random == keeps).sum()} of {len(rows)} models {half}, too")
+    if counts:
+        here += f". With other numbers of them, which do not decide: {', '.join(counts)}"
+    return Verdict(claim, of_runs(by_k[near]), f"{here}.",
+                   f"change of accuracy {does} k = {near} ({of_width}), mean over models", *mean_over_both(changes),
                    runs=by_k[near].count("yes"), of=len(rows), scale=scale)
 
 
-def correlation(claim: str, measure: str, sign: int, found: pd.DataFrame, runs: int, scale: str, apart: str = ""
-                ) -> Verdict:
+def even_in_tokens(tokens: Sequence[float], count: int = EVEN) -> np.ndarray:
+    """Which checkpoints lie nearest to `count` even steps in tokens, from the first step to the last: indices, each
+    once."""
+    tokens = np.asarray(tokens, float)
+    steps = np.linspace(0, tokens.max(initial=0), count + 1)[1:]
+    return np.unique([np.abs(tokens - step).argmin() for step in steps]) if len(tokens) else np.arange(0)
+
+
+def correlation(claim: str, measure: str, sign: int, readings: Mapping[str, pd.DataFrame], runs: int, scale: str,
+                apart: str = "") -> Verdict:
     """Table 9: whether accuracy correlates with a measure with the claimed sign, over the whole training.
 
-    `found`: rows of `correlations.table` of single runs; `runs`: how many there are, with and without a correlation;
-    `apart`: a sentence more. The paper's coefficient is not known here, so Pearson's and Spearman's must both say it,
-    each by its mean over runs.
+    `readings`: how checkpoints are spaced, in words -> rows of `correlations.table` of single runs; `runs`: how many
+    there are, with and without a correlation; `apart`: a sentence more. Neither the paper's coefficient nor its
+    checkpoints are known here, so Pearson's and Spearman's must both say it with every spacing, each by its mean over
+    runs.
     """
-    plain = found[(found.measure == measure) & (found.kind == "plain")]
-    parts, means, signs = [], {}, {}
-    for method in METHODS:
-        rows = plain[plain.method == method].set_index("model")
-        signs[method] = pd.Series([side(row.low, row.high, sign) for row in rows.itertuples()], rows.index, dtype=str)
-        means[method] = _correlation_over_runs(rows)
-        parts.append(by_mean(*means[method][1:], _filled(list(signs[method]), runs), sign))
-    claimed = pd.DataFrame(signs).eq("yes").all(axis=1).sum()
-    spread = "; ".join(f"{method.capitalize()}'s {_signed(mean, '+.2f')} over runs, single ones "
-                       f"{_range([*plain.value[plain.method == method]], '+.2f')}"
-                       for method, mean in means.items() if np.isfinite(mean[0]))
-    here = (f"{spread or 'Too few runs have a correlation'}. Of the claimed sign beyond the interval, by both "
-            f"coefficients, in {claimed} of {runs} runs")
+    parts, means, signs, spread = [], [], {}, []
+    for spacing, found in readings.items():
+        plain = found[(found.measure == measure) & (found.kind == "plain")]
+        said = []
+        for method in METHODS:
+            rows = plain[plain.method == method].set_index("model")
+            sides = pd.Series([side(row.low, row.high, sign) for row in rows.itertuples()], rows.index, dtype=str)
+            signs[spacing, method] = sides
+            means.append(_correlation_over_runs(rows))
+            parts.append(by_mean(*means[-1][1:], _filled(list(sides), runs), sign))
+            if np.isfinite(means[-1][0]):
+                said.append(f"{method.capitalize()}'s {_signed(means[-1], '+.2f')}")
+        spread += [f"over checkpoints {spacing}, the mean correlation over runs is {' and '.join(said)}"] * bool(said)
+    claimed, opposite = (pd.DataFrame(signs).eq(word).all(axis=1).sum() for word in ("yes", "no"))
+    means_of = "; ".join(spread) or "too few runs have a correlation"
+    here = (f"{means_of[0].upper()}{means_of[1:]}. By both coefficients and with every spacing, the claimed sign is "
+            f"seen beyond the interval in {claimed} of {runs} runs, the opposite sign in {opposite}")
     return Verdict(claim, of_parts(parts), f"{here}.{f' {apart}' if apart else ''}",
-                   "Pearson's correlation over all checkpoints, mean over runs", *means[METHODS[0]], runs=int(claimed),
-                   of=runs, scale=scale)
+                   f"Pearson's correlation over checkpoints {next(iter(readings))}, mean over runs", *means[0],
+                   runs=int(claimed), of=runs, scale=scale)
 
 
 def _correlation_over_runs(rows: pd.DataFrame) -> Interval:
@@ -300,10 +380,6 @@ def _filled(outcomes: list[str], runs: int) -> list[str]:
 
 def _signed(found: Interval, form: str = "+.3f") -> str:
     return "{} ({} to {})".format(*(format(each, form) for each in found))
-
-
-def _ratio(value: float, low: float, high: float) -> str:
-    return "{:.1f} ({:.1f} to {:.1f})".format(*np.exp([value, low, high]))
 
 
 def _range(values: Sequence[float], form: str) -> str:
