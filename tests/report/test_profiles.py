@@ -64,6 +64,24 @@ def test_one_size_and_one_seed_count_as_lists_of_one(open_profile):
     assert open_profile(sizes=SIZE | {"seeds": 3}).runs == open_profile(sizes=[SIZE | {"seeds": [3]}]).runs
 
 
+@pytest.mark.parametrize(("sizes", "said"), [
+    ([SIZE], "2 runs of 1 size (2 seeds of each), "),
+    ([SIZE, SIZE | {"width": 32}], "4 runs of 2 sizes (2 seeds of each), "),
+    ([SIZE, *({**SIZE, "width": width, "seeds": 0} for width in (24, 32))], "4 runs of 3 sizes (2 seeds of one), "),
+    ([SIZE, SIZE | {"width": 24}, SIZE | {"width": 32, "seeds": 0}], "5 runs of 3 sizes (2 seeds of 2), "),
+    ([SIZE | {"seeds": 0}], "1 run of 1 size, ")])
+def test_the_scale_tells_runs_from_sizes(open_profile, sizes, said):
+    assert open_profile(sizes=sizes).scale.startswith(said)
+
+
+def test_the_settings_that_sizes_were_chosen_from_are_those_of_the_default_suite_alone(open_profile):
+    settings = profiles.selection(Profile.of(TINY | {"sequences": 8}))  # another probe: the same models
+    assert set(settings.width) > {size["width"] for size in TINY["sizes"]} and "yes" in set(settings.compression)
+    paper = yaml.safe_load((ROOT / "notebooks/params/paper.yaml").read_text())
+    others = open_profile(), Profile.of(TINY | {"learning_rate": 0.5}), Profile.of(paper)
+    assert [profiles.selection(each) for each in others] == [None] * 3
+
+
 # The page's footer
 
 

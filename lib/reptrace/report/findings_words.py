@@ -128,8 +128,14 @@ def alt(found: pd.DataFrame) -> str:
     known = found.set_index("id")
     parts = [(words, known.loc[f"fig02-{phase}"]) for phase, words in (
         ("collapse", "falls early"), ("expansion", "then grows"), ("compression", "then falls again"))]
-    seen = [f"{words} (in {row.runs:,.0f} of {row.of:,.0f} runs)" for words, row in parts if row.verdict != UNDECIDED]
+    seen = [f"{words} (in {_many(row)})"
+            for words, row in parts if row.verdict != UNDECIDED]
     return "RankMe by training tokens" + (f": it {', '.join(seen)}" if seen else "")
+
+
+def _many(row) -> str:
+    """How many runs show a claim; where none shows all of it, and yet a part holds, that."""
+    return "part" if row.verdict == PARTLY and not row.runs else f"{row.runs:,.0f} of {row.of:,.0f} runs"
 
 
 def _row(row) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from reptrace.checkpoints import suites
 from reptrace.checkpoints.suites import Checkpoint
@@ -117,8 +119,8 @@ class Profile:
 
     @property
     def scale(self) -> str:
-        """Number of runs, sizes and tokens, in words."""
-        return _scale(self.runs)
+        """Number of runs and sizes, weights and tokens, in words."""
+        return _scale(self.sizes_of_runs)
 
     @property
     def labels(self) -> dict[Run, str]:
@@ -311,8 +313,8 @@ class HubProfile:
 
     @property
     def scale(self) -> str:
-        """Number of runs, sizes and tokens, in words."""
-        return _scale(self.runs)
+        """Number of runs and sizes, weights and tokens, in words."""
+        return _scale(self.sizes_of_runs)
 
     @property
     def labels(self) -> dict[HubRun, str]:
@@ -353,9 +355,27 @@ class HubProfile:
         return HubRun(suite.name, *shape, points[-1].step, points[-1].tokens)
 
 
-def _scale(runs: Sequence[Run] | Sequence[HubRun]) -> str:
-    sizes, tokens = (span([getattr(run, name) for run in runs]) for name in ("parameters", "training_tokens"))
-    return f"{len(runs)} runs of models with {sizes} weights, {tokens} training tokens"
+def _scale(sizes: Sequence[Sequence[Run]] | Sequence[Sequence[HubRun]]) -> str:
+    """Of runs in groups of one size each: `sizes_of_runs`."""
+    runs = [run for its in sizes for run in its]
+    weights, tokens = (span([getattr(run, name) for run in runs]) for name in ("parameters", "training_tokens"))
+    of_seeds = [f"{seeds} seeds of {'each' if n == len(sizes) else 'one' if n == 1 else n}"
+                for seeds, n in Counter(map(len, sizes)).items() if seeds > 1]
+    told = f" ({', '.join(of_seeds)})" if of_seeds else ""
+    return (f"{len(runs)} run{'s' * (len(runs) > 1)} of {len(sizes)} size{'s' * (len(sizes) > 1)}{told}, "
+            f"{weights} weights, {tokens} training tokens")
+
+
+def selection(profile: Profile | HubProfile) -> pd.DataFrame | None:
+    """The settings from which the sizes of the default suite were chosen, a row a run; None of any other suite.
+
+    They were chosen because RankMe falls again there, column `compression`: what the suite shows of that says nothing
+    of small models at large.
+    """
+    default = Profile.of(yaml.safe_load((ROOT / "notebooks" / "params" / "tiny.yaml").read_text()))
+    same = isinstance(profile, Profile) and all(
+        getattr(profile, name) == getattr(default, name) for name in ("sizes", "training", "corpus"))
+    return pd.read_csv(TRACKED) if same else None
 
 
 def span(counts: Sequence[float]) -> str:
@@ -381,7 +401,8 @@ def footer(profile: Profile | HubProfile, started: float, tables: Mapping[Run, p
         seconds = pd.concat(tables.values())["wall_seconds"].sum()
         trained = sum(profile.log(run)["wall_seconds"].max() for run in profile.runs)
         training = f"{trained / 60:.1f} min of training and " if trained == trained else ""
-        records = f"; its records took {training}{seconds / 60:.1f} min of measuring, each checkpoint on its own"
+        records = (f"; its records took {training}{seconds / 60:.1f} min of measuring, wall times of single runs and "
+                   "checkpoints added up, which may run side by side")
     if profile.archive:
         origin = profile.origin
         records += (". **No model was trained or measured for it**: its records are those of the archive, written by "
