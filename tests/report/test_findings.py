@@ -143,7 +143,7 @@ def test_findings_has_a_row_a_claim_with_its_address_and_all_of_it_to_download(t
         shown = rows[row.id]
         assert row.claim in shown["words"] and row.where in shown["words"] and row.published in shown["words"]
         assert shown["links"] == [f"#{row.id}", *([f"notebooks/{row.page}.html#{row.id}"] if row.page else [])]
-        assert (row.undecided or "Ratio: 0.123 (95 % interval 0.1 to 0.2). ") in shown["words"]
+        assert (row.undecided or "Ratio: 0.123 (95 % ") in shown["words"]
     first = rows["fig02-loss"]["words"]
     assert "✗ not reproduced" in first and "Fig02-loss & more." in first and "0 of 3 runs" in first
     with (tmp_path / "findings.csv").open() as file:
@@ -160,7 +160,7 @@ def test_the_opening_page_answers_and_shows_the_most_telling_results(tmp_path):
     assert ("**No page yet:** Fig 5 (post-training), 6 (generated text), 7 to 11 (robustness), 14 (fine-tuning)."
             ) in text
     assert "it falls early (in 2 of 3 runs), then grows" in text
-    assert text.count("fig02-compression & more") == text.count("“2 to 3” is a range over the runs") == 1
+    assert text.count("Fig02-compression & more") == text.count("“2 to 3” is a range over runs") == 1
     assert "0.123" not in text, "the numbers of a result are those of its sentence, once"
 
 
@@ -181,7 +181,7 @@ def test_claims_are_counted_by_what_they_are_about_and_our_own_tests_apart():
     ([verdicts.NOT] * 3, "small models do not (✗ collapse, ✗ spreading, ✗ gathering)"),
     ([verdicts.OPEN, verdicts.NOT, findings.UNDECIDED],
      "whether small models do so can't be told here (? collapse, ✗ spreading)"),
-    ([findings.UNDECIDED] * 3, "whether small models do so is not decided; what")])
+    ([findings.UNDECIDED] * 3, "whether small models do so is not decided; they learn")])
 def test_the_answer_to_a_question_follows_the_verdicts(said, expected):
     found = findings.joined(planted()).set_index("id", drop=False)
     found.loc[["fig02-collapse", "fig02-expansion", "fig02-compression"], "verdict"] = said
@@ -200,13 +200,19 @@ def test_runs_that_show_what_is_not_reproduced_show_a_part_of_it():
     assert shown(verdicts.PARTLY, 2, scale="toy model: a plane") == "2 of 3 starts show it"
 
 
+def test_of_a_result_the_opening_page_shows_the_first_sentence_and_the_last():
+    found = findings.joined(planted()[lambda table: table.claim == "fig02-compression"])
+    found.loc[found.id == "fig02-compression", "here"] = "a fall of 4.4 % is seen. It is small. Here 1.5 were not tried"
+    assert findings_words.results(found, lambda words, claim: words).endswith(
+        " A fall of 4.4 % is seen. Here 1.5 were not tried.")
+
+
 def test_a_number_says_whether_it_has_an_interval():
-    row = findings.joined(planted()).iloc[0]
-    same = pd.Series(dict(row, quantity="ratio, mean over runs", value=2.0, low=2.0, high=2.0))
+    row = next(findings.joined(planted()).itertuples())
+    same = row._replace(quantity="ratio, mean over runs", value=2.0, low=2.0, high=2.0)
     assert findings_words.evidence(row) == "ratio: 0.123 (95 % interval 0.1 to 0.2)"
     assert findings_words.evidence(same) == "ratio: 2 in every run"
-    starts = pd.Series(dict(row, where="Theorem 1"))
-    assert findings_words.evidence(starts) == "ratio: 0.123 (95 % of the starts 0.1 to 0.2)"
+    assert findings_words.evidence(row._replace(where="Theorem 1")) == "ratio: 0.123 (95 % of the starts 0.1 to 0.2)"
 
 
 def test_readme_says_it_in_the_opening_pages_words():
@@ -245,7 +251,8 @@ def test_what_is_tracked_is_written_once(tmp_path):
     findings.track(planted(), b"<svg/>", tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert text.count("yesterday") == 1 and "](book/images/phases.svg)" in text and text.endswith(marked[1])
-    assert f"](notebooks/{CLAIMS.set_index('id').page[findings_words.TELLING[0]]}.ipynb)" in text
+    assert all(f"](notebooks/{page}.ipynb)" in text
+               for page in CLAIMS.set_index("id").page[list(findings_words.TELLING)])
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     findings.track(planted().assign(code="newer"), b"<svg/>", tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -202,7 +202,7 @@ def overview(tables: Sequence[pd.DataFrame], phases: Sequence[Phases], groups: S
     large = {"font.size": 10, "axes.labelsize": 10, "legend.fontsize": 9, "lines.linewidth": 1.8,
              "lines.dotted_pattern": (1, 1.5), "lines.dashed_pattern": (4, 1.5)}
     with style(), plt.rc_context(large):
-        figure, axes = grid(1, 1, height=3.3, width=4.6)
+        figure, axes = grid(1, 1, height=3.1, width=4.6)
         ax = axes[0, 0]
         labelled = set()
         for table, found, group in zip(tables, phases, groups, strict=True):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable
 from itertools import groupby
 
@@ -28,15 +29,15 @@ QUESTIONS = (
     ({"fig02-collapse": "collapse", "fig02-expansion": "spreading", "fig02-compression": "gathering"},
      {REPRODUCED: "small models do so, too", PARTLY: "small models do so in part", NOT: "small models do not",
       OPEN: "whether small models do so can't be told here", UNDECIDED: "whether small models do so is not decided"}),
-    ({"fig03-memorization": "memorization peaks while they spread",
-      "fig03-sciq": "short context is learnt throughout", "fig03-triviaqa": "facts from afar late"},
-     {REPRODUCED: "what they learn meanwhile is as the paper says",
-      PARTLY: "what they learn meanwhile is in part as the paper says",
-      NOT: "what they learn meanwhile is not as the paper says",
+    ({"fig03-memorization": "memorization peaks in the spreading",
+      "fig03-sciq": "short context throughout", "fig03-triviaqa": "long context late"},
+     {REPRODUCED: "they learn as the paper says",
+      PARTLY: "they learn in part as the paper says",
+      NOT: "they do not learn as the paper says",
       OPEN: "whether they learn as the paper says can't be told here",
-      UNDECIDED: "what they learn meanwhile is not decided"}),
-    ({"fig04-causes": "three causes suffice", "fig12-uniform": "unequal classes are needed",
-      "fig12-no-bottleneck": "a bottleneck is needed", "fig13-squared-error": "cross-entropy is needed"},
+      UNDECIDED: "what they learn is not decided"}),
+    ({"fig04-causes": "three causes suffice", "fig12-uniform": "skewed classes needed",
+      "fig12-no-bottleneck": "bottleneck needed", "fig13-squared-error": "cross-entropy needed"},
      {REPRODUCED: "in a toy model its causes are the paper's",
       PARTLY: "in a toy model its causes are in part the paper's",
       NOT: "in a toy model its causes are not the paper's",
@@ -45,12 +46,12 @@ QUESTIONS = (
 # What the paper's figures show of which there is no page yet.
 SUBJECTS = {5: "post-training", 6: "generated text", **dict.fromkeys(range(7, 12), "robustness"), 14: "fine-tuning"}
 RULES = {REPRODUCED: "every run shows it beyond its uncertainty", PARTLY: "some runs do, or a part of it holds",
-         NOT: "every run, or their mean, shows the opposite beyond its uncertainty",
+         NOT: "every run, or their mean, surely shows the opposite",
          OPEN: "tested, without a clear result", UNDECIDED: "no page tests it"}
-SPANS = "“2 to 3” is a range over the runs; in brackets right after a number stands its 95 % interval."
+SPANS = "“2 to 3” is a range over runs or settings; in brackets right after a number stands its 95 % interval."
 FIGURE = "images/phases.svg"
-CAPTION = ("RankMe, the number of directions in use, in training, a curve for each model; its width is how many there "
-           "are. Line and tint: the phase detected; the more models are in it, the stronger its tint.")
+CAPTION = ("RankMe (directions in use, of as many as a model's width), a curve for each model. Line and tint show the "
+           "phase detected: the more models, the stronger.")
 WIDE = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n"  # the table takes the room of the list of headings
 
 
@@ -146,9 +147,9 @@ def telling(found: pd.DataFrame) -> list:
 
 
 def results(found: pd.DataFrame, link: Callable[[str, str], str]) -> str:
-    """The most telling results with their numbers, a Markdown list; `link(words, id)` is a link to a claim."""
+    """The most telling results, each in its first sentence and its last; `link(words, id)` is a link to a claim."""
     return "\n".join(f"- {MARK[row.verdict]} **{row.verdict.capitalize()}:** {link(TELLING[row.id], row.id)}. "
-                     + plain(_sentence(row.here)) for row in telling(found))
+                     + plain(_ends(_sentence(row.here))) for row in telling(found))
 
 
 def counted(found: pd.DataFrame) -> str:
@@ -235,6 +236,12 @@ def _row(row) -> str:
 def _sentence(words: str) -> str:
     """With its first letter large, unless that is a symbol (α), and one full stop."""
     return (words[:1].upper() if words[:1].isascii() else words[:1]) + words[1:].rstrip(".") + "."
+
+
+def _ends(words: str) -> str:
+    """The first sentence and the last: what was seen, and why the verdict is what it is."""
+    sentences = re.split(r"(?<=\.) (?=[^\W\d_a-z])", words)
+    return " ".join(dict.fromkeys([sentences[0], sentences[-1]]))
 
 
 def _number(value: float) -> str:

@@ -36,7 +36,8 @@ class Verdict:
     ----------
     claim : id of a row of data/published/claims.csv
     verdict : one of `VERDICTS`
-    here : one plain sentence with the measured numbers
+    here : plain sentences with the measured numbers, of which the opening page shows the first and the last: what was
+        seen, and why the verdict is what it is
     quantity : what `value` is, with its unit
     value, low, high : the number that decides and its 95 % interval; nan where there is none
     runs, of : how many runs (seeds, or starts of the toy model) meet the claim's whole threshold, of how many; where
