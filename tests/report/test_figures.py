@@ -113,3 +113,13 @@ def test_a_run_s_picture_is_written_whole(run, tmp_path):
     path = figures.save(figures.run_picture(run, phases), tmp_path / "new" / "picture.svg")
     text = path.read_text()
     assert text.rstrip().endswith("</svg>") and "compression-seeking" in text
+
+
+def test_the_opening_pages_figure_starts_at_0_and_names_sizes_and_phases_in_plain_words(run):
+    phases = find_phases(run.tokens, run.rankme, run.rankme_stderr)
+    figure = figures.overview([run, run, run], [phases, phases, None], ["d = 16", "d = 16", "d = 32, layers 4"])
+    (ax,) = figure.axes
+    assert ax.get_ylim()[0] == 0
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["width 16", "width 32, layers 4"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["collapse", "spreading", "gathering"]
+    assert len(ax.patches) == 6, "the phases of two runs tint it; the third has none"

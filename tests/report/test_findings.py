@@ -154,25 +154,86 @@ def test_findings_has_a_row_a_claim_with_its_address_and_all_of_it_to_download(t
         shown = rows[row.id]
         assert row.claim in shown["words"] and row.where in shown["words"] and row.published in shown["words"]
         assert shown["links"] == [f"#{row.id}", *([f"notebooks/{row.page}.html#{row.id}"] if row.page else [])]
-        assert (row.undecided or "3 runs show it. Ratio: 0.123 (0.1 to 0.2). ") in shown["words"]
+        assert (row.undecided or "Ratio: 0.123 (95 % ") in shown["words"]
     first = rows["fig02-loss"]["words"]
     assert "✗ not reproduced" in first and "Fig02-loss & more." in first and "0 of 3 runs" in first
     with (tmp_path / "findings.csv").open() as file:
         assert [row["id"] for row in csv.DictReader(file)] == list(CLAIMS.id)
 
 
-def test_the_opening_page_counts_the_verdicts_and_shows_the_most_telling_first(tmp_path):
+def test_the_opening_page_answers_and_shows_the_most_telling_results(tmp_path):
     findings.write(tmp_path, "# A\n\n<!-- findings -->\n<!-- /findings -->\n\nprose\n", planted(), b"<svg/>")
     text = (tmp_path / "index.md").read_text()
-    decided = int((CLAIMS.page != "").sum())
-    assert (f"**Of {len(CLAIMS)} claims of the paper:** ✓ {decided - 3} reproduced, ◐ 1 reproduced in part, ✗ 1 not "
-            f"reproduced, ? 1 cannot be told here, … {len(CLAIMS) - decided} not decided yet.") in text
     assert re.findall(r'findings\.html#([\w-]+)', text) == list(findings_words.TELLING)
-    assert "**Models:** 3 runs of small models. The paper's have 1.01 to 11.8 billion weights." in text
+    assert "**Models:** 3 runs of small models. Those of the paper's Fig 2: 1.01 to 11.8 billion weights." in text
     assert text.startswith("# A\n") and text.endswith("<!-- /findings -->\n\nprose\n")
     assert "images/phases.svg" in text and (tmp_path / "images/phases.svg").read_bytes() == b"<svg/>"
-    assert "**No page yet about:** Fig 5, 6, 7, 8, 9, 10, 11, 14." in text
+    assert ("**No page yet:** Fig 5 (post-training), 6 (generated text), 7 to 11 (robustness), 14 (fine-tuning)."
+            ) in text
     assert "it falls early (in 2 of 3 runs), then grows" in text
+    assert text.count("Fig02-compression & more") == text.count("“2 to 3” is a range over runs") == 1
+    assert "0.123" not in text, "the numbers of a result are those of its sentence, once"
+
+
+def test_claims_are_counted_by_what_they_are_about_and_our_own_tests_apart():
+    found = findings.joined(planted())
+    found.loc[found.id == "causes-loss", "where"] = "sec. 3.3, our test"
+    assert findings_words.counted(found[found.id.isin([
+        "fig02-loss", "fig02-collapse", "fig03-sciq", "fig05-stages", "fig12-uniform", "tab07-short", "tab08-keep",
+        "tab09-alpha", "theorem-1", "causes-loss"])]) == (
+        "**Of 9 claims of the paper,** 6 about language models (Fig 2, 3, Tab 7 to 9): ✓ 4, ◐ 1, ✗ 1; 2 about its toy "
+        "model and theorems (Fig 12, Theorem 1): ✓ 2; … 1. **Of 1 tests of ours:** ✓ 1.")
+
+
+@pytest.mark.parametrize(("said", "expected"), [
+    ([verdicts.REPRODUCED] * 3, "small models do so, too (✓ collapse, ✓ spreading, ✓ gathering)"),
+    ([verdicts.REPRODUCED, verdicts.PARTLY, verdicts.REPRODUCED],
+     "small models do so in part (✓ collapse, ◐ spreading, ✓ gathering)"),
+    ([verdicts.NOT] * 3, "small models do not (✗ collapse, ✗ spreading, ✗ gathering)"),
+    ([verdicts.OPEN, verdicts.NOT, findings.UNDECIDED],
+     "whether small models do so can't be told here (? collapse, ✗ spreading)"),
+    ([findings.UNDECIDED] * 3, "whether small models do so is not decided; they learn")])
+def test_the_answer_to_a_question_follows_the_verdicts(said, expected):
+    found = findings.joined(planted()).set_index("id", drop=False)
+    found.loc[["fig02-collapse", "fig02-expansion", "fig02-compression"], "verdict"] = said
+    assert expected in findings_words.answer(found)
+
+
+def test_runs_that_show_what_is_not_reproduced_show_a_part_of_it():
+    """"5 of 5 runs show it" beside "partly" would contradict that; starts of the toy model are no runs."""
+    found = findings.joined(planted())
+
+    def shown(verdict, runs, **changed):
+        return findings_words.shown_in(pd.Series(dict(found.iloc[0], verdict=verdict, runs=runs, **changed)))
+
+    assert shown(verdicts.REPRODUCED, 3) == "3 of 3 runs show it"
+    assert shown(verdicts.PARTLY, 3) == "3 of 3 runs show a part of it"
+    assert shown(verdicts.PARTLY, 2, scale="toy model: a plane") == "2 of 3 starts show it"
+
+
+def test_of_a_result_the_opening_page_shows_the_first_sentence_and_the_last():
+    found = findings.joined(planted()[lambda table: table.claim == "fig02-compression"])
+    found.loc[found.id == "fig02-compression", "here"] = "a fall of 4.4 % is seen. It is small. Here 1.5 were not tried"
+    assert findings_words.results(found, lambda words, claim: words).endswith(
+        " A fall of 4.4 % is seen. Here 1.5 were not tried.")
+
+
+def test_a_number_says_whether_it_has_an_interval():
+    row = next(findings.joined(planted()).itertuples())
+    same = row._replace(quantity="ratio, mean over runs", value=2.0, low=2.0, high=2.0)
+    assert findings_words.evidence(row) == "ratio: 0.123 (95 % interval 0.1 to 0.2)"
+    assert findings_words.evidence(same) == "ratio: 2 in every run"
+    assert findings_words.evidence(row._replace(where="Theorem 1")) == "ratio: 0.123 (95 % of the starts 0.1 to 0.2)"
+
+
+def test_readme_says_it_in_the_opening_pages_words():
+    def words(text):
+        kept = re.sub(r"^:::.*|^:\w+:.*|!\[.*?\]\(.*?\)|\[\]\(.*?\) has all claims\.|<.*?>", "", text,
+                      flags=re.MULTILINE)
+        return sorted(re.findall(r"[^\W_]+", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", html.unescape(kept))))
+
+    found = findings.joined(planted())
+    assert words(findings_words.opening(found, True)) == words(findings_words.readme(found))
 
 
 def test_what_says_the_same_is_not_written_again(tmp_path):
@@ -201,7 +262,8 @@ def test_what_is_tracked_is_written_once(tmp_path):
     findings.track(planted(), b"<svg/>", tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert text.count("yesterday") == 1 and "](book/images/phases.svg)" in text and text.endswith(marked[1])
-    assert f"](notebooks/{CLAIMS.set_index('id').page[findings_words.TELLING[0]]}.ipynb)" in text
+    assert all(f"](notebooks/{page}.ipynb)" in text
+               for page in CLAIMS.set_index("id").page[list(findings_words.TELLING)])
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     findings.track(planted().assign(code="newer"), b"<svg/>", tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -227,7 +289,9 @@ def test_every_claim_is_decided_by_a_page_of_the_book_or_says_why_none_does():
     assert set(CLAIMS.page) - {""} <= {path.stem for path in chapters()}
     decided = CLAIMS[CLAIMS.page != ""]
     assert (decided[["decided_by", "threshold"]] != "").all(axis=None) and (CLAIMS.claim != "").all()
-    assert set(findings_words.TELLING) <= set(decided.id)
+    asked = [claim for claimed, _ in findings_words.QUESTIONS for claim in claimed]
+    assert {*findings_words.TELLING, *asked} <= set(decided.id)
+    assert all(set(words) == set(findings_words.MARK) for _, words in findings_words.QUESTIONS)
 
 
 def test_every_figure_and_table_of_the_paper_with_a_claim_is_there():

@@ -136,11 +136,11 @@ def token_axis(ax, tokens) -> None:
     ax.set_xlabel(QUANTITIES["tokens"])
 
 
-def phase_legend(figure) -> None:
-    """What shading and line styles mean, below the panels."""
+def phase_legend(figure, names: Sequence[str] = PHASES) -> None:
+    """What shading and line styles mean, below the panels; `names`: what the phases are called."""
     handles = [(Patch(color=PHASE_COLOURS[name], alpha=0.3), Line2D([], [], color="black", linestyle=PHASE_LINES[name]))
                for name in PHASES]
-    figure.legend(handles, PHASES, handlelength=3, ncols=len(PHASES), loc="outside lower center")
+    figure.legend(handles, names, handlelength=3, ncols=len(PHASES), loc="outside lower center")
 
 
 def intervals(ax, rows: Sequence[Mapping], scale: str = "log") -> None:
@@ -191,24 +191,34 @@ def run_picture(table: pd.DataFrame, phases: Mapping[str, Phases | None], axis: 
 
 
 def overview(tables: Sequence[pd.DataFrame], phases: Sequence[Phases], groups: Sequence[str]):
-    """RankMe by tokens of all runs in one small panel, which stays readable on a phone.
+    """RankMe by tokens of all runs in one panel, from 0, its letters large enough for a phone.
 
     `groups`: of each run, what it has in common with others of its colour, in order of size. Each run tints the
-    background by its phases; the tint of all that agree is as strong as `trajectory` shades one.
+    background by its phases, so that a tint is the stronger, the more of them agree.
     """
-    colours = palette(list(dict.fromkeys(groups)))
-    with style():
-        figure, axes = grid(1, 1, height=2.7, width=4.6)
+    sizes = list(dict.fromkeys(groups))
+    scale = sns.color_palette("crest", as_cmap=True)  # that of `palette`, to its ends, where a few are further apart
+    colours = dict(zip(sizes, scale(np.linspace(1, 0.2, len(sizes))[::-1]), strict=True))
+    large = {"font.size": 10, "axes.labelsize": 10, "legend.fontsize": 9, "lines.linewidth": 1.8,
+             "lines.dotted_pattern": (1, 1.5), "lines.dashed_pattern": (4, 1.5)}
+    with style(), plt.rc_context(large):
+        figure, axes = grid(1, 1, height=3.1, width=4.6)
         ax = axes[0, 0]
         labelled = set()
         for table, found, group in zip(tables, phases, groups, strict=True):
-            trajectory(ax, table, "rankme", found, colours[group], None if group in labelled else group, shade=False)
+            label = None if group in labelled else re.sub("^d = ", "width ", group)
+            trajectory(ax, table, "rankme", found, colours[group], label, shade=False)
             labelled.add(group)
             for name, first, last in found.spans if found else ():
                 ax.axvspan(table.tokens.iloc[first], table.tokens.iloc[last], color=PHASE_COLOURS[name],
-                           alpha=0.25 / len(tables), linewidth=0)
+                           alpha=0.45 / len(tables), linewidth=0)
+        for line in ax.lines:
+            if line.get_marker() == ".":  # the dots would fill the gaps of a dashed line
+                line.set_marker("")
+        ax.set_ylim(bottom=0)
+        ax.set_ylabel("RankMe (directions in use)")
         ax.legend(loc="best")
-        phase_legend(figure)
+        phase_legend(figure, ("collapse", "spreading", "gathering"))
     return figure
 
 

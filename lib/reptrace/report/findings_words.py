@@ -6,32 +6,61 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable
+from itertools import groupby
 
 import pandas as pd
 
 from reptrace.checkpoints import published
 from reptrace.report.profiles import span
-from reptrace.report.verdicts import MARKS, NOT, OPEN, PARTLY, REPRODUCED, claims
+from reptrace.report.verdicts import MARKS, NOT, OPEN, PARTLY, REPRODUCED, claims, of_parts
 from reptrace.support.marked import plain
 
-TELLING = ("fig02-expansion", "fig02-compression", "fig03-memorization", "fig04-causes")  # the most telling results
+# The most telling results, and what each claims, short: the claims' own words stand in Findings.
+TELLING = {"fig02-expansion": "the vectors spread out again, to two or three times as many directions",
+           "fig02-compression": "then they gather on the leading directions",
+           "fig03-memorization": "memorization, agreement with the training text's own counts, peaks while they spread",
+           "fig04-causes": "in a toy model, three causes suffice for spreading and gathering"}
 UNDECIDED = "not decided yet"
 MARK = {**MARKS, UNDECIDED: "…"}
+# The three questions of the opening page: which claims answer each, in short, and the answer by what came of them.
+QUESTIONS = (
+    ({"fig02-collapse": "collapse", "fig02-expansion": "spreading", "fig02-compression": "gathering"},
+     {REPRODUCED: "small models do so, too", PARTLY: "small models do so in part", NOT: "small models do not",
+      OPEN: "whether small models do so can't be told here", UNDECIDED: "whether small models do so is not decided"}),
+    ({"fig03-memorization": "memorization peaks in the spreading",
+      "fig03-sciq": "short context throughout", "fig03-triviaqa": "long context late"},
+     {REPRODUCED: "they learn as the paper says",
+      PARTLY: "they learn in part as the paper says",
+      NOT: "they do not learn as the paper says",
+      OPEN: "whether they learn as the paper says can't be told here",
+      UNDECIDED: "what they learn is not decided"}),
+    ({"fig04-causes": "three causes suffice", "fig12-uniform": "skewed classes needed",
+      "fig12-no-bottleneck": "bottleneck needed", "fig13-squared-error": "cross-entropy needed"},
+     {REPRODUCED: "in a toy model its causes are the paper's",
+      PARTLY: "in a toy model its causes are in part the paper's",
+      NOT: "in a toy model its causes are not the paper's",
+      OPEN: "whether its causes are the paper's can't be told here",
+      UNDECIDED: "its causes are not decided"}))
+# What the paper's figures show of which there is no page yet.
+SUBJECTS = {5: "post-training", 6: "generated text", **dict.fromkeys(range(7, 12), "robustness"), 14: "fine-tuning"}
+RULES = {REPRODUCED: "every run shows it beyond its uncertainty", PARTLY: "some runs do, or a part of it holds",
+         NOT: "every run, or their mean, surely shows the opposite",
+         OPEN: "tested, without a clear result", UNDECIDED: "no page tests it"}
+SPANS = "“2 to 3” is a range over runs or settings; in brackets right after a number stands its 95 % interval."
 FIGURE = "images/phases.svg"
-CAPTION = ("RankMe, the effective number of directions, by training tokens, a curve a model. Lines and tints show the "
-           "phases as detected; a tint is as strong as many models are in that phase.")
+CAPTION = ("RankMe (directions in use, of as many as a model's width), a curve for each model. Line and tint show the "
+           "phase detected: the more models, the stronger.")
 WIDE = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n"  # the table takes the room of the list of headings
 
 
 def opening(found: pd.DataFrame, picture: bool) -> str:
-    """What the opening page says was found: beside one another on a wide screen, the results and the figure."""
+    """What the opening page says was found: the answer, and beside one another the results and the figure."""
     shown = results(found, lambda words, claim: f'<a href="findings.html#{claim}">{html.escape(words)}</a>')
     figure = f":::{{figure}} {FIGURE}\n:alt: {alt(found)}\n:class: phases\n{CAPTION}\n:::" if picture else ""
     return f"""
-{models(found)}\\
-**Of {len(found)} claims of the paper:** {counted(found)}.\\
-{without_page()}
+{answer(found)}
 
 :::::{{div}} found
 ::::{{div}} results
@@ -41,6 +70,12 @@ def opening(found: pd.DataFrame, picture: bool) -> str:
 {figure}
 ::::
 :::::
+
+:::{{div}} foot
+{counted(found)} {without_page()}\\
+{marks()} [](findings.md) has all claims. {SPANS}\\
+{models(found)}
+:::
 
 """
 
@@ -52,18 +87,19 @@ def page(found: pd.DataFrame) -> str:
     return f"""{WIDE}# Findings
 
 :::{{div}} answer
-Of {len(found)} claims of the paper, {counted(found)}.
+{counted(found)}
 :::
 
-A claim is **reproduced** where every run shows it beyond its uncertainty (of the toy model's starts: a majority, or
-the share that the claim needs), **not reproduced** where none does, and **partly** where some do, or a part of what
-it says. Fewer than three runs, or an interval on both sides of the threshold, leave it open: it **cannot be told
-here**. What is *not decided yet* says why. A claim's id links to its own row.
+{marks()} Fewer than three runs, or an interval on both sides of the threshold, give no clear result; what no page
+tests says why in its row. Of the toy model's starts, the share decides that the row's threshold names.
+
+{SPANS} A mean over runs counts each run once, also where some differ in the seed alone: a size with three seeds weighs
+three times as much as one with one. A claim's id links to its own row.
 
 {{download}}`All of this as a table (CSV) <findings.csv>`, with thresholds, scales and what made each verdict.
 
 <table class="findings">
-<caption>The paper's claims, in its order</caption>
+<caption>The paper's claims, in its order, and last our own tests of them</caption>
 <thead><tr>{head}</tr></thead>
 <tbody>
 {rows}
@@ -73,19 +109,35 @@ here**. What is *not decided yet* says why. A claim's id links to its own row.
 
 
 def readme(found: pd.DataFrame) -> str:
-    """What README says was found."""
+    """What README says was found: the opening page's words."""
     pages = dict(zip(found.id, found.page, strict=True))
-    lines = [f"**Of {len(found)} claims of the paper:** {counted(found)}. {without_page()}", models(found),
-             f"![{alt(found)}](book/{FIGURE})", CAPTION,
-             results(found, lambda words, claim: f"[{plain(words)}](notebooks/{pages[claim]}.ipynb)")]
+    lines = [answer(found), f"![{alt(found)}](book/{FIGURE})", CAPTION,
+             results(found, lambda words, claim: f"[{plain(words)}](notebooks/{pages[claim]}.ipynb)"),
+             f"{counted(found)} {without_page()}", f"{marks()} {SPANS}", models(found)]
     return "\n" + "\n\n".join(lines) + "\n"
+
+
+def answer(found: pd.DataFrame) -> str:
+    """The three questions of the opening page, answered in a sentence from the verdicts."""
+    verdict = dict(zip(found.id, found.verdict, strict=True))
+    parts = []
+    for claimed, words in QUESTIONS:
+        decided = {claim: verdict[claim] for claim in claimed if verdict.get(claim, UNDECIDED) != UNDECIDED}
+        each = ", ".join(f"{MARK[said]} {claimed[claim]}" for claim, said in decided.items())
+        parts.append(words[of_parts(decided.values()) if decided else UNDECIDED] + (f" ({each})" if each else ""))
+    return f"**In short:** {'; '.join(parts[:-1])}; and {parts[-1]}."
+
+
+def marks() -> str:
+    """What each mark says, in a line."""
+    return "; ".join(f"{mark} **{verdict}:** {RULES[verdict]}" for verdict, mark in MARK.items()) + "."
 
 
 def models(found: pd.DataFrame) -> str:
     """How big the models are, here and in the paper: Markdown, in one line."""
     theirs = span([*published.landmarks().parameters.dropna()])
     ours = [row.scale for row in telling(found)]
-    return f"**Models:** {ours[0] if ours else 'none'}. The paper's have {theirs} weights."
+    return f"**Models:** {ours[0] if ours else 'none'}. Those of the paper's Fig 2: {theirs} weights."
 
 
 def telling(found: pd.DataFrame) -> list:
@@ -95,32 +147,64 @@ def telling(found: pd.DataFrame) -> list:
 
 
 def results(found: pd.DataFrame, link: Callable[[str, str], str]) -> str:
-    """The most telling results with their numbers, a Markdown list; `link(words, id)` is a link to a claim."""
-    return "\n".join(f"- {MARK[row.verdict]} **{row.verdict.capitalize()}:** {link(row.said, row.id)}. "
-                     + plain(f"{_sentence(row.here)}{'' if pd.isna(row.value) else f' ({_sentence(evidence(row))})'}")
-                     for row in telling(found))
+    """The most telling results, each in its first sentence and its last; `link(words, id)` is a link to a claim."""
+    return "\n".join(f"- {MARK[row.verdict]} **{row.verdict.capitalize()}:** {link(TELLING[row.id], row.id)}. "
+                     + plain(_ends(_sentence(row.here))) for row in telling(found))
 
 
 def counted(found: pd.DataFrame) -> str:
-    """How many claims have each verdict, in words."""
+    """How many claims have each verdict: the paper's by what they are about, and apart from them our own tests."""
+    ours, theory = (found["where"].str.contains(words) for words in ("our test", r"Theorem|Fig (?:4|12|13)\b"))
+    done = found.verdict != UNDECIDED
+    kinds = (("about language models", done & ~ours & ~theory), ("about its toy model and theorems", done & theory))
+    said = [f"{kept.sum()} {words} ({_places(found[kept])}): {_counts(found[kept])}"
+            for words, kept in kinds if kept.any()]
+    claimed = f"**Of {(~ours).sum()} claims of the paper,** {'; '.join([*said, _counts(found[~done & ~ours])])}."
+    return claimed + (f" **Of {ours.sum()} tests of ours:** {_counts(found[ours])}." if ours.any() else "")
+
+
+def _counts(found: pd.DataFrame) -> str:
+    """"✓ 3, ◐ 1": how many have each verdict."""
     many = found.verdict.value_counts()
-    phrases = {REPRODUCED: "reproduced", PARTLY: "reproduced in part", NOT: "not reproduced",
-               OPEN: "cannot be told here", UNDECIDED: "not decided yet"}
-    return ", ".join(f"{MARK[verdict]} {many[verdict]} {words}" for verdict, words in phrases.items()
-                     if verdict in many)
+    return ", ".join(f"{mark} {many[verdict]}" for verdict, mark in MARK.items() if verdict in many)
+
+
+def _places(found: pd.DataFrame) -> str:
+    """Where in the paper claims stand, "Fig 2, 3, Tab 7 to 9"."""
+    places = found["where"].str.extractall(r"(Fig|Tab|Theorem) (\d+)").drop_duplicates()
+    return ", ".join(f"{kind} {_numbers(sorted(each[1].astype(int)))}" for kind, each in places.groupby(0, sort=False))
+
+
+def _numbers(several: list[int]) -> str:
+    """"5, 7 to 9": increasing numbers, three or more that follow one another by their ends."""
+    runs = [[several[0]]]
+    for number in several[1:]:
+        runs[-1].append(number) if number == runs[-1][-1] + 1 else runs.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def evidence(row) -> str:
-    """The number that decided, with its interval."""
-    interval = f" ({_number(row.low)} to {_number(row.high)})" if row.low < row.high else ""
-    return f"{row.quantity}: {_number(row.value)}{interval}"
+    """The number that decided, with its 95 % interval; of a theorem, with the range of 95 % of the starts."""
+    if row.low < row.high:
+        span_of = "95 % of the starts" if row.where.startswith("Theorem") else "95 % interval"
+        return f"{row.quantity}: {_number(row.value)} ({span_of} {_number(row.low)} to {_number(row.high)})"
+    everywhere = row.quantity.removesuffix(", mean over runs")  # one value in all of them has no interval
+    return f"{everywhere}: {_number(row.value)}{' in every run' if everywhere != row.quantity else ''}"
+
+
+def shown_in(row) -> str:
+    """How many runs, or starts of the toy model, show a claim."""
+    unit = "starts" if row.scale.startswith("toy model") else "runs"
+    wholly = row.runs < row.of or row.verdict == REPRODUCED  # else each shows the effect, but not all that was asked
+    return f"{row.runs:,.0f} of {row.of:,.0f} {unit} show {'it' if wholly else 'a part of it'}"
 
 
 def without_page() -> str:
-    """Which figures of the paper no page here is about."""
+    """Which figures of the paper no page here is about, and what they show."""
     figure = claims()["where"].str.extract(r"Fig (\d+)")[0]
     missing = sorted(int(number) for number, pages in claims().page.groupby(figure) if not any(pages))
-    return f"**No page yet about:** Fig {', '.join(map(str, missing)) or 'none'}."
+    groups = groupby(missing, SUBJECTS.get)
+    return f"**No page yet:** Fig {', '.join(f'{_numbers([*each])} ({words})' for words, each in groups) or 'none'}."
 
 
 def alt(found: pd.DataFrame) -> str:
@@ -143,7 +227,7 @@ def _row(row) -> str:
     if row.verdict == UNDECIDED:
         here, where = f'<td data-label="here" class="reason">{said(row.undecided)}</td>', '<td class="none"></td>'
     else:
-        basis = [f"Decided by {row.decided_by}: {row.threshold}", f"{row.runs:,.0f} of {row.of:,.0f} runs show it",
+        basis = [f"Decided by {row.decided_by}: {row.threshold}", shown_in(row),
                  *([] if pd.isna(row.value) else [evidence(row)]), row.scale]
         here = (f'<td data-label="here">{said(_sentence(row.here))}<details><summary>how decided</summary>'
                 f'{said(" ".join(map(_sentence, basis)))}</details></td>')
@@ -158,6 +242,12 @@ def _row(row) -> str:
 def _sentence(words: str) -> str:
     """With its first letter large, unless that is a symbol (α), and one full stop."""
     return (words[:1].upper() if words[:1].isascii() else words[:1]) + words[1:].rstrip(".") + "."
+
+
+def _ends(words: str) -> str:
+    """The first sentence and the last: what was seen, and why the verdict is what it is."""
+    sentences = re.split(r"(?<=\.) (?=[^\W\d_a-z])", words)
+    return " ".join(dict.fromkeys([sentences[0], sentences[-1]]))
 
 
 def _number(value: float) -> str:

@@ -36,10 +36,12 @@ class Verdict:
     ----------
     claim : id of a row of data/published/claims.csv
     verdict : one of `VERDICTS`
-    here : one plain sentence with the measured numbers
+    here : plain sentences with the measured numbers, of which the opening page shows the first and the last: what was
+        seen, and why the verdict is what it is
     quantity : what `value` is, with its unit
     value, low, high : the number that decides and its 95 % interval; nan where there is none
-    runs, of : how many runs (seeds, or starts of the toy model) show the claimed effect, of how many
+    runs, of : how many runs (seeds, or starts of the toy model) meet the claim's whole threshold, of how many; where
+        all do and the verdict is not "reproduced", they are said to show a part of it
     scale : sizes and tokens, "GPT-NeoX of 72 to 157 thousand weights, 8 to 12 million tokens"
 
     Raises
