@@ -22,7 +22,7 @@ from reptrace.measures.phases import find_phases
 from reptrace.report import figures, making
 from reptrace.report.profiles import ROOT
 from reptrace.theory.descent import descend
-from reptrace.theory.phases import Phases
+from reptrace.theory.phases import Phases, turns_late
 from reptrace.theory.phases import phases as phases_of
 from reptrace.theory.starts import Start, constructed, start
 from reptrace.theory.trajectories import Trajectories
@@ -551,6 +551,10 @@ def test_solution_1_equal_classes():
     assert not phases.shows_fall.any() and np.abs(runs.rankme_centred[:, -1] - 2).max() < 0.01
     assert 0.55 < phases.shows_collapse.mean() < 0.65
     says(1, "of 64 seeds none shows a later fall", "about six seeds of ten")
+    runs, phases = seeds_of(1, 1)
+    assert counts_of(8, 4, exercises()[1][0][1]["skew"]) == (2, 2, 2, 2) and not phases.shows_fall.any()
+    falls = phases.shows_expansion & phases.shows_any_fall & turns_late(phases.any_turn, runs.loss)
+    says(1, f"in {falls.sum()} of 64 seeds, by {100 * np.median(phases.any_fall[falls]):.1f} % in the median")
 
 
 @pytest.mark.parametrize("link", [0, 1])
@@ -591,7 +595,8 @@ def test_solution_6_squared_error_falls_to_what_the_counts_say():
     expected = np.exp(-(shares / shares.sum() * np.log(shares / shares.sum())).sum())
     np.testing.assert_allclose(runs.rankme_centred[:, -1], expected, atol=0.003)  # a rate of 0.05, after 2,000 steps
     np.testing.assert_allclose(runs.loss[:, -1], sum(rest) / 2, rtol=1e-6)
-    says(6, f"in {phases.shows_fall.sum()} of 64 seeds", f"falls to {expected:.2f}", f"{sum(rest) / 2}")
+    says(6, "By centred RankMe", f"in {phases.shows_fall.sum()} of 64 seeds", f"falls to {expected:.2f}",
+         f"{sum(rest) / 2}")
 
 
 def test_solution_7_the_limit_of_the_rate():
