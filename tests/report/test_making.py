@@ -290,7 +290,7 @@ def test_the_parameters_cell_holds_the_tiny_profile(notebook):
     assert shared == {key: TINY[key] for key in shared}
     if "sizes" in values:
         assert set(TINY) - set(values) - {"items"} in (set(), HUB)
-    assert len([c for c in nbformat.read(notebook, 4).cells if c.cell_type == "code"]) <= 15
+    assert len([c for c in nbformat.read(notebook, 4).cells if c.cell_type == "code"]) <= 18
 
 
 def test_smoke_parameters_are_those_of_tiny_and_parameters_that_lack_one_are_refused():
