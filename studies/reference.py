@@ -37,6 +37,7 @@ from reptrace.support.fingerprints import fingerprint
 from reptrace.training.lean import Averaging, Loop, check_same, head_loss, initial_model
 from reptrace.training.runs import Run, log_spaced
 
+OF_TEXT = ("text", "vocabulary", "tokenizer_from", "sequences", "length", "held_out_tokens")  # settings it hangs on
 PLAN = Path(__file__).with_suffix(".yaml")
 ROOT = Path(__file__).parents[1]
 OUT, BUILD = ROOT / "data" / "results" / "reference", ROOT / "build" / "reference"
@@ -44,7 +45,6 @@ SAVE_SECONDS = 300  # between two states on the disk
 CHUNK_SECONDS = 2  # of training between two looks at the clock
 AVERAGED_FROM = 64  # steps; an average over fewer says nothing
 KEY = ["seed", "step", "weights"]  # of a row
-OF_TEXT = ("text", "vocabulary", "tokenizer_from", "sequences", "length", "held_out_tokens")  # settings it hangs on
 
 
 @dataclass(frozen=True)
