@@ -8,7 +8,6 @@ numpy's fit of a line, applied to the spectra in them.
 import copy
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from limits import SOON, in_background
 
 from reptrace.measures.phases import claims, find_phases, turn_exponent
 from reptrace.measures.spectra import geometry
@@ -174,10 +174,11 @@ def test_a_text_is_made_anew_for_other_settings(monkeypatch, tmp_path):
 def test_a_second_call_waits_for_the_first(text, tmp_path):
     suite = reference.Reference(PLAN, "cpu", text, tmp_path / "out", tmp_path / "build")
     (tmp_path / "build").mkdir()
-    with ThreadPoolExecutor(1) as pool, FileLock(tmp_path / "build/lock"):
-        other = pool.submit(suite.train, 0.0)  # its time is up already, so that it ends once it may begin
+    with FileLock(tmp_path / "build/lock", timeout=SOON):
+        other = in_background(suite.train, 0.0)  # its time is up already, so that it ends once it may begin
         with pytest.raises(TimeoutError):
             other.result(timeout=0.3)
+    other.result(timeout=SOON)
 
 
 def test_a_run_is_not_continued_with_other_settings(whole, text):
