@@ -48,7 +48,7 @@ bench: setup ## speed against scikit-learn and against plain loops, as ratios; w
 settings: setup ## train every setting of studies/settings.yaml; writes data/results/settings_tried.csv (an hour)
 	$(RUN) studies/settings.py
 
-toy: setup ## the toy model's phases over starts and settings; writes data/results/toy_*.csv (three quarters of an hour)
+toy: setup ## the toy model's phases over starts and settings; writes data/results/toy_*.csv (an hour)
 	$(RUN) studies/toy_starts.py
 	$(RUN) studies/toy_prevalence.py
 

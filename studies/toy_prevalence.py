@@ -4,7 +4,7 @@
 
 Two maps (skew of the classes by width, start scale and balance; then with inputs that are alike within a class), and
 single causes and pairs of them on top of a few bases. Writes data/results/toy_prevalence.csv; on one core it takes
-about a quarter of an hour.
+about half an hour.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     make toy
 
 From the start that Fig 4 seems to have, from that start with one thing changed, and from random ones: the shares of 400
-seeds, by three measures, at three times and for a range of sizes. Writes data/results/toy_starts.csv, in minutes.
+seeds, by three measures, at three times and for a range of sizes. Writes data/results/toy_starts.csv, in half an hour.
 """
 
 from __future__ import annotations
