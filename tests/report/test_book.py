@@ -28,6 +28,7 @@ pytestmark = pytest.mark.timeout(1200)  # the whole book takes three minutes on 
 PROSE = ["method", "own_model", "refused", "glossary", "references"]
 NOTEBOOK = "notebooks/trace_real_suite"  # in its place, for own_model.md links to it
 DESKTOP, PHONE = (1400, 1000, False), (390, 844, True)  # width, height, whether it is a phone
+LAPTOP = (1300, 900, False)
 CELLS = ["""
 from reptrace.report import figures
 import pandas as pd
@@ -277,6 +278,16 @@ def test_arxiv_numbers_and_dois_are_links(book):
     unlinked = re.sub(r"<a [^>]*>.*?</a>|<[^>]*>", "", text, flags=re.DOTALL)
     assert re.findall(r"arXiv:? ?\d{4}\.\d+|doi:\S+", unlinked) == []
     assert text.count('href="https://arxiv.org/abs/') >= 10 and text.count('href="https://doi.org/10.') >= 8
+
+
+def test_what_was_found_is_on_the_first_screen(book, browser):
+    screen(browser, LAPTOP)
+    browser.get((book / "index.html").as_uri())
+    lowest = browser.execute_script("""const all = [...document.querySelectorAll('div.marks, div.found, div.foot')];
+        return all.length ? Math.max(...all.map((each) => each.getBoundingClientRect().bottom)) : null""")
+    if lowest is None:
+        pytest.skip("the small book says nothing of what was found: make browser takes the whole one")
+    assert lowest <= LAPTOP[1]
 
 
 # Keyboard

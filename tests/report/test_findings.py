@@ -172,7 +172,7 @@ def test_the_opening_page_answers_and_shows_the_most_telling_results(tmp_path):
             ) in text
     assert "it falls early (in 2 of 3 runs), then grows" in text
     assert text.count("Fig02-compression & more") == text.count("“2 to 3” is a range over runs") == 1
-    assert "0.123" not in text, "the numbers of a result are those of its sentence, once"
+    assert text.count("Ratio: 0.123 (95 % interval 0.1 to 0.2).") == len(findings_words.TELLING), "what decided each"
 
 
 def test_claims_are_counted_by_what_they_are_about_and_our_own_tests_apart():
@@ -182,17 +182,19 @@ def test_claims_are_counted_by_what_they_are_about_and_our_own_tests_apart():
         "fig02-loss", "fig02-collapse", "fig03-sciq", "fig05-stages", "fig12-uniform", "tab07-short", "tab08-keep",
         "tab09-alpha", "theorem-1", "causes-loss"])]) == (
         "**Of 9 claims of the paper,** 6 about language models (Fig 2, 3, Tab 7 to 9): ✓ 4, ◐ 1, ✗ 1; 2 about its toy "
-        "model and theorems (Fig 12, Theorem 1): ✓ 2; … 1. **Of 1 tests of ours:** ✓ 1.")
+        "model and theorems (Fig 12, Theorem 1): ✓ 2; 1 not decided yet. **1 further test of our own:** ✓ 1.")
+    found.loc[found.id.str.startswith("causes-"), "verdict"] = verdicts.OPEN
+    assert findings_words.counted(found).endswith(" **3 further tests of our own:** none gave a clear result.")
 
 
 @pytest.mark.parametrize(("said", "expected"), [
-    ([verdicts.REPRODUCED] * 3, "small models do so, too (✓ collapse, ✓ spreading, ✓ gathering)"),
+    ([verdicts.REPRODUCED] * 3, "Small models do so, too (✓ reproduced: collapse, spreading, gathering)."),
     ([verdicts.REPRODUCED, verdicts.PARTLY, verdicts.REPRODUCED],
-     "small models do so in part (✓ collapse, ◐ spreading, ✓ gathering)"),
-    ([verdicts.NOT] * 3, "small models do not (✗ collapse, ✗ spreading, ✗ gathering)"),
+     "Small models do so in part (✓ reproduced: collapse, gathering; ◐ partly: spreading)."),
+    ([verdicts.NOT] * 3, "Small models do not (✗ not reproduced: collapse, spreading, gathering)."),
     ([verdicts.OPEN, verdicts.NOT, findings.UNDECIDED],
-     "whether small models do so can't be told here (? collapse, ✗ spreading)"),
-    ([findings.UNDECIDED] * 3, "whether small models do so is not decided; they learn")])
+     "Whether small models do so can't be told here (✗ not reproduced: spreading; ? cannot be told here: collapse)."),
+    ([findings.UNDECIDED] * 3, "Whether small models do so is not decided. What they learn")])
 def test_the_answer_to_a_question_follows_the_verdicts(said, expected):
     found = findings.joined(planted()).set_index("id", drop=False)
     found.loc[["fig02-collapse", "fig02-expansion", "fig02-compression"], "verdict"] = said
@@ -211,11 +213,27 @@ def test_runs_that_show_what_is_not_reproduced_show_a_part_of_it():
     assert shown(verdicts.PARTLY, 2, scale="toy model: a plane") == "2 of 3 starts show it"
 
 
-def test_of_a_result_the_opening_page_shows_the_first_sentence_and_the_last():
+def test_of_a_result_the_opening_page_shows_the_first_sentence_the_number_and_the_last():
     found = findings.joined(planted()[lambda table: table.claim == "fig02-compression"])
     found.loc[found.id == "fig02-compression", "here"] = "a fall of 4.4 % is seen. It is small. Here 1.5 were not tried"
     assert findings_words.results(found, lambda words, claim: words).endswith(
-        " A fall of 4.4 % is seen. Here 1.5 were not tried.")
+        " A fall of 4.4 % is seen. Ratio: 0.123 (95 % interval 0.1 to 0.2). Here 1.5 were not tried.")
+
+
+@pytest.mark.parametrize(("changed", "expected"), [
+    ({"quantity": "ratio, mean over runs"}, "Mean over runs: 0.123 (0.1 to 0.2)."),
+    ({"quantity": "fall (%), mean over runs"}, "Mean over runs: 0.123 % (0.1 to 0.2)."),
+    ({"quantity": "share of starts"}, "The share that decides: 12.3 % (10 to 20)."),
+    ({"low": 0.1234567, "high": 0.1234567}, ""), ({"value": float("nan"), "low": float("nan")}, "")])
+def test_the_number_of_a_result_is_short_and_has_an_interval(changed, expected):
+    assert findings_words.number(next(findings.joined(planted()).itertuples())._replace(**changed)) == expected
+
+
+@pytest.mark.parametrize(("parameters", "trained"), [
+    ("tiny.yaml", True), ("paper.yaml", False), ("of_a_stranger.yaml", False), (None, False)])
+def test_that_no_published_model_was_traced_is_said_where_it_is_known(parameters, trained):
+    said = findings_words.models(findings.joined(planted().assign(parameters=parameters)))
+    assert ("No published model was traced here" in said) == trained
 
 
 def test_a_number_says_whether_it_has_an_interval():
@@ -306,6 +324,15 @@ def test_findings_stands_in_the_contents_and_both_places_for_what_was_found_are_
     assert files[0] == "findings" and yaml.safe_load((ROOT / "book/_toc.yml").read_text())["root"] == "index"
     for name in ("README.md", "book/index.md"):
         assert [mark[1] for mark in MARKED.findall((ROOT / name).read_text())].count("findings") == 1, name
+
+
+def test_where_to_look_has_the_parts_of_the_contents_in_their_order():
+    text = (ROOT / "book/index.md").read_text().partition("## Where to look")[2].partition("\nIn every figure")[0]
+    shown = {item.partition(":**")[0].strip("*"): re.findall(r"\[\]\((.+?)\.\w+\)", item)
+             for item in re.split(r"^- ", text, flags=re.MULTILINE)[1:]}
+    parts = yaml.safe_load((ROOT / "book/_toc.yml").read_text())["parts"]
+    expected = {part["caption"]: [each["file"] for each in part["chapters"]] for part in parts}
+    assert shown == expected and list(shown) == list(expected)
 
 
 def test_the_tracked_verdicts_are_of_the_notebooks_in_the_tree():

@@ -135,12 +135,12 @@ def memorization(peaks: Mapping[object, Peak], phases: Mapping[object, Phases], 
         share = [100 * peaks[run].tokens / courses[run].tokens for run in places]
         whole = [courses[run].last - courses[run].first for run in places]
         before = said.count("before it")
-        seen = f"A peak before {TURN} is seen in {before} of {len(said)} runs" if before else (
-            f"No peak before {TURN} is seen")
-        form, changes = (".3f", "still gains") if min(gains) > 0 else ("+.3f", "changes by")
-        here = (f"{seen}. Memorization, a rank correlation, is highest at {_range(share, '.0f')} % of the training "
-                f"tokens ({counted(said)}). From the turn to the end it {changes} {_range(gains, form)}, of "
-                f"{_range(whole, form)} since the first checkpoint")
+        peak = (f"has its peak before RankMe's turn in {before} of {len(said)} runs" if before else
+                "has no peak before RankMe's turn")
+        form, changes = (".3f", "still rises by") if min(gains) > 0 else ("+.3f", "changes by")
+        here = (f"Agreement with the text's counts {peak}: from there to the end it {changes} {_range(gains, form)}, "
+                f"of {_range(whole, form)} in all. This rank correlation is highest at {_range(share, '.0f')} % of the "
+                f"training tokens ({counted(said)}). The turn is RankMe's later peak")
     return Verdict("fig03-memorization", together(rises, outcomes), f"{here}.",
                    "Spearman's correlation at the end less that at the turn, mean over runs", *gain,
                    runs=outcomes.count("yes"), of=len(outcomes), scale=scale)

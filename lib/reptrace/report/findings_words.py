@@ -11,37 +11,41 @@ from collections.abc import Callable
 from itertools import groupby
 
 import pandas as pd
+import yaml
 
 from reptrace.checkpoints import published
-from reptrace.report.profiles import span
+from reptrace.report.profiles import ROOT, span
 from reptrace.report.verdicts import MARKS, NOT, OPEN, PARTLY, REPRODUCED, claims, of_parts
 from reptrace.support.marked import plain
 
-# The most telling results, and what each claims, short: the claims' own words stand in Findings.
-TELLING = {"fig02-expansion": "the vectors spread out again, to two or three times as many directions",
+# The most telling results, and what each claims, short: the claims' own words stand in Findings. Where the number that
+# decided is a mean over runs, the first sentence of the verdict says of what.
+TELLING = {"fig02-collapse": "the vectors first collapse onto fewer directions",
+           "fig02-expansion": "they spread out again, to two or three times as many",
            "fig02-compression": "then they gather on the leading directions",
-           "fig03-memorization": "memorization, agreement with the training text's own counts, peaks while they spread",
-           "fig04-causes": "in a toy model, three causes suffice for spreading and gathering"}
+           "fig03-memorization": "memorization peaks while they spread",
+           "fig04-causes": "in a toy model, three causes suffice"}
 UNDECIDED = "not decided yet"
 MARK = {**MARKS, UNDECIDED: "…"}
+CAUSES = "skewed class counts, too few dimensions and cross-entropy"
 # The three questions of the opening page: which claims answer each, in short, and the answer by what came of them.
 QUESTIONS = (
     ({"fig02-collapse": "collapse", "fig02-expansion": "spreading", "fig02-compression": "gathering"},
      {REPRODUCED: "small models do so, too", PARTLY: "small models do so in part", NOT: "small models do not",
       OPEN: "whether small models do so can't be told here", UNDECIDED: "whether small models do so is not decided"}),
-    ({"fig03-memorization": "memorization peaks in the spreading",
-      "fig03-sciq": "short context throughout", "fig03-triviaqa": "long context late"},
-     {REPRODUCED: "they learn as the paper says",
-      PARTLY: "they learn in part as the paper says",
-      NOT: "they do not learn as the paper says",
-      OPEN: "whether they learn as the paper says can't be told here",
+    ({"fig03-memorization": "memorization peaks while they spread",
+      "fig03-sciq": "short context learnt throughout", "fig03-triviaqa": "long context late"},
+     {REPRODUCED: "what they learn follows the paper",
+      PARTLY: "what they learn follows the paper in part",
+      NOT: "what they learn does not follow the paper",
+      OPEN: "whether what they learn follows the paper can't be told here",
       UNDECIDED: "what they learn is not decided"}),
-    ({"fig04-causes": "three causes suffice", "fig12-uniform": "skewed classes needed",
-      "fig12-no-bottleneck": "bottleneck needed", "fig13-squared-error": "cross-entropy needed"},
-     {REPRODUCED: "in a toy model its causes are the paper's",
-      PARTLY: "in a toy model its causes are in part the paper's",
-      NOT: "in a toy model its causes are not the paper's",
-      OPEN: "whether its causes are the paper's can't be told here",
+    ({"fig04-causes": "sufficient", "fig12-uniform": "skew needed",
+      "fig12-no-bottleneck": "few dimensions needed", "fig13-squared-error": "cross-entropy needed"},
+     {REPRODUCED: f"in a toy model its causes are the paper's, {CAUSES}",
+      PARTLY: f"in a toy model its causes are in part the paper's, {CAUSES}",
+      NOT: f"in a toy model its causes are not the paper's, {CAUSES}",
+      OPEN: f"whether its causes are the paper's, {CAUSES}, can't be told here",
       UNDECIDED: "its causes are not decided"}))
 # What the paper's figures show of which there is no page yet.
 SUBJECTS = {5: "post-training", 6: "generated text", **dict.fromkeys(range(7, 12), "robustness"), 14: "fine-tuning"}
@@ -49,6 +53,8 @@ RULES = {REPRODUCED: "every run shows it beyond its uncertainty", PARTLY: "some 
          NOT: "every run, or their mean, surely shows the opposite",
          OPEN: "tested, without a clear result", UNDECIDED: "no page tests it"}
 SPANS = "“2 to 3” is a range over runs or settings; in brackets right after a number stands its 95 % interval."
+MEAN = ", mean over runs"  # ends the quantity that is one
+PARAMETERS = ROOT / "notebooks/params"
 FIGURE = "images/phases.svg"
 CAPTION = ("RankMe (directions in use, of as many as a model's width), a curve for each model. Line and tint show the "
            "phase detected: the more models, the stronger.")
@@ -60,6 +66,10 @@ def opening(found: pd.DataFrame, picture: bool) -> str:
     shown = results(found, lambda words, claim: f'<a href="findings.html#{claim}">{html.escape(words)}</a>')
     figure = f":::{{figure}} {FIGURE}\n:alt: {alt(found)}\n:class: phases\n{CAPTION}\n:::" if picture else ""
     return f"""
+:::{{div}} marks
+{marks()}
+:::
+
 {answer(found)}
 
 :::::{{div}} found
@@ -68,13 +78,15 @@ def opening(found: pd.DataFrame, picture: bool) -> str:
 ::::
 ::::{{div}} picture
 {figure}
+
+:::{{div}} foot
+{models(found)}
+:::
 ::::
 :::::
 
 :::{{div}} foot
-{counted(found)} {without_page()}\\
-{marks()} [](findings.md) has all claims. {SPANS}\\
-{models(found)}
+{counted(found)} {without_page()} [](findings.md) has all claims. {SPANS}
 :::
 
 """
@@ -111,9 +123,9 @@ three times as much as one with one. A claim's id links to its own row.
 def readme(found: pd.DataFrame) -> str:
     """What README says was found: the opening page's words."""
     pages = dict(zip(found.id, found.page, strict=True))
-    lines = [answer(found), f"![{alt(found)}](book/{FIGURE})", CAPTION,
+    lines = [marks(), answer(found), f"![{alt(found)}](book/{FIGURE})", CAPTION,
              results(found, lambda words, claim: f"[{plain(words)}](notebooks/{pages[claim]}.ipynb)"),
-             f"{counted(found)} {without_page()}", f"{marks()} {SPANS}", models(found)]
+             f"{counted(found)} {without_page()}", SPANS, models(found)]
     return "\n" + "\n\n".join(lines) + "\n"
 
 
@@ -123,9 +135,10 @@ def answer(found: pd.DataFrame) -> str:
     parts = []
     for claimed, words in QUESTIONS:
         decided = {claim: verdict[claim] for claim in claimed if verdict.get(claim, UNDECIDED) != UNDECIDED}
-        each = ", ".join(f"{MARK[said]} {claimed[claim]}" for claim, said in decided.items())
+        each = "; ".join(f"{mark} {said}: {', '.join(those)}" for said, mark in MARKS.items()
+                         if (those := [claimed[claim] for claim in decided if decided[claim] == said]))
         parts.append(words[of_parts(decided.values()) if decided else UNDECIDED] + (f" ({each})" if each else ""))
-    return f"**In short:** {'; '.join(parts[:-1])}; and {parts[-1]}."
+    return f"**In short:** {'. '.join(part[0].upper() + part[1:] for part in parts)}."
 
 
 def marks() -> str:
@@ -134,10 +147,17 @@ def marks() -> str:
 
 
 def models(found: pd.DataFrame) -> str:
-    """How big the models are, here and in the paper: Markdown, in one line."""
+    """How big the models are, here and in the paper, and whether published ones were traced: Markdown, in one line."""
     theirs = span([*published.landmarks().parameters.dropna()])
     ours = [row.scale for row in telling(found)]
-    return f"**Models:** {ours[0] if ours else 'none'}. Those of the paper's Fig 2: {theirs} weights."
+    others = " No published model was traced here; values shown of them are others'." if _trained(found) else ""
+    return f"**Models:** {ours[0] if ours else 'none'}. Those of the paper's Fig 2: {theirs} weights.{others}"
+
+
+def _trained(found: pd.DataFrame) -> bool:
+    """Whether all models are known to be trained here: by parameters that come with the project and name no suites."""
+    files = [PARAMETERS / name for name in found.parameters.dropna().unique()]
+    return bool(files) and all(file.exists() and not yaml.safe_load(file.read_text()).get("suites") for file in files)
 
 
 def telling(found: pd.DataFrame) -> list:
@@ -147,9 +167,25 @@ def telling(found: pd.DataFrame) -> list:
 
 
 def results(found: pd.DataFrame, link: Callable[[str, str], str]) -> str:
-    """The most telling results, each in its first sentence and its last; `link(words, id)` is a link to a claim."""
+    """The most telling results: the first sentence of each, its number with the interval, and the last sentence.
+
+    `link(words, id)` is a link to a claim.
+    """
     return "\n".join(f"- {MARK[row.verdict]} **{row.verdict.capitalize()}:** {link(TELLING[row.id], row.id)}. "
-                     + plain(_ends(_sentence(row.here))) for row in telling(found))
+                     + plain(_ends(_sentence(row.here), number(row))) for row in telling(found))
+
+
+def number(row) -> str:
+    """The number that decided, in a short sentence, where it has an interval; the verdict's words say of what it is."""
+    if not row.low < row.high:
+        return ""
+    if row.quantity.startswith("share of "):
+        value, low, high = (_number(100 * share) for share in (row.value, row.low, row.high))
+        return f"The share that decides: {value} % ({low} to {high})."
+    if row.quantity.endswith(MEAN):
+        unit = " %" if "(%)" in row.quantity else ""
+        return f"Mean over runs: {_number(row.value)}{unit} ({_number(row.low)} to {_number(row.high)})."
+    return _sentence(evidence(row))
 
 
 def counted(found: pd.DataFrame) -> str:
@@ -159,8 +195,12 @@ def counted(found: pd.DataFrame) -> str:
     kinds = (("about language models", done & ~ours & ~theory), ("about its toy model and theorems", done & theory))
     said = [f"{kept.sum()} {words} ({_places(found[kept])}): {_counts(found[kept])}"
             for words, kept in kinds if kept.any()]
-    claimed = f"**Of {(~ours).sum()} claims of the paper,** {'; '.join([*said, _counts(found[~done & ~ours])])}."
-    return claimed + (f" **Of {ours.sum()} tests of ours:** {_counts(found[ours])}." if ours.any() else "")
+    if left := (~done & ~ours).sum():
+        said.append(f"{left} {UNDECIDED}")
+    claimed = f"**Of {(~ours).sum()} claims of the paper,** {'; '.join(said)}."
+    more = "none gave a clear result" if (found.verdict[ours] == OPEN).all() else _counts(found[ours])
+    many = f"{ours.sum()} further test{'' if ours.sum() == 1 else 's'} of our own"
+    return claimed + (f" **{many}:** {more}." if ours.any() else "")
 
 
 def _counts(found: pd.DataFrame) -> str:
@@ -188,7 +228,7 @@ def evidence(row) -> str:
     if row.low < row.high:
         span_of = "95 % of the starts" if row.where.startswith("Theorem") else "95 % interval"
         return f"{row.quantity}: {_number(row.value)} ({span_of} {_number(row.low)} to {_number(row.high)})"
-    everywhere = row.quantity.removesuffix(", mean over runs")  # one value in all of them has no interval
+    everywhere = row.quantity.removesuffix(MEAN)  # one value in all of them has no interval
     return f"{everywhere}: {_number(row.value)}{' in every run' if everywhere != row.quantity else ''}"
 
 
@@ -244,10 +284,10 @@ def _sentence(words: str) -> str:
     return (words[:1].upper() if words[:1].isascii() else words[:1]) + words[1:].rstrip(".") + "."
 
 
-def _ends(words: str) -> str:
-    """The first sentence and the last: what was seen, and why the verdict is what it is."""
+def _ends(words: str, between: str) -> str:
+    """The first sentence and the last, what was seen and why the verdict is what it is, and a sentence in between."""
     sentences = re.split(r"(?<=\.) (?=[^\W\d_a-z])", words)
-    return " ".join(dict.fromkeys([sentences[0], sentences[-1]]))
+    return " ".join(each for each in dict.fromkeys([sentences[0], between, *sentences[1:][-1:]]) if each)
 
 
 def _number(value: float) -> str:
