@@ -258,10 +258,14 @@ def test_a_missing_or_unexecuted_notebook_fails_the_build(small_book):
         making.build_book(small_book / "out")
 
 
-def test_a_sphinx_warning_fails_the_build(small_book):
+def test_a_changed_stylesheet_is_built_and_a_sphinx_warning_fails_the_build(small_book):
     page = page_of(small_book / "notebooks/one.ipynb", {"n": 8}, small_book / "out/source/notebooks/one.ipynb", [])
     list(execute([page]))
-    assert making.build_book(small_book / "out").exists()
+    (small_book / "book/_static").mkdir()
+    for style in "a { color: red }", "a { color: blue }":  # the pages themselves stay as they are
+        (small_book / "book/_static/own.css").write_text(style)
+        built = making.build_book(small_book / "out")
+        assert built.exists() and (built.parent / "_static/own.css").read_text() == style
     (small_book / "book/index.md").write_text("# A page\n\n[nowhere](nowhere.md)\n")
     with pytest.raises(RuntimeError, match="did not build"):
         making.build_book(small_book / "out")

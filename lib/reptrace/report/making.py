@@ -202,7 +202,7 @@ def build_book(folder: Path, verdicts: pd.DataFrame | None = None, picture: byte
         shutil.rmtree(folder / "_build", ignore_errors=True)
     stamp.unlink(missing_ok=True)
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(source), "--path-output", str(folder),
-               "-W", "-n", "--keep-going", "-q"]
+               "--all", "-W", "-n", "--keep-going", "-q"]  # else Sphinx leaves a changed stylesheet alone
     done = subprocess.run(command, env={**os.environ, "PYTHONWARNINGS": "ignore"}, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise RuntimeError(f"the book did not build (code {done.returncode}); what Sphinx says stands above.")
