@@ -7,21 +7,15 @@ weights as they were after each step, and torch's own cross-entropy through the 
 import numpy as np
 import pytest
 import torch
+import weather
+from weather import CORPUS
 
-from reptrace.texts.corpora import Corpus
 from reptrace.training.lean import Averaging, Loop, head_loss, initial_model
 from reptrace.training.pretrain import Suite
-from reptrace.training.runs import Run
-
-WORDS = np.random.default_rng(0).choice(["sun", "rain", "wind", "snow", "fog", "hail", "and", "then", "."], 6000)
-CORPUS = Corpus("weather", [" ".join(WORDS[k : k + 60]) for k in range(0, 6000, 60)])
 
 
-def a_run(**changes) -> Run:
-    setting = {"width": 16, "layers": 2, "steps": 24, "seed": 0, "vocabulary": 300, "context": 16, "batch": 4,
-               "learning_rate": 4e-3, "warmup_steps": 4, "schedule": "cosine", "weight_decay": 0.1,
-               "corpus": CORPUS.fingerprint}
-    return Run(**setting | changes)
+def a_run(**changes):
+    return weather.a_run(**{"layers": 2, "weight_decay": 0.1} | changes)
 
 
 @pytest.fixture(scope="module")

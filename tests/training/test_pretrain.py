@@ -18,6 +18,7 @@ from filelock import FileLock
 from huggingface_hub import scan_cache_dir
 from limits import SOON, kill_when
 from transformers import GPTNeoXForCausalLM
+from weather import CORPUS, a_run
 
 from reptrace.checkpoints.hub import repository_folder
 from reptrace.checkpoints.listing import revisions
@@ -25,16 +26,6 @@ from reptrace.models.loading import from_pretrained, load_tokenizer
 from reptrace.texts.corpora import Corpus
 from reptrace.training.pretrain import Suite, publish, squared_error
 from reptrace.training.runs import Run, log_spaced
-
-WORDS = np.random.default_rng(0).choice(["sun", "rain", "wind", "snow", "fog", "hail", "and", "then", "."], 6000)
-CORPUS = Corpus("weather", [" ".join(WORDS[k : k + 60]) for k in range(0, 6000, 60)])
-
-
-def a_run(**changes) -> Run:
-    setting = {"width": 16, "layers": 1, "steps": 24, "seed": 0, "vocabulary": 300, "context": 16, "batch": 4,
-               "learning_rate": 4e-3, "warmup_steps": 4, "schedule": "cosine", "weight_decay": 0.01,
-               "corpus": CORPUS.fingerprint}
-    return Run(**setting | changes)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +164,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_weights_of_one_never_stopped(tmp
     run = a_run(steps=600)
     script = tmp_path / "driver.py"
     script.write_text(
-        "import sys; sys.path[:0] = sys.argv[2:]\nfrom test_pretrain import CORPUS, Suite, a_run\n"
+        "import sys; sys.path[:0] = sys.argv[2:]\nfrom weather import CORPUS, a_run\n"
+        "from reptrace.training.pretrain import Suite\n"
         "Suite([a_run(steps=600)], CORPUS, sys.argv[1]).train(workers=1, progress=False)\n")
     folder = tmp_path / "killed"
     here = Path(__file__).parent

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, linear, pad
 from transformers import GPTNeoXForCausalLM, get_scheduler
 
 from reptrace.records.store import write_atomically
-from reptrace.training.runs import LOSSES, Run, block_order
+from reptrace.training.runs import LOSSES, Run, block_order, blocks_of
 
 IGNORED = -100  # a label that cross_entropy leaves out
 
@@ -73,17 +73,14 @@ class Loop:
                  device: str | torch.device = "cpu", compiled: bool | None = None):
         if run.loss != LOSSES[0]:
             raise ValueError(f"the lean loop trains by {LOSSES[0]}, not by {run.loss}.")
-        count = len(ids) // run.context
-        if count == 0:
-            raise ValueError(f"the training text has {len(ids)} tokens, less than one context of {run.context}.")
+        blocks = blocks_of(ids, run)
         self.run, self.averaging, self.device, self.step = run, averaging, torch.device(device), 0
         self.model = initial_model(run).to(self.device)
         self.parameters = list(self.model.parameters())
         self.average = [weights.detach().clone() for weights in self.parameters] if averaging else None
         # kept as 16 bits on the device, where a batch is picked without waiting
-        blocks = np.ascontiguousarray(ids[: count * run.context]).view(np.int16).reshape(count, run.context)
-        self._blocks = torch.from_numpy(blocks).to(self.device)
-        self._order = torch.from_numpy(block_order(count, run)).to(self.device)
+        self._blocks = torch.from_numpy(np.ascontiguousarray(blocks).view(np.int16)).to(self.device)
+        self._order = torch.from_numpy(block_order(len(blocks), run)).to(self.device)
         self._optimizer = torch.optim.AdamW(_groups(self.model, run.weight_decay), lr=run.learning_rate,
                                             betas=(0.9, 0.95), eps=1e-8, fused=True)
         self._schedule = get_scheduler(run.schedule, self._optimizer, run.warmup_steps, run.steps)
@@ -138,7 +135,7 @@ class Loop:
         """Write all that a loop needs to go on, whole or not at all."""
         state = {"identity": self._identity, "step": self.step, "model": self.model.state_dict(),
                  "optimizer": self._optimizer.state_dict(), "schedule": self._schedule.state_dict(),
-                 "average": self.average, "generator": torch.get_rng_state()}
+                 "average": self.average}
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomically(path, buffer.getbuffer())
@@ -157,7 +154,6 @@ class Loop:
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self.average, self.step = state["average"], state["step"]
-        torch.set_rng_state(state["generator"].cpu())
 
     @property
     def _identity(self) -> dict:

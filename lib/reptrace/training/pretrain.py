@@ -33,7 +33,7 @@ from reptrace.records.store import Store, write_atomically
 from reptrace.support.processes import KEEP_BUFFERS, cores
 from reptrace.texts.corpora import Corpus, train_tokenizer
 from reptrace.texts.frequencies import NATURAL, REMAPPINGS, Remapping
-from reptrace.training.runs import Run, block_order, log_spaced
+from reptrace.training.runs import Run, block_order, blocks_of, log_spaced
 
 MESSAGES, DONE = "messages.txt", "done\n"  # of a training process: what it wrote to standard error; a run's end
 
@@ -292,9 +292,7 @@ class _Blocks:
 
     def __init__(self, tokens: Path, run: Run):
         ids = np.memmap(tokens, dtype=np.uint16, mode="r")
-        self.blocks = ids[: len(ids) // run.context * run.context].reshape(-1, run.context)
-        if len(self.blocks) == 0:
-            raise ValueError(f"the training text has {len(ids)} tokens, less than one context of {run.context}.")
+        self.blocks = blocks_of(ids, run)
         self.order = block_order(len(self.blocks), run)
 
     def __len__(self) -> int:

@@ -127,6 +127,14 @@ class Run:
         return 2 * self.vocabulary * d + self.layers * block + 2 * d
 
 
+def blocks_of(ids: np.ndarray, run: Run) -> np.ndarray:
+    """The text in stretches of a run's context, shape (blocks, context); ValueError if it is shorter than one."""
+    blocks = ids[: len(ids) // run.context * run.context].reshape(-1, run.context)
+    if len(blocks) == 0:
+        raise ValueError(f"the training text has {len(ids)} tokens, less than one context of {run.context}.")
+    return blocks
+
+
 def block_order(blocks: int, run: Run) -> np.ndarray:
     """Which stretch of the text, of so many, each training sequence of a run is: shuffled anew in each pass.
 
