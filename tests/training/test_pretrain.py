@@ -129,8 +129,15 @@ def test_runs_of_the_default_suite_keep_the_names_they_were_trained_under():
     run = Run(width=16, layers=2, steps=1953, seed=0, vocabulary=2048, context=64, batch=64, learning_rate=0.01,
               warmup_steps=20, schedule="cosine", weight_decay=0.01, corpus="b8298810550a394e")
     assert run.repository == "reptrace/neox-d16-seed0-350eb9bc"  # named before `loss` and `frequencies` existed
-    others = {replace(run, loss="squared error").repository, replace(run, frequencies="flattened").repository}
-    assert len(others - {run.repository}) == 2
+    changes = ({"loss": "squared error"}, {"frequencies": "flattened"}, {"head_width": 8}, {"rotary": 1.0},
+               {"schedule": "warmup_stable_decay", "decay_steps": 1})
+    assert len({replace(run, **change).repository for change in changes} - {run.repository}) == 5
+
+
+@pytest.mark.parametrize(("width", "rotary", "turned"), [(32, 0.25, 4), (32, 1.0, 16), (24, 0.25, 6), (8, 1.0, 8)])
+def test_rotary_embedding_turns_the_share_of_a_head_that_is_asked_for(width, rotary, turned):
+    model = GPTNeoXForCausalLM(a_run(width=width, rotary=rotary).config)
+    assert model.gpt_neox.layers[0].attention.rotary_ndims == turned == 2 * len(model.gpt_neox.rotary_emb.inv_freq)
 
 
 def test_squared_error_is_torch_s_own_against_the_one_hot_next_token():
@@ -206,6 +213,11 @@ def test_a_snapshot_cut_short_is_not_a_revision(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("change, message", [({"width": 20}, "multiple of 16"), ({"steps": 0}, "positive"),
+                                             ({"rotary": 0.3}, "0.3 of 16 is not"), ({"rotary": 1.5}, "up to 1"),
+                                             ({"head_width": 4}, "0.25 of 4 is not"), ({"head_width": 0}, "positive"),
+                                             ({"decay_steps": 4}, "got 4 with cosine"),
+                                             ({"schedule": "warmup_stable_decay"}, "at least one"),
+                                             ({"schedule": "warmup_stable_decay", "decay_steps": 21}, "of 24 steps"),
                                              ({"vocabulary": 70_000}, "at most 65536"),
                                              ({"loss": "hinge"}, "cross-entropy, squared error, got 'hinge'"),
                                              ({"frequencies": "flat"}, "natural, flattened, swapped, got 'flat'")])

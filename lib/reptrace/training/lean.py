@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, linear, pad
 from transformers import GPTNeoXForCausalLM, get_scheduler
 
 from reptrace.records.store import write_atomically
-from reptrace.training.runs import LOSSES, Run, block_order, blocks_of
+from reptrace.training.runs import DECAYING, LOSSES, Run, block_order, blocks_of
 
 IGNORED = -100  # a label that cross_entropy leaves out
 
@@ -83,7 +83,7 @@ class Loop:
         self._order = torch.from_numpy(block_order(len(blocks), run)).to(self.device)
         self._optimizer = torch.optim.AdamW(_groups(self.model, run.weight_decay), lr=run.learning_rate,
                                             betas=(0.9, 0.95), eps=1e-8, fused=True)
-        self._schedule = get_scheduler(run.schedule, self._optimizer, run.warmup_steps, run.steps)
+        self._share_of_rate = rate_by_step(run, self._optimizer)
         self._head = head_loss
         if self.device.type == "cuda" if compiled is None else compiled:
             for block in self.model.gpt_neox.layers:
@@ -102,18 +102,18 @@ class Loop:
             raise ValueError(f"the run is at step {self.step} of {self.run.steps}: nothing is left to train.")
         sums = torch.zeros(2, device=self.device)
         for _ in range(steps):
-            rate = self._optimizer.param_groups[0]["lr"]
             sums += torch.stack(self._one_step())
         loss, norm = (sums / steps).tolist()
-        return {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
+        return {"loss": loss, "gradient_norm": norm, "learning_rate": self._optimizer.param_groups[0]["lr"]}
 
     def _one_step(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss before a step, and the norm of its gradient; neither is waited for."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.run.learning_rate * self._share_of_rate(self.step)
         loss = self._loss(self._batch(self.step))
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.run.gradient_clip or math.inf)  # 0: none
         self._optimizer.step()
-        self._schedule.step()
         self._optimizer.zero_grad()
         self.step += 1
         if self.averaging and self.step % self.averaging.every == 0:
@@ -134,8 +134,7 @@ class Loop:
     def save(self, path: str | Path) -> None:
         """Write all that a loop needs to go on, whole or not at all."""
         state = {"identity": self._identity, "step": self.step, "model": self.model.state_dict(),
-                 "optimizer": self._optimizer.state_dict(), "schedule": self._schedule.state_dict(),
-                 "average": self.average}
+                 "optimizer": self._optimizer.state_dict(), "average": self.average}
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomically(path, buffer.getbuffer())
@@ -148,17 +147,45 @@ class Loop:
         ValueError
             It is the state of a run with other settings or on another text; the message names what differs.
         """
+        self._load(path, self._identity)
+
+    def branch(self, path: str | Path, of: Run) -> None:
+        """Go on from the state of another run that was the same as this one until then: the end is another.
+
+        Parameters
+        ----------
+        path : what a loop of that run saved
+        of : Run
+            May differ in steps, schedule and decay_steps. Neither rate may have left its peak but for the warmup.
+
+        Raises
+        ------
+        ValueError
+            They were not the same until then; the message names what differs.
+        """
+        ends = dict.fromkeys(("steps", "schedule", "decay_steps"))
+        check_same({**self._identity_of(of), **ends}, {**self._identity, **ends}, f"the run that {str(path)!r} is of")
+        self._load(path, self._identity_of(of), of)
+
+    def _load(self, path: str | Path, identity: dict, of: Run | None = None) -> None:
         state = torch.load(path, map_location=self.device, weights_only=True)
-        check_same(state["identity"], self._identity, f"the state in {str(path)!r}")
+        check_same(state["identity"], identity, f"the state in {str(path)!r}")
+        for run in (of, self.run) if of else ():
+            if state["step"] > run.peak_until:
+                raise ValueError(f"the state in {str(path)!r} is of step {state['step']}: a run of {run.steps} steps "
+                                 f"with the schedule {run.schedule} (decay_steps {run.decay_steps}) has its peak rate "
+                                 f"until step {run.peak_until}, and beyond it the two runs are not the same.")
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
         self.average, self.step = state["average"], state["step"]
 
     @property
     def _identity(self) -> dict:
+        return self._identity_of(self.run)
+
+    def _identity_of(self, run: Run) -> dict:
         averaging = self.averaging and f"{self.averaging.weight} every {self.averaging.every}"
-        return {**self.run.identity, "averaging": averaging, "blocks": len(self._blocks)}
+        return {**run.identity, "averaging": averaging, "blocks": len(self._blocks)}
 
 
 def check_same(found: Mapping, wanted: Mapping, what: str) -> None:
@@ -175,6 +202,12 @@ def initial_model(run: Run) -> GPTNeoXForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         return GPTNeoXForCausalLM(run.config)
+
+
+def rate_by_step(run: Run, optimizer: torch.optim.Optimizer) -> Callable[[int], float]:
+    """Share of the peak rate at each step, by transformers' schedule of that name."""
+    decay = {"num_decay_steps": run.decay_steps, "decay_type": "linear"} if run.schedule == DECAYING else None
+    return get_scheduler(run.schedule, optimizer, run.warmup_steps, run.steps, decay).lr_lambdas[0]
 
 
 def head_loss(states: torch.Tensor, unembedding: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,8 @@ from reptrace.texts.frequencies import NATURAL, REMAPPINGS
 HEAD_WIDTH = 16  # of an attention head; a model narrower than two of them has one
 LOSSES = ("cross-entropy", "squared error")
 # Came after runs had been trained and named: a run is named by these only where they differ from their defaults.
-ADDED = ("loss", "frequencies", "head_width")
+ADDED = ("loss", "frequencies", "head_width", "rotary", "decay_steps")
+DECAYING = "warmup_stable_decay"  # the schedule that decay_steps belong to
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,11 @@ class Run:
         Of the tokens: "flattened" or "swapped" remap the token ids, see `frequencies`. The tokenizer stays that of the
         text, so such a model's own ids are not its tokenizer's.
     head_width : int, default 16
-        Of an attention head; a quarter of it is turned by rotary embedding.
+        Of an attention head.
+    rotary : float, default 0.25
+        Share of each head that rotary embedding turns, in pairs of dimensions; 1: the whole head.
+    decay_steps : int, default 0
+        With the schedule "warmup_stable_decay" alone: the last steps, in which the rate falls linearly to 0.
     """
 
     width: int
@@ -65,11 +70,13 @@ class Run:
     loss: str = LOSSES[0]
     frequencies: str = NATURAL
     head_width: int = HEAD_WIDTH
+    rotary: float = 0.25
+    decay_steps: int = 0
 
     def __post_init__(self):
         head = self.head_width
-        if head < 8 or head % 8:  # a quarter of it is turned, in pairs of dimensions
-            raise ValueError(f"head_width must be a multiple of 8, got {head}.")
+        if head < 1:
+            raise ValueError(f"head_width must be positive, got {head}.")
         if self.width % head and self.width not in (head // 2, head * 3 // 2):
             raise ValueError(f"width must be a multiple of {head}, or {head // 2} or {head * 3 // 2}, got "
                              f"{self.width}.")
@@ -77,6 +84,14 @@ class Run:
             raise ValueError(f"width, layers, steps, context and batch must be positive, got {self}.")
         if self.vocabulary > 2**16:
             raise ValueError(f"token ids are kept in 16 bits: a vocabulary of at most 65536, got {self.vocabulary}.")
+        turned = self.width // self.heads * self.rotary
+        if not 0 < self.rotary <= 1 or turned % 2:
+            raise ValueError(f"rotary must be a share of a head, up to 1, that is a whole number of pairs of "
+                             f"dimensions: {self.rotary} of {self.width // self.heads} is not.")
+        if not ((1 <= self.decay_steps <= self.steps - self.warmup_steps) if self.schedule == DECAYING
+                else self.decay_steps == 0):
+            raise ValueError(f"decay_steps belong to the schedule {DECAYING}, at least one and all after the warmup's "
+                             f"{self.warmup_steps} of {self.steps} steps, got {self.decay_steps} with {self.schedule}.")
         for name, known in (("loss", LOSSES), ("frequencies", (NATURAL, *REMAPPINGS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
@@ -109,15 +124,26 @@ class Run:
         """Steps between the Trainer checkpoints that an interrupted run resumes from."""
         return max(1, self.steps // 8)
 
+    @property
+    def heads(self) -> int:
+        """Of a block."""
+        return max(1, self.width // self.head_width)
+
+    @property
+    def peak_until(self) -> int:
+        """Steps up to which warmup and peak alone give the rate, wherever the run ends; 0 with most schedules."""
+        return {"constant_with_warmup": self.steps, DECAYING: self.steps - self.decay_steps}.get(self.schedule, 0)
+
     @cached_property
     def config(self):
         from transformers import GPTNeoXConfig
 
         return GPTNeoXConfig(
             vocab_size=self.vocabulary, hidden_size=self.width, num_hidden_layers=self.layers,
-            num_attention_heads=max(1, self.width // self.head_width), intermediate_size=4 * self.width,
+            num_attention_heads=self.heads, intermediate_size=4 * self.width,
             max_position_embeddings=self.context, bos_token_id=0, eos_token_id=0, pad_token_id=1,
-            tie_word_embeddings=False, attention_dropout=0.0, hidden_dropout=0.0)
+            tie_word_embeddings=False, attention_dropout=0.0, hidden_dropout=0.0,
+            rope_parameters={"partial_rotary_factor": self.rotary})
 
     @property
     def parameters(self) -> int:
