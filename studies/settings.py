@@ -15,7 +15,7 @@ import yaml
 
 from reptrace.measures.phases import claims, find_phases
 from reptrace.records.store import provenance, write_atomically
-from reptrace.report.profiles import ROOT, TRAINING_KEYS, Profile
+from reptrace.report.profiles import ROOT, SUITE_KEYS, TRAINING_KEYS, Profile
 
 PLAN = Path(__file__).with_suffix(".yaml")
 OUT = ROOT / "data" / "results" / "settings_tried.csv"
@@ -34,7 +34,8 @@ def row(profile: Profile, run, table) -> dict:
     log, setting = profile.suite.log(run), asdict(run)
     phases = find_phases(table.tokens, table.rankme, table.rankme_stderr)
     return {
-        **{key: setting[key] for key in ("width", "layers", "seed", *TRAINING_KEYS)}, "parameters": run.parameters,
+        **{key: setting[key] for key in ("width", "layers", "seed", "recipe", *TRAINING_KEYS, *SUITE_KEYS)},
+        "parameters": run.parameters,
         "tokens": run.steps * run.tokens_per_step, "rankme_start": table.rankme.iloc[0],
         "rankme_minimum": phases.collapse_end.value if phases.collapse_end else None,
         "rankme_peak": table.rankme[phases.turn.index] if phases.turn else None,

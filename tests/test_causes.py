@@ -43,7 +43,7 @@ def named(row) -> str:
     steps = row["tokens"] // (row["batch"] * row["context"])
     setting = {field.name: row[field.name] for field in fields(Run) if field.name in row}
     setting = {key: value.item() if hasattr(value, "item") else value for key, value in setting.items()}
-    return Run(**setting, steps=int(steps), corpus=row["corpus_fingerprint"]).repository
+    return Run(**{"recipe": 1} | setting, steps=int(steps), corpus=row["corpus_fingerprint"]).repository
 
 
 def test_every_row_s_settings_are_those_that_its_run_is_named_by(runs, longer):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -20,7 +21,11 @@ import pyarrow.parquet
 import pytest
 import yaml
 from limits import kill_when
+from transformers import GPTNeoXForCausalLM
 
+from reptrace.measures.spectra import geometry as geometry_of_states
+from reptrace.models.hidden_states import FINAL, last_token_states
+from reptrace.models.loading import from_pretrained
 from reptrace.report import capabilities, making, profiles
 from reptrace.report.archive import pack
 from reptrace.report.executing import execute, page_of
@@ -141,10 +146,6 @@ def test_pages_end_with_what_made_them_and_show_the_parameters_used(made, projec
 
 
 def test_a_killed_report_ends_with_the_weights_of_one_never_stopped(made, project, tmp_path):
-    from transformers import GPTNeoXForCausalLM
-
-    from reptrace.models.loading import from_pretrained
-
     profile = Profile.of(yaml.safe_load((project / "small.yaml").read_text()))
     run = profile.runs[-1]  # the longest, so the one that was killed
     straight = Suite([run], profile.texts[0], tmp_path)
@@ -200,6 +201,17 @@ def test_pages_made_from_an_archive_show_what_the_report_s_show_without_text_and
         assert len(ours) > 2 and ours == theirs, name
     page = nbformat.read(archive / "fig03_capabilities.ipynb", 4)
     assert "its records are those of the archive" in page.cells[-1].outputs[0].data["text/markdown"]
+
+
+def test_what_is_kept_holds_the_geometry_of_the_averaged_weights(made, project):
+    profile = Profile.of(yaml.safe_load((project / "small.yaml").read_text()))
+    kept = replace(profile, archive=str(profile.answers.folder)).trace_averaged()
+    assert {run: list(table.step) for run, table in kept.items()} == {run: run.averaged_steps for run in profile.runs}
+    run = profile.runs[-1]
+    model = from_pretrained(GPTNeoXForCausalLM, run.averaged_repository, "main", profile.suite.hub).eval()
+    states = last_token_states(model, profile.probe(run).sequences, (FINAL,))[FINAL]
+    # other batches: float32 rounding
+    assert kept[run].rankme.iloc[-1] == pytest.approx(geometry_of_states(states, None).rankme, rel=1e-4)
 
 
 def test_an_archive_of_another_suite_is_refused(made, project, monkeypatch):

@@ -1,11 +1,14 @@
 """Trusted: the parameters file itself, and plain arithmetic on it."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import yaml
 
 from reptrace.records.store import provenance
 from reptrace.report import profiles
+from reptrace.report.archive import Answers
 from reptrace.report.profiles import ROOT, Profile, footer
 from reptrace.texts.corpora import Corpus
 
@@ -30,6 +33,32 @@ def test_a_size_may_change_a_parameter_of_the_suite_and_nothing_else(open_profil
     assert open_profile(sizes=[SIZE | {"loss": "squared error"}]).runs[0].loss == "squared error"
     with pytest.raises(ValueError, match="unknown keys learning_rte"):
         _ = open_profile(sizes=[SIZE | {"learning_rte": 0.5}]).runs
+
+
+def test_a_suite_may_set_what_a_size_overrides_and_is_the_same_without_it(open_profile):
+    plain = open_profile()
+    profile = open_profile(rotary=1.0, sizes=[SIZE, SIZE | {"rotary": 0.5}])
+    assert [run.rotary for run in profile.runs] == [1, 1, 0.5, 0.5] and plain.runs[0].rotary == 0.25
+    assert '"rotary": 1.0' in profile.describe() and "rotary" not in plain.describe()
+    assert open_profile(schedule="warmup_stable_decay", warmup_steps=2, decay_steps=3).runs[0].decay_steps == 3
+
+
+def test_runs_of_an_archive_are_named_by_the_recipe_that_they_were_trained_with(open_profile, tmp_path):
+    answers = Answers(tmp_path / "archive")
+    for recipe in ({}, {"recipe": 2}):  # older archives don't say it
+        answers.write("suite", pd.DataFrame([{"parameters": open_profile().describe(), "text": "t", **recipe}]))
+        kept = replace(open_profile(), archive=str(answers.folder))
+        assert {run.recipe for run in kept.runs} == {recipe.get("recipe", 1)}
+        if recipe:
+            with pytest.raises(FileNotFoundError, match="trace_averaged"):
+                kept.trace_averaged()
+        else:
+            assert kept.trace_averaged() == {}  # none were averaged
+
+
+def test_the_runs_of_the_tracked_archive_are_those_it_holds():
+    kept = replace(Profile.of(TINY), archive=str(ROOT / "data/archive"))
+    assert list(kept.trace()) == kept.runs and all(len(kept.log(run)) for run in kept.runs)
 
 
 def test_runs_that_differ_by_their_seed_alone_are_one_size_and_labels_tell_the_others_apart(open_profile):

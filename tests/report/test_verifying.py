@@ -8,10 +8,10 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from reptrace.report.verifying import _compared
+from reptrace.report.verifying import _compared, alike
 from reptrace.training.runs import Run
 
-ONE = Run(16, 1, 10, 0, 512, 32, 8, 0.01, 2, "cosine", 0.0, "")
+ONE = alike(Run(16, 1, 10, 0, 512, 32, 8, 0.01, 2, "cosine", 0.0, "a text"))
 TWO, WIDE = replace(ONE, seed=1), replace(ONE, width=32)
 
 

@@ -1,17 +1,19 @@
 """The lean training loop.
 
-Trusted: transformers' Trainer on the same batches (through `Suite`), an uninterrupted training, a plain mean of the
-weights as they were after each step, and torch's own cross-entropy through the model's `labels`.
+Trusted: transformers' Trainer on the same batches, an uninterrupted training, a plain mean of the weights as they were
+after each step, and torch's own losses.
 """
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import weather
-from weather import CORPUS
+from transformers import GPTNeoXForCausalLM, Trainer, TrainingArguments, set_seed
 
-from reptrace.training.lean import Averaging, Loop, head_loss, initial_model
-from reptrace.training.pretrain import Suite
+from reptrace.training.lean import Averaging, Loop, head_loss, initial_model, squared_error
+from reptrace.training.runs import block_order
 
 
 def a_run(**changes):
@@ -19,45 +21,56 @@ def a_run(**changes):
 
 
 @pytest.fixture(scope="module")
-def suite(tmp_path_factory):
-    suite = Suite([a_run()], CORPUS, tmp_path_factory.mktemp("suite"))
-    suite.train(progress=False)
-    return suite
+def ids():
+    return np.random.default_rng(0).zipf(1.5, 6000).clip(max=299).astype(np.uint16)
 
 
-@pytest.fixture(scope="module")
-def ids(suite):
-    return np.fromfile(suite.tokens(300), dtype=np.uint16)
+def trained_by_the_trainer(run, ids, folder):
+    """Its log, a row a step, and its model."""
+    blocks = torch.from_numpy(ids[: len(ids) // run.context * run.context].reshape(-1, run.context).astype(np.int64))
+    order = block_order(len(blocks), run)
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=run.steps, per_device_train_batch_size=run.batch, seed=run.seed,
+        learning_rate=run.learning_rate, warmup_steps=run.warmup_steps, lr_scheduler_type=run.schedule,
+        lr_scheduler_kwargs={"num_decay_steps": run.decay_steps, "decay_type": "linear"} if run.decay_steps else None,
+        weight_decay=run.weight_decay, adam_beta2=0.95, max_grad_norm=run.gradient_clip, optim="adamw_torch_fused",
+        train_sampling_strategy="sequential", use_cpu=True, logging_steps=1, save_strategy="no", report_to="none",
+        disable_tqdm=True, dataloader_pin_memory=False)
+    set_seed(run.seed)
+    trainer = Trainer(GPTNeoXForCausalLM(run.config), arguments,
+                      train_dataset=[{"input_ids": blocks[k], "labels": blocks[k]} for k in order],
+                      compute_loss_func=torch_s_squared_error if run.loss == "squared error" else None)
+    trainer.train()
+    return [row for row in trainer.state.log_history if "loss" in row], trainer.model
+
+
+def torch_s_squared_error(outputs, labels, num_items_in_batch=None):
+    one_hot = torch.nn.functional.one_hot(labels[:, 1:], outputs.logits.shape[-1]).to(outputs.logits.dtype)
+    # summed over the vocabulary, not its mean
+    return one_hot.shape[-1] * torch.nn.functional.mse_loss(outputs.logits[:, :-1], one_hot)
 
 
 def weights(loop):
     return [each.detach().clone() for each in loop.model.parameters()]
 
 
-def test_losses_gradients_and_rates_are_the_trainer_s_to_float32_rounding(suite, ids):
-    loop, rows, log = Loop(a_run(), ids), [], suite.log(a_run())
-    for step in log.step:
-        rows.append(loop.advance(step - loop.step))
-    for name, tolerance in (("loss", 1e-5), ("gradient_norm", 1e-4), ("learning_rate", 1e-12)):
-        found, expected = [row[name] for row in rows], log[name]
-        if name == "gradient_norm":  # the Trainer logs the last one, and here is the mean
-            single = np.diff(log.step, prepend=0) == 1
-            assert single.sum() >= 5
-            found, expected = np.array(found)[single], expected[single]
-        # 24 steps of float32 (6e-8), whose sums are taken in another order: the differences grow with the steps
-        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-12, err_msg=name)
-
-
-def test_the_final_weights_are_the_trainer_s_to_float32_rounding(suite, ids):
-    from transformers import GPTNeoXForCausalLM
-
-    from reptrace.models.loading import from_pretrained
-
-    loop = Loop(a_run(), ids)
-    loop.advance(24)
-    trained = from_pretrained(GPTNeoXForCausalLM, a_run().repository, "main", suite.hub)
+@pytest.mark.parametrize("changes", [
+    {}, {"loss": "squared error", "layers": 1, "steps": 8},
+    {"schedule": "warmup_stable_decay", "decay_steps": 5, "rotary": 1.0, "width": 32, "steps": 12}],
+    ids=["cosine", "squared error", "decay"])
+def test_losses_gradients_rates_and_final_weights_are_the_trainer_s_to_float32_rounding(ids, tmp_path, changes):
+    run = a_run(**changes)
+    log, trained = trained_by_the_trainer(run, ids, tmp_path)
+    loop = Loop(run, ids)
+    rows = [loop.advance(1) for _ in range(run.steps)]
+    for ours, theirs, tolerance in (("loss", "loss", 1e-5), ("gradient_norm", "grad_norm", 1e-4),
+                                    ("learning_rate", "learning_rate", 1e-12)):
+        # float32 (6e-8), whose sums are taken in another order: the differences grow with the steps
+        np.testing.assert_allclose([row[ours] for row in rows], [row[theirs] for row in log], err_msg=ours,
+                                   rtol=tolerance, atol=1e-12)
+    initial = dict(initial_model(run).named_parameters())
     for (name, ours), theirs in zip(loop.model.named_parameters(), trained.parameters(), strict=True):
-        moved = (theirs - dict(initial_model(a_run()).named_parameters())[name]).abs().max()
+        moved = (theirs - initial[name]).abs().max()
         # Adam divides by the root of the gradient's square: where that is near zero, rounding shows
         assert (ours - theirs).abs().max() < 1e-3 * moved, name
 
@@ -74,9 +87,9 @@ def test_a_loop_that_goes_on_from_its_state_ends_as_one_that_was_never_stopped_b
     whole, first, second = (Loop(a_run(), ids, averaging) for _ in range(3))
     whole.advance(24)
     first.advance(11)
-    first.save(tmp_path / "state")
+    first.save(tmp_path / "state", beside=[{"loss": 0.1}])
     torch.manual_seed(99)  # another process has another generator
-    second.load(tmp_path / "state")
+    assert second.load(tmp_path / "state") == [{"loss": 0.1}]
     assert second.step == 11
     second.advance(24)
     for ours, theirs in zip(weights(second) + second.average, weights(whole) + whole.average, strict=True):
@@ -139,6 +152,7 @@ def test_the_averaged_weights_are_a_plain_mean_first_and_an_exponential_average_
     for later in seen[8:]:
         expected = 0.875 * expected + 0.125 * later[0]
     assert torch.allclose(loop.average[0].double(), expected, rtol=1e-5, atol=1e-7)
+    assert all(map(torch.equal, loop.averaged_model().parameters(), loop.average))
 
 
 def test_the_loss_is_that_of_the_model_s_own_labels():
@@ -148,6 +162,19 @@ def test_the_loss_is_that_of_the_model_s_own_labels():
         states = model.gpt_neox(ids).last_hidden_state
         found = head_loss(states, model.get_output_embeddings().weight, ids)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_squared_error_is_torch_s_own_against_the_one_hot_next_token():
+    states, unembedding = torch.randn(3, 5, 4, dtype=torch.float64), torch.randn(7, 4, dtype=torch.float64)
+    ids = torch.randint(7, (3, 5))
+    for each in (states, unembedding):
+        each.requires_grad_()
+    expected = torch_s_squared_error(SimpleNamespace(logits=states @ unembedding.T), ids)
+    found = squared_error(states, unembedding, ids)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)  # it sums in float32
+    for ours, theirs in zip(*(torch.autograd.grad(loss, (states, unembedding)) for loss in (found, expected)),
+                            strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_making_a_model_leaves_the_random_state_as_it_was():
@@ -173,8 +200,6 @@ def test_a_state_of_other_settings_is_refused_by_name(ids, tmp_path, change, nam
 def test_what_cannot_be_trained_is_said(ids):
     with pytest.raises(ValueError, match="less than one context"):
         Loop(a_run(), ids[:10])
-    with pytest.raises(ValueError, match="cross-entropy, not by squared error"):
-        Loop(a_run(loss="squared error"), ids)
     loop = Loop(a_run(steps=1), ids)
     loop.advance(5)
     with pytest.raises(ValueError, match="nothing is left"):

@@ -1,5 +1,5 @@
-"""Trusted: huggingface_hub's own reading of a cache, transformers' own parameter count, an uninterrupted training, and
-torch's own `mse_loss`.
+"""Trusted: huggingface_hub's own reading of a cache, transformers' own parameter count, an uninterrupted training, a
+`Loop` alone, and torch's own `mse_loss`.
 
 A resumed run must end with exactly the weights of one that was never stopped: same process layout, one thread, float32.
 """
@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +23,8 @@ from reptrace.checkpoints.hub import repository_folder
 from reptrace.checkpoints.listing import revisions
 from reptrace.models.loading import from_pretrained, load_tokenizer
 from reptrace.texts.corpora import Corpus
-from reptrace.training.pretrain import Suite, publish, squared_error
+from reptrace.training.lean import AVERAGING, Loop
+from reptrace.training.pretrain import Suite, publish
 from reptrace.training.runs import Run, log_spaced
 
 
@@ -99,6 +99,26 @@ def test_the_log_holds_finite_loss_gradient_norm_and_the_schedule(trained):
     assert log.learning_rate.max() <= 4e-3 and log.learning_rate.iloc[-1] == pytest.approx(0, abs=1e-4)
 
 
+def test_weights_averages_and_log_are_those_of_a_loop_alone(tmp_path):
+    torch.set_flush_denormal(True)
+    run = a_run(steps=80)
+    suite = Suite([run], CORPUS, tmp_path)
+    suite.train(progress=False)
+    loop, log = Loop(run, np.fromfile(suite.tokens(300), dtype=np.uint16), AVERAGING), suite.log(run)
+    kept = {averaged: suite.checkpoints(run, averaged) for averaged in (False, True)}
+    assert [point.step for point in kept[False]] == run.checkpoint_steps
+    assert [point.step for point in kept[True]] == [64, 80] and kept[True][0].tokens == 64 * 64
+    assert kept[True][0].model == run.averaged_repository and "main" in revisions(run.averaged_repository, suite.hub)
+    means = [loop.advance(step - loop.step) for step in log.step[log.step <= 64]]
+    for averaged, model in ((False, loop.model), (True, loop.averaged_model())):
+        found = from_pretrained(GPTNeoXForCausalLM, kept[averaged][0].model, "step64", suite.hub)
+        assert all(map(torch.equal, model.parameters(), found.parameters()))
+    for name in ("loss", "gradient_norm", "learning_rate"):  # summed in other pieces, in single precision
+        np.testing.assert_allclose(log[name][: len(means)], [mean[name] for mean in means], rtol=1e-6)
+    assert log.wall_seconds.is_monotonic_increasing
+    torch.set_flush_denormal(False)
+
+
 def test_a_second_call_trains_nothing(trained, monkeypatch):
     monkeypatch.setattr("reptrace.training.pretrain.subprocess.Popen",
                         lambda *a, **k: pytest.fail("a process was started"))
@@ -127,7 +147,7 @@ def test_another_seed_or_parameter_is_another_repository():
 
 def test_runs_of_the_default_suite_keep_the_names_they_were_trained_under():
     run = Run(width=16, layers=2, steps=1953, seed=0, vocabulary=2048, context=64, batch=64, learning_rate=0.01,
-              warmup_steps=20, schedule="cosine", weight_decay=0.01, corpus="b8298810550a394e")
+              warmup_steps=20, schedule="cosine", weight_decay=0.01, corpus="b8298810550a394e", recipe=1)
     assert run.repository == "reptrace/neox-d16-seed0-350eb9bc"  # named before `loss` and `frequencies` existed
     changes = ({"loss": "squared error"}, {"frequencies": "flattened"}, {"head_width": 8}, {"rotary": 1.0},
                {"schedule": "warmup_stable_decay", "decay_steps": 1})
@@ -138,16 +158,6 @@ def test_runs_of_the_default_suite_keep_the_names_they_were_trained_under():
 def test_rotary_embedding_turns_the_share_of_a_head_that_is_asked_for(width, rotary, turned):
     model = GPTNeoXForCausalLM(a_run(width=width, rotary=rotary).config)
     assert model.gpt_neox.layers[0].attention.rotary_ndims == turned == 2 * len(model.gpt_neox.rotary_emb.inv_freq)
-
-
-def test_squared_error_is_torch_s_own_against_the_one_hot_next_token():
-    logits = torch.randn(3, 5, 7, dtype=torch.float64, requires_grad=True)
-    labels = torch.randint(7, (3, 5))
-    one_hot = torch.nn.functional.one_hot(labels[:, 1:], 7).double()
-    expected = 7 * torch.nn.functional.mse_loss(logits[:, :-1], one_hot)  # summed over the vocabulary, not its mean
-    found = squared_error(SimpleNamespace(logits=logits), labels)
-    torch.testing.assert_close(found, expected)  # double precision: torch's default of 1e-7 is ample
-    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (found, expected)))
 
 
 def test_a_run_with_squared_error_on_flattened_tokens_starts_at_its_loss_there(tmp_path):
@@ -177,19 +187,20 @@ def test_a_killed_run_goes_on_and_ends_with_the_weights_of_one_never_stopped(tmp
     folder = tmp_path / "killed"
     here = Path(__file__).parent
     driver = subprocess.Popen([sys.executable, str(script), str(folder), str(here), str(here.parent)])
-    kill_when(driver, lambda: list(folder.glob("training/*/state/checkpoint-*/whole")))
+    kill_when(driver, lambda: list(folder.glob("training/*/state.pt")))
     work = next(folder.glob("training/neox*"))
     with FileLock(work / "lock", timeout=SOON):  # the orphan ends by itself when it next reports its step
         assert "main" not in revisions(run.repository, str(folder / "hub")), "killed too late to show anything"
-    broken = next(work.glob("state/checkpoint-*"))
-    broken.with_name("checkpoint-599").mkdir()  # as left by a kill while saving: not marked whole, so not resumed from
+    (work / ".state.pt-1.partial").write_bytes(b"PK")  # as left by a kill while saving
 
     resumed, straight = (Suite([run], CORPUS, tmp_path / name) for name in ("killed", "straight"))
     resumed.train(progress=False)
     straight.train(progress=False)
-    for revision in ("step64", "main"):
-        one, other = weights(resumed, run, revision), weights(straight, run, revision)
-        assert all(torch.equal(one[name], other[name]) for name in other)
+    for repository in (run.repository, run.averaged_repository):
+        for revision in ("step64", "main"):
+            one, other = (from_pretrained(GPTNeoXForCausalLM, repository, revision, suite.hub).state_dict()
+                          for suite in (resumed, straight))
+            assert all(torch.equal(one[name], other[name]) for name in other)
     assert not list((folder / "training").glob("neox*"))
     assert resumed.log(run).loss.tolist() == straight.log(run).loss.tolist()
 

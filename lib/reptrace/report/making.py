@@ -29,8 +29,9 @@ from reptrace.report import capabilities, figures, findings, times
 from reptrace.report.archive import VARIABLE, pack
 from reptrace.report.executing import Page, execute, hash_of, page_of
 from reptrace.report.pages import check, mend
-from reptrace.report.profiles import CORPORA, ROOT, HubProfile, Profile
+from reptrace.report.profiles import ALWAYS, CORPORA, ROOT, HubProfile, Profile
 from reptrace.support.processes import cores
+from reptrace.training.pretrain import STATE
 
 BOOK = ROOT / "book"
 DEFAULT = ROOT / "notebooks/params/tiny.yaml"
@@ -55,7 +56,8 @@ def make_report(parameters_file: Path) -> Path:
         if any("items" in page.parameters for page in pages):
             _tasks(profile, parameters["items"], spent)
         if isinstance(profile, Profile) and not any(page.done for page in pages):
-            shutil.rmtree(profile.answers.folder, ignore_errors=True)  # so that none stays that no page asks for
+            for name in set(profile.answers.names) - set(ALWAYS):  # so that none stays that no page asks for
+                profile.answers.remove(name)
         _execute(pages, spent, new)
         verdicts = findings.collect(pages_of(parameters, folder, state), parameters_file.name)  # none may be stale
         picture = _picture(profile, traced)
@@ -98,13 +100,14 @@ def _suite(profile: Profile | HubProfile, spent: times.Times) -> tuple[dict, boo
             tokens = [profile.suite.tokens(vocabulary) for vocabulary in {run.vocabulary for run in profile.runs}]
             stage.whole = stage.made(tokens) and any(map(stage.made, ([path] for path in CORPORA.glob("*"))))
         with spent.stage("training") as stage:
-            begun = any((profile.folder / "training").glob("*/state"))
+            begun = any((profile.folder / "training").glob(f"*/{STATE}"))
             profile.train()
             logs = Store(profile.folder / "logs")
             stage.whole = not begun and stage.made(logs.path(run.identity) for run in profile.runs)
     with spent.stage("measuring") as stage:
         traced = profile.trace()
-        stage.whole = stage.made(_records(profile.store, pd.concat(traced.values())))
+        tables = [*traced.values(), *profile.trace_averaged().values()]
+        stage.whole = stage.made(_records(profile.store, pd.concat(tables)))
     return traced, stage.whole
 
 

@@ -41,7 +41,9 @@ TRACKED = ROOT / "data" / "results" / "settings_tried.csv"  # made from the defa
 DEVICE, DTYPE = "cpu", "float32"  # small models gain nothing on a GPU, and the same numbers come out everywhere
 BATCH_SIZE = 128  # of the forward pass, in sequences of full length
 TRAINING_KEYS = ("vocabulary", "context", "batch", "learning_rate", "warmup_steps", "schedule", "weight_decay")
-OPTIONAL_KEYS = ("loss", "frequencies")  # of a size, see `pretrain.Run`
+SUITE_KEYS = ("head_width", "rotary", "decay_steps")  # of a suite or a size, and may be left out
+ALWAYS = ("suite", "trace", "trace_averaged")  # answers that are kept whether a page asks for them or not
+OPTIONAL_KEYS = ("loss", "frequencies", *SUITE_KEYS)  # of a size, see `runs.Run`
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ class Profile:
     ----------
     sizes : list of dict
         `width`, `layers`, `tokens` (training tokens) and `seeds` (list); a key of TRAINING_KEYS overrides the suite's,
-        one of OPTIONAL_KEYS the default of `pretrain.Run`.
+        one of OPTIONAL_KEYS the suite's or else the default of `runs.Run`.
     training : dict
-        TRAINING_KEYS, see `pretrain.Run`.
+        TRAINING_KEYS, and what is set of SUITE_KEYS; see `runs.Run`.
     corpus : str
         See `corpora.open_text`.
     sequences, min_length : int
@@ -91,7 +93,7 @@ class Profile:
         sizes = parameters["sizes"]
         sizes = [dict(size) for size in ([sizes] if isinstance(sizes, Mapping) else sizes)]
         sizes = [size | {"seeds": [size["seeds"]]} if isinstance(size.get("seeds"), int) else size for size in sizes]
-        return cls(sizes, {key: parameters[key] for key in TRAINING_KEYS},
+        return cls(sizes, {key: parameters[key] for key in TRAINING_KEYS + SUITE_KEYS if key in parameters},
                    parameters["corpus"], int(parameters["sequences"]), int(parameters["min_length"]),
                    tuple(parameters["alpha_ranks"]), parameters["build"], os.environ.get(VARIABLE))
 
@@ -152,12 +154,12 @@ class Profile:
     def origin(self) -> pd.Series:
         """Parameters, text and provenance of the answers that are kept; ValueError if an archive is of others."""
         found = self.asked("suite", lambda: pd.DataFrame([{
-            "parameters": self.describe(), "text": self.texts[0].fingerprint, "processor": processor(), **provenance()}
-        ])).iloc[0]
+            "parameters": self.describe(), "text": self.texts[0].fingerprint, "processor": processor(),
+            "recipe": Run.recipe, **provenance()}])).iloc[0]
         if found.parameters != self.describe():
             raise ValueError(f"the archive in {self.archive!r} is of the suite {found.parameters}, not of "
                              f"{self.describe()}: take its parameters, or make report.")
-        return found
+        return pd.Series({"recipe": 1, **found})  # older archives don't say it
 
     @cached_property
     def answers(self) -> Answers:
@@ -205,6 +207,17 @@ class Profile:
         return self.by_run(self.asked("trace", lambda: self._traced(
             {run: self.suite.checkpoints(run) for run in self.runs}, BATCH_SIZE, DTYPE, cores(), progress)))
 
+    def trace_averaged(self, progress: bool = True) -> dict[Run, pd.DataFrame]:
+        """The same of the averaged weights, which there are from step AVERAGED_FROM on: a table a run that has any.
+
+        There are none in an archive of runs by recipe 1.
+        """
+        if self.origin.recipe == 1:
+            return {}
+        points = {run: self.suite.checkpoints(run, averaged=True) for run in self.runs} if not self.archive else {}
+        return self.by_run(self.asked("trace_averaged", lambda: self._traced(points, BATCH_SIZE, DTYPE, cores(),
+                                                                             progress)), averaged=True)
+
     def trace_at(self, places: Mapping[Run, Sequence[int]], dtype: str, batch_size: int) -> dict[Run, pd.DataFrame]:
         """Geometry of some checkpoints (indices into those of their run) in another precision: a table a run."""
         return self.by_run(self.asked(f"trace_{dtype}_{batch_size}", lambda: self._traced(
@@ -214,9 +227,10 @@ class Profile:
         """A geometry that a notebook measures by itself, kept under a name."""
         return geometry_of(self.asked(name, lambda: pd.DataFrame([geometry_row(measure())])).iloc[0])
 
-    def by_run(self, table: pd.DataFrame) -> dict[Run, pd.DataFrame]:
-        """The rows of each run that has any, by the name of its repository."""
-        named = {run: table[table.model == run.repository].reset_index(drop=True) for run in self.runs}
+    def by_run(self, table: pd.DataFrame, averaged: bool = False) -> dict[Run, pd.DataFrame]:
+        """The rows of each run that has any, by the name of its repository, or of that of its averaged weights."""
+        named = {run: table[table.model == (run.averaged_repository if averaged else run.repository)].reset_index(
+            drop=True) for run in self.runs}
         return {run: rows for run, rows in named.items() if len(rows)}
 
     def _traced(self, points: Mapping[Run, list[Checkpoint]], batch_size: int, dtype: str, workers: int = 1,
@@ -242,12 +256,12 @@ class Profile:
         setting = {**self.training, **{key: size[key] for key in TRAINING_KEYS + OPTIONAL_KEYS if key in size}}
         steps = round(float(size["tokens"]) / (setting["batch"] * setting["context"]))
         return Run(width=size["width"], layers=size["layers"], seed=seed, steps=max(1, steps),
-                   corpus=self.text, **setting)
+                   corpus=self.text, recipe=int(self.origin.recipe), **setting)
 
 
 @dataclass(frozen=True)
 class HubRun:
-    """Pretraining of a registered suite, with the attributes of `pretrain.Run` that pages show; nan where not known."""
+    """Pretraining of a registered suite, with the attributes of `runs.Run` that pages show; nan where not known."""
 
     name: str
     layers: float
@@ -345,6 +359,10 @@ class HubProfile:
         table = sweep(self.suites, self.spec, self.folder, count=self.checkpoints, refine=self.refine,
                       stages=[self.STAGE], ranks=self.alpha_ranks, progress=progress)
         return {run: table[table.suite == run.name].reset_index(drop=True) for run in self.runs}
+
+    def trace_averaged(self, progress: bool = True) -> dict[HubRun, pd.DataFrame]:
+        """None: the hub keeps no averaged weights of these."""
+        return {}
 
     def describe(self) -> str:
         return json.dumps({name: getattr(self, name) for name in self.__dataclass_fields__})

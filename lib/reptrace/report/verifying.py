@@ -52,7 +52,8 @@ def verify(parameters_file: Path, archive: Path, every_run: bool = False, progre
     with FileLock(fresh.folder / "lock"):
         fresh.train(progress)
         old, new = (_numbers(profile, parameters["items"], progress) for profile in (kept, fresh))
-        apart = [name for name in ("processor", "packages", "text") if kept.origin[name] != fresh.origin[name]]
+        apart = [name for name in ("processor", "packages", "text", "recipe")
+                 if kept.origin[name] != fresh.origin[name]]
         rows = _compared(kept.labels, old, new, apart)
     shutil.rmtree(fresh.folder)
     return pd.DataFrame(rows)
@@ -66,13 +67,15 @@ def shown(table: pd.DataFrame) -> str:
 
 def _numbers(profile: Profile, items: int, progress: bool) -> dict[Run, pd.DataFrame]:
     """What a suite's runs gave: run -> COLUMNS, `place` being a step, with a rank for eigenvalues."""
-    traced, groups = profile.trace(progress), capabilities.groups(profile, items, progress)
+    traced, averaged = profile.trace(progress), profile.trace_averaged(progress)
+    groups = capabilities.groups(profile, items, progress)
     asked = capabilities.evaluate(profile, groups, items, progress)
     found = {}
     for run, table in traced.items():
         log = profile.log(run)
         parts = [pd.DataFrame({"what": "training loss", "place": log.step, "value": log.loss})]
-        parts += [pd.DataFrame({"what": what, "place": table.step, "value": table[what]})
+        parts += [pd.DataFrame({"what": f"{kind}{what}", "place": its.step, "value": its[what]})
+                  for kind, its in (("", table), ("averaged ", averaged.get(run))) if its is not None
                   for what in ("rankme", "alpha")]
         for row in table.itertuples():
             s = np.asarray(row.eigenvalues)
@@ -84,14 +87,19 @@ def _numbers(profile: Profile, items: int, progress: bool) -> dict[Run, pd.DataF
             values = capabilities.series(asked[run], task)
             parts.append(pd.DataFrame({"what": task, "place": values.revision, "value": values[task],
                                        "stderr": values[f"{task}_stderr"]}))
-        found[replace(run, corpus="")] = pd.concat(parts, ignore_index=True).reindex(columns=COLUMNS)
+        found[alike(run)] = pd.concat(parts, ignore_index=True).reindex(columns=COLUMNS)
     return found
+
+
+def alike(run: Run) -> Run:
+    """What two runs share that are the same but for their text and recipe."""
+    return replace(run, corpus="", recipe=0)
 
 
 def _compared(labels: Mapping[Run, str], old: Mapping[Run, pd.DataFrame], new: Mapping[Run, pd.DataFrame],
               apart: list[str]) -> list[dict]:
     """Rows of `verify`; `apart`: in what the machine differs from the archive's."""
-    names = {replace(run, corpus=""): label for run, label in labels.items()}
+    names = {alike(run): label for run, label in labels.items()}
     seeds, rows = _between_seeds(old), []
     for run, table in new.items():
         both = _both(old[run], table)

@@ -1,16 +1,16 @@
-"""A lean training loop: the recipe of `pretrain`'s Trainer runs, without what surrounds it there.
+"""A lean training loop: what transformers' Trainer does with small models, without what surrounds it there.
 
-The same batches in the same order, AdamW with the same two groups of weights, clipping and schedule: the losses are the
-Trainer's but for float32 rounding. On a GPU the blocks and the head are compiled and run in bfloat16 (autocast; the
-weights stay float32); on a CPU everything is float32, and a loop that goes on from a saved state ends with the weights
-of one that was never stopped, bit for bit.
+AdamW with the Trainer's two groups of weights, its clipping and its schedules, on batches in a fixed order: the losses
+are the Trainer's but for float32 rounding. On a GPU the blocks and the head are compiled and run in bfloat16 (autocast;
+the weights stay float32); on a CPU everything is float32, and a loop that goes on from a saved state ends with the
+weights of one that was never stopped, bit for bit.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,13 +46,16 @@ class Averaging:
             raise ValueError(f"an average needs a weight in (0, 1] and a number of steps from 1, got {self}.")
 
 
+AVERAGING = Averaging(0.004, every=2)  # of all suites; a mean over some 500 steps
+
+
 class Loop:
     """One run in training, at some step.
 
     Parameters
     ----------
     run : Run
-        Its loss must be cross-entropy; its corpus is not looked at.
+        Its corpus is not looked at.
     ids : array of uint16, shape (tokens,)
         The training text, as `Suite.token_file` keeps it.
     averaging : Averaging, optional
@@ -71,8 +74,6 @@ class Loop:
 
     def __init__(self, run: Run, ids: np.ndarray, averaging: Averaging | None = None,
                  device: str | torch.device = "cpu", compiled: bool | None = None):
-        if run.loss != LOSSES[0]:
-            raise ValueError(f"the lean loop trains by {LOSSES[0]}, not by {run.loss}.")
         blocks = blocks_of(ids, run)
         self.run, self.averaging, self.device, self.step = run, averaging, torch.device(device), 0
         self.model = initial_model(run).to(self.device)
@@ -84,11 +85,11 @@ class Loop:
         self._optimizer = torch.optim.AdamW(_groups(self.model, run.weight_decay), lr=run.learning_rate,
                                             betas=(0.9, 0.95), eps=1e-8, fused=True)
         self._share_of_rate = rate_by_step(run, self._optimizer)
-        self._head = head_loss
+        self._head = HEADS[run.loss]
         if self.device.type == "cuda" if compiled is None else compiled:
             for block in self.model.gpt_neox.layers:
                 block.compile(dynamic=False)  # one piece of code for all: seconds, where a whole model takes a minute
-            self._head = torch.compile(head_loss, dynamic=False)
+            self._head = torch.compile(self._head, dynamic=False)
 
     def advance(self, steps: int) -> dict[str, float]:
         """Train so many steps more, or up to the run's end.
@@ -131,23 +132,30 @@ class Loop:
             states = self.model.gpt_neox(input_ids=ids, use_cache=False).last_hidden_state
             return self._head(states, self.model.get_output_embeddings().weight, ids)
 
-    def save(self, path: str | Path) -> None:
-        """Write all that a loop needs to go on, whole or not at all."""
+    def averaged_model(self) -> GPTNeoXForCausalLM:
+        """A model of its own with the averaged weights."""
+        model = initial_model(self.run).to(self.device)
+        with torch.no_grad():
+            torch._foreach_copy_(list(model.parameters()), self.average)
+        return model
+
+    def save(self, path: str | Path, beside: Sequence = ()) -> None:
+        """Write all that a loop needs to go on, whole or not at all; `beside`: plain values that `load` gives back."""
         state = {"identity": self._identity, "step": self.step, "model": self.model.state_dict(),
-                 "optimizer": self._optimizer.state_dict(), "average": self.average}
+                 "optimizer": self._optimizer.state_dict(), "average": self.average, "beside": list(beside)}
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomically(path, buffer.getbuffer())
 
-    def load(self, path: str | Path) -> None:
-        """Go on from what `save` wrote, on any device.
+    def load(self, path: str | Path) -> list:
+        """Go on from what `save` wrote, on any device; returns what was saved `beside` it.
 
         Raises
         ------
         ValueError
             It is the state of a run with other settings or on another text; the message names what differs.
         """
-        self._load(path, self._identity)
+        return self._load(path, self._identity)
 
     def branch(self, path: str | Path, of: Run) -> None:
         """Go on from the state of another run that was the same as this one until then: the end is another.
@@ -167,7 +175,7 @@ class Loop:
         check_same({**self._identity_of(of), **ends}, {**self._identity, **ends}, f"the run that {str(path)!r} is of")
         self._load(path, self._identity_of(of), of)
 
-    def _load(self, path: str | Path, identity: dict, of: Run | None = None) -> None:
+    def _load(self, path: str | Path, identity: dict, of: Run | None = None) -> list:
         state = torch.load(path, map_location=self.device, weights_only=True)
         check_same(state["identity"], identity, f"the state in {str(path)!r}")
         for run in (of, self.run) if of else ():
@@ -178,6 +186,7 @@ class Loop:
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.average, self.step = state["average"], state["step"]
+        return state.get("beside", [])
 
     @property
     def _identity(self) -> dict:
@@ -222,6 +231,22 @@ def head_loss(states: torch.Tensor, unembedding: torch.Tensor, ids: torch.Tensor
     following = pad(ids[:, 1:], (0, 1), value=IGNORED)
     logits = linear(states, unembedding).float()
     return cross_entropy(logits.flatten(0, 1), following.flatten(), ignore_index=IGNORED)
+
+
+def squared_error(states: torch.Tensor, unembedding: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Squared distance of the logits to the one-hot next token, summed over the vocabulary, mean over tokens.
+
+    Parameters
+    ----------
+    as of `head_loss`
+    """
+    logits, following = linear(states[:, :-1], unembedding).float(), ids[:, 1:]
+    # |z - e_y|^2 = |z|^2 - 2 z_y + 1, without the one-hot matrix
+    hit = logits.gather(-1, following.unsqueeze(-1)).squeeze(-1)
+    return (logits.square().sum(-1) - 2 * hit + 1).mean()
+
+
+HEADS = dict(zip(LOSSES, (head_loss, squared_error), strict=True))
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -1,9 +1,9 @@
 """Small GPT-NeoX suites trained from scratch on a corpus, with checkpoints evenly spaced on a log scale.
 
-transformers' Trainer does the training: resuming, logging, gradient norms, schedules and callbacks are its own. Runs
-are trained by processes of one thread each, side by side. A checkpoint becomes a revision of a local repository in
-hub cache layout (safetensors, no optimizer state), so `from_pretrained(repository, revision="step64", cache_dir=...)`
-reads it like a Pythia branch. An interrupted run goes on from its last whole Trainer checkpoint, to the same weights.
+Runs are trained by `lean`, in processes of one thread each, side by side. A checkpoint becomes a revision of a local
+repository in hub cache layout (safetensors, no optimizer state), so `from_pretrained(repository, revision="step64",
+cache_dir=...)` reads it like a Pythia branch; its averaged weights, of a repository of their own. An interrupted run
+goes on from its last saved state, to the same weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -33,9 +33,11 @@ from reptrace.records.store import Store, write_atomically
 from reptrace.support.processes import KEEP_BUFFERS, cores
 from reptrace.texts.corpora import Corpus, train_tokenizer
 from reptrace.texts.frequencies import NATURAL, REMAPPINGS, Remapping
-from reptrace.training.runs import Run, block_order, blocks_of, log_spaced
+from reptrace.training.runs import Run, log_spaced
 
 MESSAGES, DONE = "messages.txt", "done\n"  # of a training process: what it wrote to standard error; a run's end
+STATE = "state.pt"  # in a run's folder in `training`: what it goes on from
+REPORT_EVERY = 8  # steps between two reports of a process
 
 
 class Suite:
@@ -133,13 +135,14 @@ class Suite:
         """Whether the run has come to its end."""
         return "main" in revisions(run.repository, self.hub)
 
-    def checkpoints(self, run: Run) -> list[Checkpoint]:
-        """What there is of a run by now, in order of steps."""
-        steps = sorted(step for name in revisions(run.repository, self.hub) if (step := step_of(name)) is not None)
-        return [Checkpoint(run.repository, f"step{step}", step, step * run.tokens_per_step, self.hub) for step in steps]
+    def checkpoints(self, run: Run, averaged: bool = False) -> list[Checkpoint]:
+        """What there is of a run by now, in order of steps; or of its averaged weights."""
+        repository = run.averaged_repository if averaged else run.repository
+        steps = sorted(step for name in revisions(repository, self.hub) if (step := step_of(name)) is not None)
+        return [Checkpoint(repository, f"step{step}", step, step * run.tokens_per_step, self.hub) for step in steps]
 
     def log(self, run: Run):
-        """Loss, gradient norm and learning rate by step and tokens (a table); loss is the mean since the row before."""
+        """Loss, gradient norm and learning rate by step and tokens (a table), see `Log`."""
         return Store(self.folder / "logs").table([run.identity])
 
     def _text_file(self, vocabulary: int, kind: str) -> Path:
@@ -225,135 +228,82 @@ def _read(path: Path) -> str:
 
 
 def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path) -> None:
-    """Train one run to its end in this process, from its last whole Trainer checkpoint if there is one."""
+    """Train one run to its end in this process, from its last saved state if there is one."""
     import torch
-    from transformers import GPTNeoXForCausalLM, PrinterCallback, Trainer, TrainingArguments, set_seed
-    from transformers.utils.logging import disable_progress_bar
 
-    class ConvertingTrainer(Trainer):
-        """Resumes by from_pretrained: the Trainer's own loading skips renamed weights, here the unembedding, and leaves
-        them random without a word (transformers issue 48805)."""
+    from reptrace.training.lean import AVERAGING, Loop
 
-        def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-            saved = GPTNeoXForCausalLM.from_pretrained(resume_from_checkpoint)
-            (model or self.model).load_state_dict(saved.state_dict())
-
-    disable_progress_bar()
-    started = time.perf_counter()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     work = _work_folder(folder, run)
     with FileLock(work / "lock"):
-        set_seed(run.seed)
-        model = GPTNeoXForCausalLM(run.config)
-        arguments = TrainingArguments(
-            output_dir=str(work / "state"), max_steps=run.steps, per_device_train_batch_size=run.batch,
-            learning_rate=run.learning_rate, warmup_steps=run.warmup_steps, lr_scheduler_type=run.schedule,
-            weight_decay=run.weight_decay, adam_beta2=0.95, max_grad_norm=run.gradient_clip, optim="adamw_torch_fused",
-            seed=run.seed, train_sampling_strategy="sequential", use_cpu=True, logging_strategy="no",
-            save_strategy="steps", save_steps=run.save_every, report_to="none", disable_tqdm=True,
-            dataloader_num_workers=0, dataloader_pin_memory=False)
-        trainer = ConvertingTrainer(model, arguments, train_dataset=_Blocks(tokens, run),
-                                    compute_loss_func=squared_error if run.loss == "squared error" else None,
-                                    callbacks=[_keeper(run, folder, tokenizer)])
-        trainer.remove_callback(PrinterCallback)  # standard output carries the steps
-        trainer.train(resume_from_checkpoint=_last_whole(work / "state"))
-        rows = [{"step": row["step"], "tokens": row["step"] * run.tokens_per_step, "loss": row["loss"],
-                 "gradient_norm": row["grad_norm"], "learning_rate": row["learning_rate"], "seed": run.seed,
-                 "device": "cpu", "dtype": "float32", "wall_seconds": time.perf_counter() - started}
-                for row in trainer.state.log_history if "loss" in row]
-        Store(folder / "logs").write(run.identity, rows)
-        hub = folder / "hub"
-        last = repository_folder(hub, run.repository) / "refs" / f"step{run.steps}"
-        write_atomically(last.with_name("main"), last.read_bytes())
+        loop, state = Loop(run, np.memmap(tokens, np.uint16, "c"), AVERAGING), work / STATE
+        log = Log(run, loop.load(state) if state.exists() else [])
+        keep, averaged = set(run.checkpoint_steps), set(run.averaged_steps)
+        save = set(range(run.save_every, run.steps, run.save_every))
+        rows = save | set(log_spaced(run.steps, per_doubling=8))  # a mean since the last row must not span a resumption
+        stops = keep | rows | {*range(0, run.steps, REPORT_EVERY), run.steps}
+        for step in sorted(stop for stop in stops if stop >= loop.step):
+            if step > loop.step:
+                log.add(step - loop.step, loop.advance(step - loop.step))
+                print(step, flush=True)  # a closed pipe, the parent's death, ends this process too
+            if step in averaged:
+                _keep(loop.averaged_model, run.averaged_repository, step, folder, tokenizer)
+            if step in keep:
+                _keep(lambda: loop.model, run.repository, step, folder, tokenizer)
+            if step in rows:
+                log.close(step)
+            if step in save:
+                loop.save(state, log.rows)
+        Store(folder / "logs").write(run.identity, log.rows)
+        for repository in [run.averaged_repository] * bool(averaged) + [run.repository]:  # whose main ends the run
+            last = repository_folder(folder / "hub", repository) / "refs" / f"step{run.steps}"
+            write_atomically(last.with_name("main"), last.read_bytes())
 
 
-def squared_error(outputs, labels, num_items_in_batch=None):
-    """Squared distance of the logits to the one-hot next token, summed over the vocabulary, mean over tokens.
+class Log:
+    """Rows of a run's log: losses and gradient norms are means since the row before.
 
     Parameters
     ----------
-    outputs : a model's output with `logits`, shape (batch, length, V)
-    labels : integer tensor, shape (batch, length); logits at one position are compared with the label of the next
-    num_items_in_batch : ignored; the Trainer passes it
-    """
-    logits, following = outputs.logits[:, :-1], labels[:, 1:]
-    # |z - e_y|^2 = |z|^2 - 2 z_y + 1, without the one-hot matrix
-    hit = logits.gather(-1, following.unsqueeze(-1)).squeeze(-1)
-    return (logits.square().sum(-1) - 2 * hit + 1).mean()
-
-
-class _Blocks:
-    """Every training sequence of a run, in order: stretches of `context` tokens, shuffled anew in each pass.
-
-    The order is fixed here, and taken sequentially, because a Trainer resumed after its first epoch shuffles otherwise
-    than one that was never stopped.
+    run : Run
+    rows : list of dict
+        Written by an earlier process up to the state that this one goes on from.
     """
 
-    def __init__(self, tokens: Path, run: Run):
-        ids = np.memmap(tokens, dtype=np.uint16, mode="r")
-        self.blocks = blocks_of(ids, run)
-        self.order = block_order(len(self.blocks), run)
+    def __init__(self, run: Run, rows: list[dict]):
+        self.run, self.rows = run, rows
+        self.started = time.perf_counter() - (rows[-1]["wall_seconds"] if rows else 0)
+        self._steps, self._sums, self._rate = 0, np.zeros(2), 0.0
 
-    def __len__(self) -> int:
-        return len(self.order)
+    def add(self, steps: int, means: Mapping[str, float]) -> None:
+        """What `Loop.advance` said of so many steps."""
+        self._steps += steps
+        self._sums += steps * np.array([means["loss"], means["gradient_norm"]])
+        self._rate = means["learning_rate"]
 
-    def __getitem__(self, index: int) -> dict:
-        import torch
+    def close(self, step: int) -> None:
+        """End a row, if there was a step in it."""
+        if self._steps:
+            loss, norm = (self._sums / self._steps).tolist()
+            self.rows.append({"step": step, "tokens": step * self.run.tokens_per_step, "loss": loss,
+                              "gradient_norm": norm, "learning_rate": self._rate, "seed": self.run.seed,
+                              "device": "cpu", "dtype": "float32", "wall_seconds": time.perf_counter() - self.started})
+        self._steps, self._sums = 0, np.zeros(2)
 
-        ids = torch.from_numpy(self.blocks[self.order[index]].astype(np.int64))
-        return {"input_ids": ids, "labels": ids}
 
-
-def _keeper(run: Run, folder: Path, tokenizer: Path):
-    """Trainer callback: publishes the revisions, logs at log-spaced steps, reports progress, marks whole saves."""
-    from transformers import TrainerCallback
-
-    keep, log = set(run.checkpoint_steps), set(log_spaced(run.steps, per_doubling=8))
-    log |= set(range(0, run.steps, run.save_every))  # the mean loss since the last entry must not span a resumption
-
-    class Keeper(TrainerCallback):
-        def _publish(self, model, step: int) -> None:
-            if step not in keep or f"step{step}" in revisions(run.repository, str(folder / "hub")):
-                return
-            with tempfile.TemporaryDirectory(dir=folder / "training") as files:
-                model.save_pretrained(files)
-                _unpack(tokenizer, Path(files))
-                publish(Path(files), run.repository, f"step{step}", folder / "hub")
-
-        def on_train_begin(self, args, state, control, model=None, **kwargs):
-            if state.global_step == 0:
-                self._publish(model, 0)
-
-        def on_step_end(self, args, state, control, model=None, **kwargs):
-            self._publish(model, state.global_step)
-            control.should_log = state.global_step in log
-            if state.global_step % 8 == 0 or state.global_step == run.steps:
-                print(state.global_step, flush=True)  # a closed pipe, the parent's death, ends this process too
-            return control
-
-        def on_save(self, args, state, control, **kwargs):
-            write_atomically(Path(args.output_dir) / f"checkpoint-{state.global_step}" / "whole", b"")
-            _thin_out(Path(args.output_dir))
-
-    return Keeper()
+def _keep(model: Callable, repository: str, step: int, folder: Path, tokenizer: Path) -> None:
+    """Publish a model, which is made only if it is not there yet, as a revision."""
+    if f"step{step}" in revisions(repository, str(folder / "hub")):
+        return
+    with tempfile.TemporaryDirectory(dir=folder / "training") as files:
+        model().save_pretrained(files)
+        _unpack(tokenizer, Path(files))
+        publish(Path(files), repository, f"step{step}", folder / "hub")
 
 
 def _work_folder(folder: Path, run: Run) -> Path:
     return folder / "training" / run.repository.split("/")[1]
-
-
-def _last_whole(state: Path) -> str | None:
-    whole = sorted(state.glob("checkpoint-*/whole"), key=lambda path: step_of(path.parent.name))
-    return str(whole[-1].parent) if whole else None
-
-
-def _thin_out(state: Path) -> None:
-    """Keep the last whole Trainer checkpoint only."""
-    last = _last_whole(state)
-    for path in state.glob("checkpoint-*"):
-        if str(path) != last:
-            shutil.rmtree(path)
 
 
 def _unpack(packed: Path, folder: Path) -> None:

@@ -15,6 +15,7 @@ HEAD_WIDTH = 16  # of an attention head; a model narrower than two of them has o
 LOSSES = ("cross-entropy", "squared error")
 # Came after runs had been trained and named: a run is named by these only where they differ from their defaults.
 ADDED = ("loss", "frequencies", "head_width", "rotary", "decay_steps")
+AVERAGED_FROM = 64  # steps; an average over fewer says nothing
 DECAYING = "warmup_stable_decay"  # the schedule that decay_steps belong to
 
 
@@ -39,9 +40,10 @@ class Run:
     corpus : str
         Fingerprint of the training text.
     recipe : int
-        Raised by hand when this module trains differently from the same settings; older runs are then trained anew.
+        Raised by hand when `pretrain` trains differently from the same settings; older runs are then trained anew.
+        1 was by transformers' Trainer, without averaged weights; 2 is by `lean`.
     loss : str, default "cross-entropy"
-        Or "squared error", see `squared_error`.
+        Or "squared error", see `lean.squared_error`.
     frequencies : str, default "natural"
         Of the tokens: "flattened" or "swapped" remap the token ids, see `frequencies`. The tokenizer stays that of the
         text, so such a model's own ids are not its tokenizer's.
@@ -66,7 +68,7 @@ class Run:
     weight_decay: float
     corpus: str
     gradient_clip: float = 1.0
-    recipe: int = 1
+    recipe: int = 2
     loss: str = LOSSES[0]
     frequencies: str = NATURAL
     head_width: int = HEAD_WIDTH
@@ -108,6 +110,11 @@ class Run:
         return f"reptrace/neox-d{self.width}-seed{self.seed}-{digest[:8]}"
 
     @property
+    def averaged_repository(self) -> str:
+        """Of the averaged weights."""
+        return f"{self.repository}-averaged"
+
+    @property
     def tokens_per_step(self) -> int:
         return self.batch * self.context
 
@@ -120,8 +127,13 @@ class Run:
         return log_spaced(self.steps)
 
     @property
+    def averaged_steps(self) -> list[int]:
+        """Those of the checkpoints whose averaged weights are kept too; none of a run that is shorter."""
+        return [step for step in self.checkpoint_steps if step >= AVERAGED_FROM]
+
+    @property
     def save_every(self) -> int:
-        """Steps between the Trainer checkpoints that an interrupted run resumes from."""
+        """Steps between the states that an interrupted run resumes from."""
         return max(1, self.steps // 8)
 
     @property
