@@ -45,6 +45,7 @@ SAVE_SECONDS = 300  # between two states on the disk
 CHUNK_SECONDS = 2  # of training between two looks at the clock
 AVERAGED_FROM = 64  # steps; an average over fewer says nothing
 KEY = ["seed", "step", "weights"]  # of a row
+ASKED = ["sequences", "length", "averaging"]  # columns of what is set beside a run's identity
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,8 @@ class Reference:
         self.plan, self.text, self.out, self.build = plan, text, Path(out), Path(build)
         self.keep_state = plan["groups"][group]["keep_state"]
         self.planned = list(planned(plan, group, text.facts["train_fingerprint"]))
-        self.averaging = Averaging(**plan["averaging"])
+        self.averaging, self.probe = Averaging(**plan["averaging"]), text.probe[: plan["sequences"]]
+        self.asked = dict(zip(ASKED, (*self.probe.shape, str(self.averaging)), strict=True))
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device == "cpu":
             torch.set_num_threads(1)
@@ -253,8 +255,8 @@ class Reference:
         path = self.out / each.table
         table = pd.read_parquet(path) if path.exists() else pd.DataFrame({"seed": [], "step": [], "identity": []})
         table = table[table.seed == each.run.seed]
-        for identity in table.identity.unique():
-            check_same(json.loads(identity), each.run.identity, f"{each} in {str(path)!r}")
+        for found in settings(table):
+            check_same(found, {**each.run.identity, **self.asked}, f"{each} in {str(path)!r}")
         return table
 
     def write(self, each: Planned, rows: list[dict]) -> None:
@@ -336,7 +338,7 @@ class Measured:
         self.reference, self.run = reference, run
         self.device = torch.device(reference.device)
         self.model = initial_model(run).to(self.device).eval()
-        self.probe = reference.text.probe[: reference.plan["sequences"]].astype(np.int64).tolist()
+        self.probe = reference.probe.astype(np.int64).tolist()
         held_out = reference.text.held_out.astype(np.int64).reshape(-1, run.context)
         self.held_out = torch.from_numpy(held_out).to(self.device)
 
@@ -366,7 +368,8 @@ class Measured:
                 "held_out_loss": loss, **{**blank, **(training if kind == "raw" else {})},
                 "measuring_seconds": time.perf_counter() - started, "peak_tflops": self.reference.peak / 1e12,
                 "device": device_name(self.device), "dtype": "bfloat16" if self.device.type == "cuda" else "float32",
-                "measured_dtype": "float32", "text": text.facts["text"], "text_fingerprint": text.facts["fingerprint"],
+                "measured_dtype": "float32", **self.reference.asked, "text": text.facts["text"],
+                "text_fingerprint": text.facts["fingerprint"],
                 "identity": json.dumps(run.identity, sort_keys=True), **provenance()}
 
     @torch.no_grad()
@@ -410,10 +413,16 @@ def join(folder: Path, out: Path) -> None:
         if (kept := out / path.name).exists():
             old = pd.read_parquet(kept)
             table = pd.concat([old[~old.seed.isin(table.seed)], table])
-        first, *others = ({**json.loads(identity), "seed": "any"} for identity in table.identity.unique())
+        first, *others = ({**found, "seed": "any"} for found in settings(table))
         for other in others:
             check_same(other, first, f"a run in {str(path)!r} or {str(kept)!r}")
         write_table(kept, table)
+
+
+def settings(table: pd.DataFrame) -> list[dict]:
+    """All that is set for the rows of a table, once each; a table from before there was a column lacks it."""
+    kept = table[["identity", *(column for column in ASKED if column in table)]].drop_duplicates()
+    return [{**json.loads(row.pop("identity")), **row} for row in kept.to_dict("records")]
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -8,6 +8,7 @@ numpy's fit of a line, applied to the spectra in them.
 import copy
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -140,6 +141,9 @@ def test_runs_of_two_folders_are_put_together_as_if_they_were_of_one(whole, tmp_
     table.assign(seed=2, identity=other).to_parquet(two / "cpu-d16.parquet")
     with pytest.raises(ValueError, match="with other settings: batch 3, not 2"):
         reference.join(two, out)
+    table.assign(seed=2, averaging="0.2 every 2").to_parquet(two / "cpu-d16.parquet")
+    with pytest.raises(ValueError, match=r"with other settings: averaging '0\.2 every 2', not '0\.1 every 2'"):
+        reference.join(two, out)
     pd.testing.assert_frame_equal(pd.read_parquet(out / "cpu-d16.parquet"), table)  # as it was
     with pytest.raises(ValueError, match="there is no table"):
         reference.join(tmp_path, out)
@@ -181,11 +185,23 @@ def test_a_second_call_waits_for_the_first(text, tmp_path):
     other.result(timeout=SOON)
 
 
-def test_a_run_is_not_continued_with_other_settings(whole, text):
-    plan = copy.deepcopy(PLAN)
-    plan["learning_rate"] = 0.001
-    with pytest.raises(ValueError, match=r"width 16, seed 0 in .*cpu-d16.parquet' .* other settings: learning_rate"):
+@pytest.mark.parametrize(("changed", "said"), [
+    ({"learning_rate": 0.001}, "learning_rate"), ({"sequences": 30}, "sequences 40, not 30"),
+    ({"length": 4}, "length 8, not 4"),
+    ({"averaging": {"weight": 0.2, "every": 2}}, "averaging '0.1 every 2', not '0.2 every 2'")])
+def test_a_run_is_not_continued_with_other_settings(whole, text, changed, said):
+    plan, before = copy.deepcopy(PLAN) | changed, (whole / "out/cpu-d16.parquet").read_bytes()
+    text = replace(text, probe=text.probe[:, : plan["length"]])
+    with pytest.raises(ValueError, match=rf"width 16, seed 0 in .*cpu-d16.parquet' .* other settings: {said}"):
         reference.Reference(plan, "cpu", text, whole / "out", whole / "build").train(float("inf"))
+    assert (whole / "out/cpu-d16.parquet").read_bytes() == before
+
+
+def test_a_table_that_does_not_say_how_it_was_measured_is_not_gone_on_with(whole, text, tmp_path):
+    (tmp_path / "out").mkdir()
+    read(whole).drop(columns=reference.ASKED).to_parquet(tmp_path / "out/cpu-d16.parquet")
+    with pytest.raises(ValueError, match=r"sequences None, not 40, length None, not 8, averaging None, not '0\.1"):
+        reference.Reference(PLAN, "cpu", text, tmp_path / "out", tmp_path / "build").train(float("inf"))
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
@@ -248,6 +264,9 @@ def test_a_tracked_table_is_small_and_holds_what_the_plan_says(path):
         every = [step for step in run.checkpoint_steps if step <= part.step.max()]
         assert set(every) - set(part.step) == (
             {step for step in every if step < reference.AVERAGED_FROM} if weights == "averaged" else set())
+    averaging = Averaging(**REPOSITORY_PLAN["averaging"])
+    assert table[reference.ASKED].drop_duplicates().values.tolist() == [
+        [REPOSITORY_PLAN["sequences"], REPOSITORY_PLAN["length"], str(averaging)]]
     assert table.code.str.match(r"^\d+\.\d+\.\d+").all() and table.packages.str.contains('"torch"').all()
 
 
