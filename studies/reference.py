@@ -39,6 +39,7 @@ from reptrace.training.runs import Run, log_spaced
 
 OF_TEXT = ("text", "vocabulary", "tokenizer_from", "sequences", "length", "held_out_tokens")  # settings it hangs on
 PLAN = Path(__file__).with_suffix(".yaml")
+DEFAULT = ("cpu", "docstrings")  # groups
 ROOT = Path(__file__).parents[1]
 OUT, BUILD = ROOT / "data" / "results" / "reference", ROOT / "build" / "reference"
 SAVE_SECONDS = 300  # between two states on the disk
@@ -93,12 +94,12 @@ class Planned:
         return f"{self.group}-d{self.run.width}.parquet"
 
     def __str__(self) -> str:
-        return f"width {self.run.width}, seed {self.run.seed}"
+        return f"{self.group}, width {self.run.width}, seed {self.run.seed}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("group", nargs="?", default="cpu", help="of reference.yaml; default cpu")
+    parser.add_argument("groups", nargs="*", default=list(DEFAULT), help="of the plan; default " + ", ".join(DEFAULT))
     parser.add_argument("--plan", type=Path, default=PLAN, help="another file of settings")
     parser.add_argument("--hours", type=float, default=float("inf"), help="stop by then, with a whole checkpoint")
     parser.add_argument("--text", type=Path, help="a file that --pack has written (.npz or .npz.zst)")
@@ -114,17 +115,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--hours must be above 0, got {asked.hours:g}")
     deadline = time.perf_counter() + 3600 * asked.hours
     plan = yaml.safe_load(asked.plan.read_text())
-    if asked.group not in plan["groups"]:
-        parser.error(f"the group must be one of {', '.join(plan['groups'])}, got {asked.group!r}")
-    text = Text.read(asked.text) if asked.text else default_text(plan)
+    for group in asked.groups:
+        if group not in plan["groups"]:
+            parser.error(f"a group must be one of {', '.join(plan['groups'])}, got {group!r}")
+    if len(asked.groups) > 1 and (asked.text or asked.pack):
+        parser.error(f"--text and --pack are about the text of one group, got {', '.join(asked.groups)}")
+    plans = {group: plan_of(plan, group) for group in asked.groups}
+    texts = {group: Text.read(asked.text) if asked.text else default_text(its) for group, its in plans.items()}
     if asked.pack:
-        text.write(asked.pack)
+        texts[asked.groups[0]].write(asked.pack)
         return
-    suite = Reference(plan, asked.group, text, asked.out)
+    suites = [Reference(its, group, texts[group], asked.out) for group, its in plans.items()]
     if asked.trial:
-        suite.trial()
+        for suite in suites:
+            suite.trial()
     else:
-        suite.train(deadline)
+        train(suites, deadline)
+
+
+def plan_of(plan: dict, group: str) -> dict:
+    """The plan as a group has it, which may name a text of its own."""
+    return {**plan, **{key: value for key, value in plan["groups"][group].items() if key in OF_TEXT}}
+
+
+def train(suites: Sequence[Reference], deadline: float) -> None:
+    """Go on with every run, what costs least first, until all are at their ends or the clock is past the deadline.
+
+    `deadline` : seconds of time.perf_counter
+    """
+    runs = [(each, suite) for suite in suites for each in suite.planned]
+    runs.sort(key=lambda pair: pair[0].run.training_tokens * pair[0].run.parameters)
+    suites[0].build.mkdir(parents=True, exist_ok=True)
+    with FileLock(suites[0].build / "lock"):  # two at a time would overwrite each other's rows
+        for each, suite in runs:
+            if time.perf_counter() >= deadline:
+                print(f"time is up before {each}", flush=True)
+                return
+            suite.train(each, deadline)
 
 
 def default_text(plan: dict) -> Text:
@@ -182,7 +209,7 @@ def stretches(ids: np.ndarray, count: int, length: int, end: int) -> np.ndarray:
 
 
 class Reference:
-    """The runs of a group, in their order: trained, measured, written down.
+    """The runs of a group: trained, measured, written down.
 
     Parameters
     ----------
@@ -207,24 +234,15 @@ class Reference:
             torch.set_flush_denormal(True)
         self.peak = matmul_peak(self.device, torch.bfloat16 if self.device == "cuda" else torch.float32)
 
-    def train(self, deadline: float) -> None:
-        """Go on with every run in turn, until all are at their ends or the clock (time.perf_counter) is past this."""
-        self.build.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.build / "lock"):  # two at a time would overwrite each other's rows
-            self._train(deadline)
-
-    def _train(self, deadline: float) -> None:
-        for each in self.planned:
-            if time.perf_counter() >= deadline:
-                print(f"time is up before {each}", flush=True)
-                return
-            if self.rows(each).step.max() == each.run.steps:
-                print(f"{each}: done", flush=True)
-            else:
-                try:
-                    self.go_on(each, deadline)
-                except NonFiniteError as error:  # its rows up to here are kept, and the others are trained
-                    print(f"{each} has diverged: {error}", flush=True)
+    def train(self, each: Planned, deadline: float) -> None:
+        """Go on with a run, if it is not at its end."""
+        if self.rows(each).step.max() == each.run.steps:
+            print(f"{each}: done", flush=True)
+            return
+        try:
+            self.go_on(each, deadline)
+        except NonFiniteError as error:  # its rows up to here are kept, and the others are trained
+            print(f"{each} has diverged: {error}", flush=True)
 
     def go_on(self, each: Planned, deadline: float) -> None:
         """Train one run from where it stands, up to its end or the time."""
@@ -382,19 +400,17 @@ class Measured:
 
 
 def planned(plan: dict, group: str, corpus: str) -> Iterator[Planned]:
-    """The runs of a group, in rounds: the first seed of every size, then the second ones."""
+    """The runs of a group."""
     common = plan["groups"][group]
-    sizes = common["sizes"]
-    for turn in range(max(len(size["seeds"]) for size in sizes)):
-        for size in sizes:
-            if turn < len(size["seeds"]):
-                steps = int(size["tokens"]) // (common["batch"] * common["context"])
-                run = Run(width=size["width"], layers=size["layers"], steps=steps, seed=size["seeds"][turn],
-                          vocabulary=plan["vocabulary"], context=common["context"], batch=common["batch"],
-                          learning_rate=plan["learning_rate"] * (32 / size["width"]) ** 0.5,
-                          warmup_steps=plan["warmup_steps"], schedule=plan["schedule"],
-                          weight_decay=plan["weight_decay"], corpus=corpus, head_width=common["head_width"])
-                yield Planned(run, group, size.get("seconds"))
+    for size in common["sizes"]:
+        for seed in size["seeds"]:
+            steps = int(size["tokens"]) // (common["batch"] * common["context"])
+            run = Run(width=size["width"], layers=size["layers"], steps=steps, seed=seed,
+                      vocabulary=plan["vocabulary"], context=common["context"], batch=common["batch"],
+                      learning_rate=plan["learning_rate"] * (32 / size["width"]) ** 0.5,
+                      warmup_steps=plan["warmup_steps"], schedule=plan["schedule"],
+                      weight_decay=plan["weight_decay"], corpus=corpus, head_width=common["head_width"])
+            yield Planned(run, group, size.get("seconds"))
 
 
 def join(folder: Path, out: Path) -> None:
