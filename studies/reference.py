@@ -32,6 +32,7 @@ from peak import matmul_peak, wait
 
 from reptrace.measures.spectra import geometry
 from reptrace.models.hidden_states import FINAL, NonFiniteError, last_token_states
+from reptrace.models.repetition import repetition, shuffled
 from reptrace.records.store import provenance, write_atomically
 from reptrace.support.fingerprints import fingerprint
 from reptrace.training.lean import Averaging, Loop, check_same, head_loss, initial_model
@@ -350,7 +351,7 @@ class Clock:
 
 
 class Measured:
-    """Geometry and held-out loss of a run's weights, by a model of its own that is never compiled."""
+    """Geometry, held-out loss and copying of a run's weights, by a model of its own that is never compiled."""
 
     def __init__(self, reference: Reference, run: Run):
         self.reference, self.run = reference, run
@@ -359,6 +360,8 @@ class Measured:
         self.probe = reference.probe.astype(np.int64).tolist()
         held_out = reference.text.held_out.astype(np.int64).reshape(-1, run.context)
         self.held_out = torch.from_numpy(held_out).to(self.device)
+        half = run.context // 2
+        self.unordered = shuffled(self.held_out, self.held_out.numel() // half // 4, half)
 
     def rows(self, loop: Loop, training: dict) -> list[dict]:
         """A row for the weights as they are, and one for their average."""
@@ -373,7 +376,7 @@ class Measured:
             torch._foreach_copy_(list(self.model.parameters()), list(weights))
         states = last_token_states(self.model, self.probe, batch_size="auto")[FINAL].to(self.device)
         found = geometry(states, tuple(self.reference.plan["alpha_ranks"]), shorten=True)
-        loss = self._held_out_loss()
+        loss, copied = self._held_out_loss(), repetition(self.model, self.unordered)
         blank = dict.fromkeys(("train_loss", "gradient_norm", "learning_rate", "train_seconds", "tokens_per_second",
                                "peak_share"), float("nan"))
         first, last = found.alpha.ranks if found.alpha else (0, 0)
@@ -383,7 +386,8 @@ class Measured:
                 "alpha": found.alpha.alpha if found.alpha else float("nan"), "alpha_stderr": found.alpha_stderr,
                 "alpha_first": first, "alpha_last": last, "largest_influence": found.largest_influence,
                 "half_variance": found.half_variance, "eigenvalues": found.eigenvalues.astype(np.float32),
-                "held_out_loss": loss, **{**blank, **(training if kind == "raw" else {})},
+                "held_out_loss": loss, "first_copy_loss": copied.first_loss, "second_copy_loss": copied.second_loss,
+                "copy_accuracy": copied.accuracy, **{**blank, **(training if kind == "raw" else {})},
                 "measuring_seconds": time.perf_counter() - started, "peak_tflops": self.reference.peak / 1e12,
                 "device": device_name(self.device), "dtype": "bfloat16" if self.device.type == "cuda" else "float32",
                 "measured_dtype": "float32", **self.reference.asked, "text": text.facts["text"],
