@@ -32,19 +32,21 @@ from peak import matmul_peak, wait
 
 from reptrace.measures.spectra import geometry
 from reptrace.models.hidden_states import FINAL, NonFiniteError, last_token_states
+from reptrace.models.repetition import repetition, shuffled
 from reptrace.records.store import provenance, write_atomically
 from reptrace.support.fingerprints import fingerprint
 from reptrace.training.lean import Averaging, Loop, check_same, head_loss, initial_model
-from reptrace.training.runs import Run, log_spaced
+from reptrace.training.runs import AVERAGED_FROM, Run, log_spaced
 
 OF_TEXT = ("text", "vocabulary", "tokenizer_from", "sequences", "length", "held_out_tokens")  # settings it hangs on
 PLAN = Path(__file__).with_suffix(".yaml")
+DEFAULT = ("cpu", "docstrings")  # groups
 ROOT = Path(__file__).parents[1]
 OUT, BUILD = ROOT / "data" / "results" / "reference", ROOT / "build" / "reference"
 SAVE_SECONDS = 300  # between two states on the disk
 CHUNK_SECONDS = 2  # of training between two looks at the clock
-AVERAGED_FROM = 64  # steps; an average over fewer says nothing
 KEY = ["seed", "step", "weights"]  # of a row
+ASKED = ["sequences", "length", "averaging"]  # columns of what is set beside a run's identity
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,12 @@ class Planned:
         return f"{self.group}-d{self.run.width}.parquet"
 
     def __str__(self) -> str:
-        return f"width {self.run.width}, seed {self.run.seed}"
+        return f"{self.group}, width {self.run.width}, seed {self.run.seed}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("group", nargs="?", default="cpu", help="of reference.yaml; default cpu")
+    parser.add_argument("groups", nargs="*", default=list(DEFAULT), help="of the plan; default " + ", ".join(DEFAULT))
     parser.add_argument("--plan", type=Path, default=PLAN, help="another file of settings")
     parser.add_argument("--hours", type=float, default=float("inf"), help="stop by then, with a whole checkpoint")
     parser.add_argument("--text", type=Path, help="a file that --pack has written (.npz or .npz.zst)")
@@ -113,17 +115,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--hours must be above 0, got {asked.hours:g}")
     deadline = time.perf_counter() + 3600 * asked.hours
     plan = yaml.safe_load(asked.plan.read_text())
-    if asked.group not in plan["groups"]:
-        parser.error(f"the group must be one of {', '.join(plan['groups'])}, got {asked.group!r}")
-    text = Text.read(asked.text) if asked.text else default_text(plan)
+    for group in asked.groups:
+        if group not in plan["groups"]:
+            parser.error(f"a group must be one of {', '.join(plan['groups'])}, got {group!r}")
+    if len(asked.groups) > 1 and (asked.text or asked.pack):
+        parser.error(f"--text and --pack are about the text of one group, got {', '.join(asked.groups)}")
+    plans = {group: plan_of(plan, group) for group in asked.groups}
+    texts = {group: Text.read(asked.text) if asked.text else default_text(its) for group, its in plans.items()}
     if asked.pack:
-        text.write(asked.pack)
+        texts[asked.groups[0]].write(asked.pack)
         return
-    suite = Reference(plan, asked.group, text, asked.out)
+    suites = [Reference(its, group, texts[group], asked.out) for group, its in plans.items()]
     if asked.trial:
-        suite.trial()
+        for suite in suites:
+            suite.trial()
     else:
-        suite.train(deadline)
+        train(suites, deadline)
+
+
+def plan_of(plan: dict, group: str) -> dict:
+    """The plan as a group has it, which may name a text of its own."""
+    return {**plan, **{key: value for key, value in plan["groups"][group].items() if key in OF_TEXT}}
+
+
+def train(suites: Sequence[Reference], deadline: float) -> None:
+    """Go on with every run, what costs least first, until all are at their ends or the clock is past the deadline.
+
+    `deadline` : seconds of time.perf_counter
+    """
+    runs = [(each, suite) for suite in suites for each in suite.planned]
+    runs.sort(key=lambda pair: pair[0].run.training_tokens * pair[0].run.parameters)
+    suites[0].build.mkdir(parents=True, exist_ok=True)
+    with FileLock(suites[0].build / "lock"):  # two at a time would overwrite each other's rows
+        for each, suite in runs:
+            if time.perf_counter() >= deadline:
+                print(f"time is up before {each}", flush=True)
+                return
+            suite.train(each, deadline)
 
 
 def default_text(plan: dict) -> Text:
@@ -181,7 +209,7 @@ def stretches(ids: np.ndarray, count: int, length: int, end: int) -> np.ndarray:
 
 
 class Reference:
-    """The runs of a group, in their order: trained, measured, written down.
+    """The runs of a group: trained, measured, written down.
 
     Parameters
     ----------
@@ -198,31 +226,23 @@ class Reference:
         self.plan, self.text, self.out, self.build = plan, text, Path(out), Path(build)
         self.keep_state = plan["groups"][group]["keep_state"]
         self.planned = list(planned(plan, group, text.facts["train_fingerprint"]))
-        self.averaging = Averaging(**plan["averaging"])
+        self.averaging, self.probe = Averaging(**plan["averaging"]), text.probe[: plan["sequences"]]
+        self.asked = dict(zip(ASKED, (*self.probe.shape, str(self.averaging)), strict=True))
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device == "cpu":
             torch.set_num_threads(1)
             torch.set_flush_denormal(True)
         self.peak = matmul_peak(self.device, torch.bfloat16 if self.device == "cuda" else torch.float32)
 
-    def train(self, deadline: float) -> None:
-        """Go on with every run in turn, until all are at their ends or the clock (time.perf_counter) is past this."""
-        self.build.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.build / "lock"):  # two at a time would overwrite each other's rows
-            self._train(deadline)
-
-    def _train(self, deadline: float) -> None:
-        for each in self.planned:
-            if time.perf_counter() >= deadline:
-                print(f"time is up before {each}", flush=True)
-                return
-            if self.rows(each).step.max() == each.run.steps:
-                print(f"{each}: done", flush=True)
-            else:
-                try:
-                    self.go_on(each, deadline)
-                except NonFiniteError as error:  # its rows up to here are kept, and the others are trained
-                    print(f"{each} has diverged: {error}", flush=True)
+    def train(self, each: Planned, deadline: float) -> None:
+        """Go on with a run, if it is not at its end."""
+        if self.rows(each).step.max() == each.run.steps:
+            print(f"{each}: done", flush=True)
+            return
+        try:
+            self.go_on(each, deadline)
+        except NonFiniteError as error:  # its rows up to here are kept, and the others are trained
+            print(f"{each} has diverged: {error}", flush=True)
 
     def go_on(self, each: Planned, deadline: float) -> None:
         """Train one run from where it stands, up to its end or the time."""
@@ -253,8 +273,8 @@ class Reference:
         path = self.out / each.table
         table = pd.read_parquet(path) if path.exists() else pd.DataFrame({"seed": [], "step": [], "identity": []})
         table = table[table.seed == each.run.seed]
-        for identity in table.identity.unique():
-            check_same(json.loads(identity), each.run.identity, f"{each} in {str(path)!r}")
+        for found in settings(table):
+            check_same(found, {**each.run.identity, **self.asked}, f"{each} in {str(path)!r}")
         return table
 
     def write(self, each: Planned, rows: list[dict]) -> None:
@@ -330,15 +350,17 @@ class Clock:
 
 
 class Measured:
-    """Geometry and held-out loss of a run's weights, by a model of its own that is never compiled."""
+    """Geometry, held-out loss and copying of a run's weights, by a model of its own that is never compiled."""
 
     def __init__(self, reference: Reference, run: Run):
         self.reference, self.run = reference, run
         self.device = torch.device(reference.device)
         self.model = initial_model(run).to(self.device).eval()
-        self.probe = reference.text.probe[: reference.plan["sequences"]].astype(np.int64).tolist()
+        self.probe = reference.probe.astype(np.int64).tolist()
         held_out = reference.text.held_out.astype(np.int64).reshape(-1, run.context)
         self.held_out = torch.from_numpy(held_out).to(self.device)
+        half = run.context // 2
+        self.unordered = shuffled(self.held_out, self.held_out.numel() // half // 4, half)
 
     def rows(self, loop: Loop, training: dict) -> list[dict]:
         """A row for the weights as they are, and one for their average."""
@@ -353,7 +375,7 @@ class Measured:
             torch._foreach_copy_(list(self.model.parameters()), list(weights))
         states = last_token_states(self.model, self.probe, batch_size="auto")[FINAL].to(self.device)
         found = geometry(states, tuple(self.reference.plan["alpha_ranks"]), shorten=True)
-        loss = self._held_out_loss()
+        loss, copied = self._held_out_loss(), repetition(self.model, self.unordered)
         blank = dict.fromkeys(("train_loss", "gradient_norm", "learning_rate", "train_seconds", "tokens_per_second",
                                "peak_share"), float("nan"))
         first, last = found.alpha.ranks if found.alpha else (0, 0)
@@ -363,10 +385,12 @@ class Measured:
                 "alpha": found.alpha.alpha if found.alpha else float("nan"), "alpha_stderr": found.alpha_stderr,
                 "alpha_first": first, "alpha_last": last, "largest_influence": found.largest_influence,
                 "half_variance": found.half_variance, "eigenvalues": found.eigenvalues.astype(np.float32),
-                "held_out_loss": loss, **{**blank, **(training if kind == "raw" else {})},
+                "held_out_loss": loss, "first_copy_loss": copied.first_loss, "second_copy_loss": copied.second_loss,
+                "copy_accuracy": copied.accuracy, **{**blank, **(training if kind == "raw" else {})},
                 "measuring_seconds": time.perf_counter() - started, "peak_tflops": self.reference.peak / 1e12,
                 "device": device_name(self.device), "dtype": "bfloat16" if self.device.type == "cuda" else "float32",
-                "measured_dtype": "float32", "text": text.facts["text"], "text_fingerprint": text.facts["fingerprint"],
+                "measured_dtype": "float32", **self.reference.asked, "text": text.facts["text"],
+                "text_fingerprint": text.facts["fingerprint"],
                 "identity": json.dumps(run.identity, sort_keys=True), **provenance()}
 
     @torch.no_grad()
@@ -379,19 +403,18 @@ class Measured:
 
 
 def planned(plan: dict, group: str, corpus: str) -> Iterator[Planned]:
-    """The runs of a group, in rounds: the first seed of every size, then the second ones."""
+    """The runs of a group."""
     common = plan["groups"][group]
-    sizes = common["sizes"]
-    for turn in range(max(len(size["seeds"]) for size in sizes)):
-        for size in sizes:
-            if turn < len(size["seeds"]):
-                steps = int(size["tokens"]) // (common["batch"] * common["context"])
-                run = Run(width=size["width"], layers=size["layers"], steps=steps, seed=size["seeds"][turn],
-                          vocabulary=plan["vocabulary"], context=common["context"], batch=common["batch"],
-                          learning_rate=plan["learning_rate"] * (32 / size["width"]) ** 0.5,
-                          warmup_steps=plan["warmup_steps"], schedule=plan["schedule"],
-                          weight_decay=plan["weight_decay"], corpus=corpus, head_width=common["head_width"])
-                yield Planned(run, group, size.get("seconds"))
+    for size in common["sizes"]:
+        for seed in size["seeds"]:
+            steps = int(size["tokens"]) // (common["batch"] * common["context"])
+            run = Run(width=size["width"], layers=size["layers"], steps=steps, seed=seed,
+                      vocabulary=plan["vocabulary"], context=common["context"], batch=common["batch"],
+                      learning_rate=plan["learning_rate"] * (32 / size["width"]) ** 0.5,
+                      warmup_steps=plan["warmup_steps"], schedule=plan["schedule"],
+                      weight_decay=plan["weight_decay"], corpus=corpus, head_width=common["head_width"],
+                      recipe=plan["recipe"])
+            yield Planned(run, group, size.get("seconds"))
 
 
 def join(folder: Path, out: Path) -> None:
@@ -410,10 +433,16 @@ def join(folder: Path, out: Path) -> None:
         if (kept := out / path.name).exists():
             old = pd.read_parquet(kept)
             table = pd.concat([old[~old.seed.isin(table.seed)], table])
-        first, *others = ({**json.loads(identity), "seed": "any"} for identity in table.identity.unique())
+        first, *others = ({**found, "seed": "any"} for found in settings(table))
         for other in others:
             check_same(other, first, f"a run in {str(path)!r} or {str(kept)!r}")
         write_table(kept, table)
+
+
+def settings(table: pd.DataFrame) -> list[dict]:
+    """All that is set for the rows of a table, once each; a table from before there was a column lacks it."""
+    kept = table[["identity", *(column for column in ASKED if column in table)]].drop_duplicates()
+    return [{**json.loads(row.pop("identity")), **row} for row in kept.to_dict("records")]
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -8,6 +8,7 @@ numpy's fit of a line, applied to the spectra in them.
 import copy
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -31,7 +32,7 @@ import reference
 
 PLAN = {"text": "weather", "vocabulary": 300, "tokenizer_from": 1, "sequences": 40, "length": 8, "held_out_tokens": 256,
         "learning_rate": 0.005, "warmup_steps": 4, "schedule": "constant_with_warmup", "weight_decay": 0.01,
-        "averaging": {"weight": 0.1, "every": 2}, "alpha_ranks": [4, 15],
+        "averaging": {"weight": 0.1, "every": 2}, "alpha_ranks": [4, 15], "recipe": 1,
         "groups": {"cpu": {"context": 16, "batch": 2, "head_width": 8, "keep_state": True, "sizes": [
             {"width": 16, "layers": 1, "tokens": 32 * 80, "seeds": [0, 1]},
             {"width": 32, "layers": 1, "tokens": 32 * 4, "seeds": [0]}]}}}
@@ -57,7 +58,7 @@ def whole(text, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "matmul_peak", lambda device, dtype: 1e12)
         folder = tmp_path_factory.mktemp("whole")
-        reference.Reference(PLAN, "cpu", text, folder / "out", folder / "build").train(float("inf"))
+        reference.train([reference.Reference(PLAN, "cpu", text, folder / "out", folder / "build")], float("inf"))
     return folder
 
 
@@ -117,7 +118,7 @@ def test_runs_cut_short_again_and_again_end_as_those_never_stopped(whole, text, 
     monkeypatch.setattr(reference.time, "perf_counter", lambda: next(ticks))  # every look at the clock takes a second
     for _ in range(200):
         suite = reference.Reference(PLAN, "cpu", text, tmp_path / "out", tmp_path / "build")
-        suite.train(next(ticks) + 30)
+        reference.train([suite], next(ticks) + 30)
         if (tmp_path / "out" / "cpu-d32.parquet").exists() and (read(tmp_path).step == 80).sum() == 4:
             break
     else:
@@ -139,6 +140,9 @@ def test_runs_of_two_folders_are_put_together_as_if_they_were_of_one(whole, tmp_
     other = json.dumps({**json.loads(table.identity[0]), "seed": 2, "batch": 3})
     table.assign(seed=2, identity=other).to_parquet(two / "cpu-d16.parquet")
     with pytest.raises(ValueError, match="with other settings: batch 3, not 2"):
+        reference.join(two, out)
+    table.assign(seed=2, averaging="0.2 every 2").to_parquet(two / "cpu-d16.parquet")
+    with pytest.raises(ValueError, match=r"with other settings: averaging '0\.2 every 2', not '0\.1 every 2'"):
         reference.join(two, out)
     pd.testing.assert_frame_equal(pd.read_parquet(out / "cpu-d16.parquet"), table)  # as it was
     with pytest.raises(ValueError, match="there is no table"):
@@ -171,25 +175,57 @@ def test_a_text_is_made_anew_for_other_settings(monkeypatch, tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_a_group_may_have_a_text_of_its_own(monkeypatch, tmp_path):
+    plan = copy.deepcopy(PLAN)
+    plan["groups"]["other"] = plan["groups"]["cpu"] | {"text": "climate", "tokenizer_from": 2}
+    own = reference.plan_of(plan, "other")
+    assert (own["text"], own["tokenizer_from"], own["length"]) == ("climate", 2, PLAN["length"])
+    assert reference.plan_of(plan, "cpu") == plan
+
+
+def test_what_costs_least_is_trained_first_whatever_its_group(text, tmp_path, monkeypatch):
+    plan, order = copy.deepcopy(PLAN), []
+    plan["groups"]["other"] = plan["groups"]["cpu"] | {"sizes": [{"width": 16, "layers": 1, "tokens": 32 * 40,
+                                                                 "seeds": [0]}]}
+    suites = [reference.Reference(plan, group, text, tmp_path / "out", tmp_path / "build") for group in plan["groups"]]
+    monkeypatch.setattr(reference.Reference, "go_on", lambda self, each, deadline: order.append(str(each)))
+    reference.train(suites, float("inf"))
+    assert order == ["cpu, width 32, seed 0", "other, width 16, seed 0", "cpu, width 16, seed 0",
+                     "cpu, width 16, seed 1"]
+
+
 def test_a_second_call_waits_for_the_first(text, tmp_path):
     suite = reference.Reference(PLAN, "cpu", text, tmp_path / "out", tmp_path / "build")
     (tmp_path / "build").mkdir()
     with FileLock(tmp_path / "build/lock", timeout=SOON):
-        other = in_background(suite.train, 0.0)  # its time is up already, so that it ends once it may begin
+        other = in_background(reference.train, [suite], 0.0)  # its time is up, so that it ends once it may begin
         with pytest.raises(TimeoutError):
             other.result(timeout=0.3)
     other.result(timeout=SOON)
 
 
-def test_a_run_is_not_continued_with_other_settings(whole, text):
-    plan = copy.deepcopy(PLAN)
-    plan["learning_rate"] = 0.001
-    with pytest.raises(ValueError, match=r"width 16, seed 0 in .*cpu-d16.parquet' .* other settings: learning_rate"):
-        reference.Reference(plan, "cpu", text, whole / "out", whole / "build").train(float("inf"))
+@pytest.mark.parametrize(("changed", "said"), [
+    ({"learning_rate": 0.001}, "learning_rate"), ({"sequences": 30}, "sequences 40, not 30"),
+    ({"length": 4}, "length 8, not 4"),
+    ({"averaging": {"weight": 0.2, "every": 2}}, "averaging '0.1 every 2', not '0.2 every 2'")])
+def test_a_run_is_not_continued_with_other_settings(whole, text, changed, said):
+    plan, before = copy.deepcopy(PLAN) | changed, (whole / "out/cpu-d16.parquet").read_bytes()
+    text = replace(text, probe=text.probe[:, : plan["length"]])
+    with pytest.raises(ValueError, match=rf"width 32, seed 0 in .*cpu-d32.parquet' .* other settings: {said}"):
+        reference.train([reference.Reference(plan, "cpu", text, whole / "out", whole / "build")], float("inf"))
+    assert (whole / "out/cpu-d16.parquet").read_bytes() == before
+
+
+def test_a_table_that_does_not_say_how_it_was_measured_is_not_gone_on_with(whole, text, tmp_path):
+    (tmp_path / "out").mkdir()
+    read(whole).drop(columns=reference.ASKED).to_parquet(tmp_path / "out/cpu-d16.parquet")
+    with pytest.raises(ValueError, match=r"sequences None, not 40, length None, not 8, averaging None, not '0\.1"):
+        reference.train([reference.Reference(PLAN, "cpu", text, tmp_path / "out", tmp_path / "build")], float("inf"))
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (["--hours", "0"], "above 0"), (["tpu"], "must be one of cpu, gpu, got 'tpu'")])
+    (["--hours", "0"], "above 0"), (["cpu", "gpu", "--text", "x"], "the text of one group, got cpu, gpu"),
+    (["tpu"], "must be one of cpu, docstrings, gpu, got 'tpu'")])
 def test_what_is_asked_wrongly_is_said(arguments, said, capsys):
     with pytest.raises(SystemExit):
         reference.main(arguments)
@@ -212,9 +248,9 @@ def test_operations_are_those_counted_by_hand():
 
 def test_the_plan_of_the_repository_makes_runs_of_the_sizes_it_says():
     plan = yaml.safe_load(reference.PLAN.read_text())
-    cpu, gpu = (list(reference.planned(plan, group, "x")) for group in ("cpu", "gpu"))
-    assert len({each.run.width for each in cpu}) >= 5 and [each.run.width for each in gpu[:3]] == [256, 512, 768]
-    assert 8e7 < gpu[2].run.parameters < 1e8
+    cpu, _, gpu = (list(reference.planned(plan, group, "x")) for group in plan["groups"])
+    assert len({each.run.width for each in cpu}) >= 5 and {each.run.width for each in gpu} == {256, 512, 768}
+    assert 8e7 < gpu[-1].run.parameters < 1e8
     assert len({each.run.repository for each in cpu + gpu}) == len(cpu + gpu)
 
 
@@ -235,7 +271,7 @@ def test_the_gpu_s_tables_are_tracked_with_every_size_and_seed_of_the_plan_and_o
 
 @pytest.mark.parametrize("path", TRACKED, ids=lambda path: path.stem)
 def test_a_tracked_table_is_small_and_holds_what_the_plan_says(path):
-    table, (group, _) = pd.read_parquet(path), path.stem.split("-")
+    table, (group, _) = pd.read_parquet(path), path.stem.rsplit("-", 1)
     assert path.stat().st_size < 1_000_000
     planned = {each.run.seed: each.run for each in
                reference.planned(REPOSITORY_PLAN, group, json.loads(table.identity[0])["corpus"]) if
@@ -248,6 +284,9 @@ def test_a_tracked_table_is_small_and_holds_what_the_plan_says(path):
         every = [step for step in run.checkpoint_steps if step <= part.step.max()]
         assert set(every) - set(part.step) == (
             {step for step in every if step < reference.AVERAGED_FROM} if weights == "averaged" else set())
+    averaging = Averaging(**REPOSITORY_PLAN["averaging"])
+    assert table[reference.ASKED].drop_duplicates().values.tolist() == [
+        [REPOSITORY_PLAN["sequences"], REPOSITORY_PLAN["length"], str(averaging)]]
     assert table.code.str.match(r"^\d+\.\d+\.\d+").all() and table.packages.str.contains('"torch"').all()
 
 

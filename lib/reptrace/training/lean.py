@@ -43,7 +43,10 @@ class Averaging:
 
     def __post_init__(self):
         if not 0 < self.weight <= 1 or self.every < 1:
-            raise ValueError(f"an average needs a weight in (0, 1] and a number of steps from 1, got {self}.")
+            raise ValueError(f"an average needs a weight in (0, 1] and a number of steps from 1, got {self!r}.")
+
+    def __str__(self) -> str:
+        return f"{self.weight} every {self.every}"
 
 
 AVERAGING = Averaging(0.004, every=2)  # of all suites; a mean over some 500 steps
@@ -193,8 +196,7 @@ class Loop:
         return self._identity_of(self.run)
 
     def _identity_of(self, run: Run) -> dict:
-        averaging = self.averaging and f"{self.averaging.weight} every {self.averaging.every}"
-        return {**run.identity, "averaging": averaging, "blocks": len(self._blocks)}
+        return {**run.identity, "averaging": self.averaging and str(self.averaging), "blocks": len(self._blocks)}
 
 
 def check_same(found: Mapping, wanted: Mapping, what: str) -> None:

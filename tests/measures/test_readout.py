@@ -1,0 +1,61 @@
+"""What states share with the unembedding. Trusted: scipy's angles between subspaces, scikit-learn's linear regression,
+and directions that were planted."""
+
+import numpy as np
+import pytest
+from scipy.linalg import subspace_angles
+from scipy.stats import ortho_group
+from sklearn.linear_model import LinearRegression
+
+from reptrace.measures.readout import Readout, overlap, share_along
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(("k", "m"), [(1, 1), (3, 3), (2, 5), (5, 2)])
+def test_the_overlap_is_that_of_scipy_s_principal_angles(k, m):
+    first, second = ortho_group.rvs(8, random_state=1)[:, :k], ortho_group.rvs(8, random_state=2)[:, :m]
+    expected = np.square(np.cos(subspace_angles(first, second))).mean()
+    assert overlap(first, second) == pytest.approx(expected, rel=1e-10)
+
+
+def test_random_subspaces_share_what_the_docstring_says():
+    found = [overlap(a[:, :3], b[:, :6]) for a, b in
+             zip(ortho_group.rvs(12, 400, random_state=3), ortho_group.rvs(12, 400, random_state=4), strict=True)]
+    assert np.mean(found) == pytest.approx(6 / 12, abs=4 * np.std(found) / np.sqrt(len(found)))
+
+
+def test_shares_along_eigenvectors_are_the_eigenvalues_and_of_any_basis_they_add_up_to_one():
+    features = RNG.normal(size=(50, 6)) @ np.diag([5, 4, 3, 2, 1, 0.5])
+    covariance = np.cov(features.T, bias=True)
+    values, vectors = np.linalg.eigh(covariance)
+    np.testing.assert_allclose(share_along(covariance, vectors), values / values.sum(), rtol=1e-10)
+    assert share_along(covariance, ortho_group.rvs(6, random_state=5)).sum() == pytest.approx(1)
+    assert share_along(covariance, vectors[:, -1]) == pytest.approx(values[-1] / values.sum())
+
+
+def test_a_planted_direction_of_frequency_is_found_and_its_share_is_scikit_learn_s():
+    planted = RNG.normal(size=5)
+    weights = RNG.normal(size=(300, 5)) + 7
+    counts = np.round(np.exp(weights @ planted + RNG.normal(size=300) + 4))
+    counts[:10] = 0
+    found = Readout.of(weights, counts)
+    seen = counts > 0
+    fit = LinearRegression().fit(weights[seen], np.log(counts[seen]))
+    np.testing.assert_allclose(found.frequency, fit.coef_ / np.linalg.norm(fit.coef_), rtol=1e-8)
+    assert found.frequency_r2 == pytest.approx(fit.score(weights[seen], np.log(counts[seen])), rel=1e-8)
+    assert found.frequency @ planted / np.linalg.norm(planted) > 0.99
+
+
+def test_the_leading_direction_is_that_of_the_centred_unembedding():
+    weights = np.outer(RNG.normal(size=200), [0, 3, 0, 0]) + RNG.normal(size=(200, 4)) * 0.1 + [50, 0, 0, 0]
+    found = Readout.of(weights, np.ones(200) + np.arange(200))
+    assert abs(found.directions[1, 0]) > 0.99  # not the first axis, along which all rows lie alike
+
+
+@pytest.mark.parametrize(("shape", "counts", "said"), [
+    ((6, 2), 5, r"expected weights \(V, d\) and counts \(V,\), got \(6, 2\) and \(5,\)"),
+    ((4, 4), 4, "4 tokens occur, which does not settle a direction of 4 dimensions")])
+def test_what_cannot_be_fitted_is_said(shape, counts, said):
+    with pytest.raises(ValueError, match=said):
+        Readout.of(np.ones(shape), np.ones(counts))
