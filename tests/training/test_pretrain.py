@@ -27,12 +27,33 @@ from reptrace.training.lean import AVERAGING, Loop
 from reptrace.training.pretrain import Suite, publish
 from reptrace.training.runs import Run, log_spaced
 
+RUNS = [a_run(), a_run(steps=600), a_run(loss="squared error", frequencies="flattened", steps=4)]
+
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    suite = Suite([a_run()], CORPUS, tmp_path_factory.mktemp("suite"))
-    suite.train(progress=False)
+def processes():
+    """Those that train `trained`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, processes):
+    popen, suite = subprocess.Popen, Suite(RUNS, CORPUS, tmp_path_factory.mktemp("suite"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", lambda *a, **k: processes.append(popen(*a, **k)) or processes[-1])
+        suite.train(workers=1, progress=False)
     return suite
+
+
+@pytest.fixture(scope="module")
+def alone(trained):
+    """Loops of the second run, in this process, at step 64 and at its end, by step."""
+    torch.set_flush_denormal(True)
+    loops = {step: Loop(RUNS[1], np.fromfile(trained.tokens(300), dtype=np.uint16), AVERAGING) for step in (64, 600)}
+    for step, loop in loops.items():
+        loop.advance(step)
+    torch.set_flush_denormal(False)
+    return loops
 
 
 def weights(suite, run, revision="main"):
@@ -76,9 +97,8 @@ def test_step_zero_holds_the_initial_weights_of_the_seed(trained):
 def test_huggingface_hub_reads_the_cache_and_finds_safetensors_and_no_optimizer_state(trained):
     found = scan_cache_dir(trained.hub)
     assert not found.warnings
-    (repository,) = found.repos
-    assert repository.repo_id == trained.runs[0].repository
-    names = {file.file_name for revision in repository.revisions for file in revision.files}
+    assert {each.repo_id for each in found.repos} == {*(run.repository for run in RUNS), RUNS[1].averaged_repository}
+    names = {file.file_name for each in found.repos for revision in each.revisions for file in revision.files}
     assert "model.safetensors" in names
     assert not any("optimizer" in name or name.endswith((".pt", ".bin")) for name in names)
 
@@ -99,45 +119,38 @@ def test_the_log_holds_finite_loss_gradient_norm_and_the_schedule(trained):
     assert log.learning_rate.max() <= 4e-3 and log.learning_rate.iloc[-1] == pytest.approx(0, abs=1e-4)
 
 
-def test_weights_averages_and_log_are_those_of_a_loop_alone(tmp_path):
-    torch.set_flush_denormal(True)
-    run = a_run(steps=80)
-    suite = Suite([run], CORPUS, tmp_path)
-    suite.train(progress=False)
-    loop, log = Loop(run, np.fromfile(suite.tokens(300), dtype=np.uint16), AVERAGING), suite.log(run)
-    kept = {averaged: suite.checkpoints(run, averaged) for averaged in (False, True)}
+def test_weights_and_averages_are_those_of_a_loop_alone_though_another_was_trained_before(trained, alone, processes):
+    assert len(processes) == 1 and processes[0].returncode == 0
+    check_weights(trained, alone)
+    run = RUNS[1]
+    kept = {averaged: trained.checkpoints(run, averaged) for averaged in (False, True)}
     assert [point.step for point in kept[False]] == run.checkpoint_steps
-    assert [point.step for point in kept[True]] == [64, 80] and kept[True][0].tokens == 64 * 64
-    assert kept[True][0].model == run.averaged_repository and "main" in revisions(run.averaged_repository, suite.hub)
+    assert [point.step for point in kept[True]] == run.averaged_steps and kept[True][0].tokens == 64 * 64
+    assert {point.model for point in kept[True]} == {run.averaged_repository}
+
+
+def check_weights(suite, alone):
+    """That a suite's weights are the loops', bit for bit, and so are the averaged ones."""
+    run = RUNS[1]
+    for revision, loop in (("step64", alone[64]), ("main", alone[600])):
+        for repository, model in ((run.repository, loop.model), (run.averaged_repository, loop.averaged_model())):
+            found = from_pretrained(GPTNeoXForCausalLM, repository, revision, suite.hub)
+            assert all(map(torch.equal, model.parameters(), found.parameters()))
+
+
+def test_the_log_s_losses_are_means_since_the_row_before(trained):
+    log = trained.log(RUNS[1])
+    loop = Loop(RUNS[1], np.fromfile(trained.tokens(300), dtype=np.uint16))
     means = [loop.advance(step - loop.step) for step in log.step[log.step <= 64]]
-    for averaged, model in ((False, loop.model), (True, loop.averaged_model())):
-        found = from_pretrained(GPTNeoXForCausalLM, kept[averaged][0].model, "step64", suite.hub)
-        assert all(map(torch.equal, model.parameters(), found.parameters()))
     for name in ("loss", "gradient_norm", "learning_rate"):  # summed in other pieces, in single precision
         np.testing.assert_allclose(log[name][: len(means)], [mean[name] for mean in means], rtol=1e-6)
-    assert log.wall_seconds.is_monotonic_increasing
-    torch.set_flush_denormal(False)
+    assert log.wall_seconds.is_monotonic_increasing and len(means) > 20
 
 
 def test_a_second_call_trains_nothing(trained, monkeypatch):
     monkeypatch.setattr("reptrace.training.pretrain.subprocess.Popen",
                         lambda *a, **k: pytest.fail("a process was started"))
     trained.train(progress=False)
-
-
-def test_runs_that_share_a_process_end_with_the_weights_of_one_trained_alone(tmp_path, monkeypatch):
-    from reptrace.training import pretrain
-
-    started, popen = [], subprocess.Popen
-    monkeypatch.setattr(pretrain.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
-    runs = [a_run(steps=8, seed=seed) for seed in (0, 1)]
-    Suite(runs, CORPUS, tmp_path / "both").train(workers=1, progress=False)
-    assert len(started) == 1 and started[0].returncode == 0
-    Suite(runs[1:], CORPUS, tmp_path / "alone").train(workers=1, progress=False)
-    both, alone = (from_pretrained(GPTNeoXForCausalLM, runs[1].repository, "main", str(tmp_path / name / "hub"))
-                   for name in ("both", "alone"))
-    for name, weight in alone.state_dict().items():
-        assert torch.equal(weight, both.state_dict()[name]), name
 
 
 def test_another_seed_or_parameter_is_another_repository():
@@ -160,10 +173,8 @@ def test_rotary_embedding_turns_the_share_of_a_head_that_is_asked_for(width, rot
     assert model.gpt_neox.layers[0].attention.rotary_ndims == turned == 2 * len(model.gpt_neox.rotary_emb.inv_freq)
 
 
-def test_a_run_with_squared_error_on_flattened_tokens_starts_at_its_loss_there(tmp_path):
-    run = a_run(loss="squared error", frequencies="flattened", steps=4)
-    suite = Suite([run], CORPUS, tmp_path)
-    suite.train(progress=False)
+def test_a_run_with_squared_error_on_flattened_tokens_starts_at_its_loss_there(trained):
+    suite, run = trained, RUNS[2]
     plain, ids = (np.fromfile(path, dtype=np.uint16) for path in (suite.tokens(300), suite.token_file(run)))
     counts, before = (np.bincount(text, minlength=300) for text in (ids, plain))
     assert len(ids) == len(plain) and counts.max() < 0.5 * before.max()
@@ -177,8 +188,8 @@ def test_a_run_with_squared_error_on_flattened_tokens_starts_at_its_loss_there(t
     assert suite.log(run).loss.iloc[0] == pytest.approx(float(expected), rel=1e-4)  # logged in single precision
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_weights_of_one_never_stopped(tmp_path):
-    run = a_run(steps=600)
+def test_a_killed_run_goes_on_and_ends_with_the_weights_of_one_never_stopped(trained, alone, tmp_path):
+    run = RUNS[1]
     script = tmp_path / "driver.py"
     script.write_text(
         "import sys; sys.path[:0] = sys.argv[2:]\nfrom weather import CORPUS, a_run\n"
@@ -193,16 +204,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_weights_of_one_never_stopped(tmp
         assert "main" not in revisions(run.repository, str(folder / "hub")), "killed too late to show anything"
     (work / ".state.pt-1.partial").write_bytes(b"PK")  # as left by a kill while saving
 
-    resumed, straight = (Suite([run], CORPUS, tmp_path / name) for name in ("killed", "straight"))
+    resumed = Suite([run], CORPUS, folder)
     resumed.train(progress=False)
-    straight.train(progress=False)
-    for repository in (run.repository, run.averaged_repository):
-        for revision in ("step64", "main"):
-            one, other = (from_pretrained(GPTNeoXForCausalLM, repository, revision, suite.hub).state_dict()
-                          for suite in (resumed, straight))
-            assert all(torch.equal(one[name], other[name]) for name in other)
+    check_weights(resumed, alone)
     assert not list((folder / "training").glob("neox*"))
-    assert resumed.log(run).loss.tolist() == straight.log(run).loss.tolist()
+    assert resumed.log(run).loss.tolist() == trained.log(run).loss.tolist()
 
 
 def test_a_snapshot_cut_short_is_not_a_revision(tmp_path, monkeypatch):

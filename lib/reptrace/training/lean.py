@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy, linear, pad
 from transformers import GPTNeoXForCausalLM, get_scheduler
 
 from reptrace.records.store import write_atomically
+from reptrace.training import neox
 from reptrace.training.runs import DECAYING, LOSSES, Run, block_order, blocks_of
 
 IGNORED = -100  # a label that cross_entropy leaves out
@@ -88,8 +89,11 @@ class Loop:
         self._optimizer = torch.optim.AdamW(_groups(self.model, run.weight_decay), lr=run.learning_rate,
                                             betas=(0.9, 0.95), eps=1e-8, fused=True)
         self._share_of_rate = rate_by_step(run, self._optimizer)
-        self._head = HEADS[run.loss]
-        if self.device.type == "cuda" if compiled is None else compiled:
+        self._head, self._forward = HEADS[run.loss], self._by_transformers
+        if self.device.type == "cpu" and not compiled:
+            self._forward = neox.Forward(self.model, run.context)
+            self._head = {**HEADS, LOSSES[0]: neox.head_loss}[run.loss]
+        elif compiled is not False:
             for block in self.model.gpt_neox.layers:
                 block.compile(dynamic=False)  # one piece of code for all: seconds, where a whole model takes a minute
             self._head = torch.compile(self._head, dynamic=False)
@@ -132,8 +136,10 @@ class Loop:
 
     def _loss(self, ids: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            states = self.model.gpt_neox(input_ids=ids, use_cache=False).last_hidden_state
-            return self._head(states, self.model.get_output_embeddings().weight, ids)
+            return self._head(self._forward(ids), self.model.get_output_embeddings().weight, ids)
+
+    def _by_transformers(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.model.gpt_neox(input_ids=ids, use_cache=False).last_hidden_state
 
     def averaged_model(self) -> GPTNeoXForCausalLM:
         """A model of its own with the averaged weights."""
