@@ -19,7 +19,17 @@ from standin_hub import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reptrace.checkpoints import hub as library
-from reptrace.checkpoints.hub import HubError, asked, branches, commit_of, files, files_of_all
+from reptrace.checkpoints.hub import (
+    HubError,
+    asked,
+    branches,
+    commit_of,
+    files,
+    files_of_all,
+    folders,
+    parted,
+    upwards,
+)
 from reptrace.checkpoints.listing import Checkpoint
 from reptrace.support.arguments import near
 from reptrace.sweeps.twins import same_weights
@@ -406,7 +416,7 @@ def test_a_folder_that_is_not_there_is_an_error_that_names_it(hub):
 
 @pytest.mark.parametrize(("revision", "parts"), [
     (None, ("main", "")), ("main", ("main", "")), ("refs/pr/1", ("refs/pr/1", "")), ("main:a/b", ("main", "a/b")),
-    ("main:a/", ("main", "a")), (":a", ("", "a"))])
+    ("main:a/", ("main", "a"))])
 def test_a_revision_is_told_from_the_folder_in_it_as_git_does(revision, parts):
     assert parted(revision) == parts
 

@@ -16,6 +16,7 @@ from huggingface_hub import constants, scan_cache_dir
 
 from reptrace.checkpoints.hub import HubError, commit_of, repository_folder
 from reptrace.checkpoints.listing import Checkpoint, checkpoints, fault_of, read_steps, revisions, step_of
+from reptrace.checkpoints.published import pythia_accuracy
 from reptrace.checkpoints.suites import read_suites, registered, suite
 
 STEPS = [0, 1, 512, 1000, 9000, 10000, 143000]
@@ -402,8 +403,23 @@ def test_the_other_known_faults_have_their_source(name, steps, source):
     assert set(found) == steps and all(source in fault for fault in found.values())
 
 
+def test_runs_that_do_not_begin_at_their_step0_are_known():
+    for seed in (1, 2):
+        found = checkpoints(f"EleutherAI/pythia-160m-weight-seed{seed}", "step0")[0].fault
+        assert "not the start" in found and "issue 203" in found
+        assert checkpoints(f"EleutherAI/pythia-160m-weight-seed{seed}", "step1")[0].fault is None
+
+
 def test_step0_and_step1_are_equal_by_the_schedule_which_is_no_fault():
     assert not any(point.fault for name in ("pythia-1b", "pythia-12b") for point in offline(name) if point.step < 2)
+
+
+def test_step0_and_step2_differ_in_the_published_evaluations_so_issue_198_is_no_row():
+    """By SOURCES.md: in three of eight sizes at step 2, in none at step 1."""
+    sciq = {name: table.set_index("step").value for name, table in pythia_accuracy("sciq").items()}
+    differ = {step: sum(values[step] != values[0] for values in sciq.values()) for step in (1, 2)}
+    assert (len(sciq), differ) == (8, {1: 0, 2: 3})
+    assert not any(point.fault for point in offline("pythia-1b") if point.step <= 2)
 
 
 def test_a_fault_is_known_by_repository_and_step_however_the_checkpoint_was_found(hub):

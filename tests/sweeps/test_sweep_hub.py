@@ -27,15 +27,15 @@ import pytest
 import torch
 from clusters import wait_until
 from limits import SOON, in_background, join, run
-from standin_hub import fineweb, tiny_model, tiny_tokenizer
+from standin_hub import fineweb, tiny_model, tiny_state, tiny_tokenizer
 
 from reptrace.__main__ import main
 from reptrace.checkpoints import listing
 from reptrace.checkpoints.downloads import weights_cache
 from reptrace.checkpoints.listing import checkpoints
-from reptrace.measures import spectra
 from reptrace.checkpoints.suites import suite
-from reptrace.models.loading import load_tokenizer
+from reptrace.measures import spectra
+from reptrace.models.loading import load, load_tokenizer
 from reptrace.records.store import Store
 from reptrace.sweeps import plan
 from reptrace.sweeps.sweep import sweep, trace
@@ -571,7 +571,7 @@ def test_checkpoints_in_folders_of_one_repository_are_swept_each_by_itself(hub, 
     for one, other in zip(table.eigenvalues, same.eigenvalues, strict=True):
         np.testing.assert_array_equal(one, other)
     assert not hub.fetched("optimizer.pt")
-    fetched = [request.path.split("/")[-2] for request in hub.fetched(WEIGHTS) if commit in request.path]
+    fetched = [unquote(request.path).split("/")[-2] for request in hub.fetched(WEIGHTS) if commit in request.path]
     assert sorted(fetched) == ["step-0020", "step-0040", "step-0080"]  # each once
     assert not list(weights_cache().rglob(WEIGHTS))  # and deleted once measured
     hub.requests.clear()
@@ -591,12 +591,17 @@ def test_folders_are_compared_by_their_hashes_and_estimated_by_their_own_files(h
     assert estimated.gb_each * 1e9 == sum(map(len, (same | tiny_tokenizer(pad=False)).values()))
 
 
-def test_a_trace_of_folders_is_one_command(hub, folders, text, tmp_path):
-    assert shell("trace", "--model", "me/rl", "--revision", "main:step-*", "--text", text, *ON_SHELL, "--out",
-                 tmp_path / "out") == 0
-    table = pd.read_csv(tmp_path / "out" / "table.csv")
-    assert list(table.revision) == [f"main:step-{step:04d}" for step in (20, 40, 80)]
-    assert set(table.status) == {"measured"} and table.rankme.nunique() == 3
+def test_a_model_in_a_folder_opens_with_the_nearest_tokenizer(hub, folders):
+    files = {20: tiny_model("gpt_neox", 20) | tiny_tokenizer(pad=True), 40: tiny_model("gpt_neox", 40)}
+    hub.put("me/rl", "main", tiny_tokenizer(pad=False) | tiny_model("gpt_neox", 1) | {
+        f"step-{step:04d}/{name}": content for step, each in files.items() for name, content in each.items()})
+    assert load_tokenizer("me/rl", "main:step-0020").pad_token
+    assert not load_tokenizer("me/rl", "main:step-0040").pad_token
+    for step in (20, 40):
+        model, state = load("me/rl", f"main:step-{step:04d}"), tiny_state("gpt_neox", step)
+        assert all(torch.equal(value, state[f"gpt_neox.{name}"]) for name, value in model.state_dict().items())
+    with pytest.raises(FileNotFoundError, match="cannot open model 'me/rl' at revision 'main:step-0060'"):
+        load("me/rl", "main:step-0060")
 
 
 def test_a_tokenizer_is_taken_from_the_stage_before_where_the_last_has_none(hub, swept):
