@@ -22,9 +22,13 @@ EPILOG = """examples:
 
 
 OF_SUITES = ("suites", "checkpoints", "stages", "dry_run")  # options of `tasks` that only these have a use for
+UNSEEN = "not yet seen"
+OF_UNSEEN = ("what public text says; the hub's own listing has not been compared with it. Where the hub can be asked, "
+             "its branches and folders count.")
 OF_A_MODEL = ("revision", "cache_dir", "tokens_per_step")
 TEXT = ("a file, .txt or .md (blank lines between documents), .jsonl, .json, .csv, .tsv or .parquet, each also with "
-        ".gz or .zst; docstrings; or hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]], also for a folder of data files")
+        ".gz or .zst; docstrings, code or readmes; or hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]], also for a folder of "
+        "data files")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -106,7 +110,8 @@ def _suites_options(add) -> None:
 def _model(add, required: bool) -> None:
     add("--model", required=required,
         help="hub repository; folder with a model; or folder of checkpoint-N folders (all)")
-    add("--revision", help='branch, tag or commit of the repository, or a pattern over its branches ("step*")')
+    add("--revision", help='branch, tag or commit of the repository, or a pattern over its branches ("step*"); '
+        'behind a colon a folder in it, or a pattern over its folders ("main:step-*")')
     add("--cache-dir", help="hub cache to read offline (default: transformers' own, filled from the hub as needed)")
     add("--tokenizer", help="repository or folder of the tokenizer (default: the model's)")
     add("--tokens-per-step", type=int, help="training tokens an optimizer step took, for the axis of the picture")
@@ -189,10 +194,12 @@ def _suites(options) -> int:
     for name, suite in known.items():
         shape = suite.shape
         size = f"{shape['parameters'] / 1e6:,.0f} M weights, {shape['layers']} x {shape['width']}" if shape else ""
-        count = _count(suite)
+        count = f"{_count(suite):>18}  {UNSEEN if suite.unseen else '':{len(UNSEEN)}}"
         stages = ", ".join(dict.fromkeys(stage.repository + (" (gated)" if stage.gated else "")
                                          for stage in suite.stages))
-        print(f"{name:{wide}}  {count:>18}  {size:32}  {stages}{': ' + suite.about if suite.about else ''}")
+        print(f"{name:{wide}}  {count}  {size:32}  {stages}{': ' + suite.about if suite.about else ''}")
+    if any(suite.unseen for suite in known.values()):
+        print(f"{UNSEEN}: {OF_UNSEEN}")
     return 0
 
 
@@ -201,9 +208,10 @@ def _count(suite) -> str:
     from reptrace.checkpoints.hub import HubError
 
     try:
-        return f"{len(suite.checkpoints(ask=False)):,} checkpoints"
+        count = f"{len(suite.checkpoints(ask=False)):,}"
     except HubError:
         return "steps: see the hub"
+    return f"{count}, more: the hub" if suite.on_the_hub_alone else f"{count} checkpoints"
 
 
 def _sweep(options) -> int:
@@ -273,7 +281,11 @@ def _dry_run(probes, options) -> int:
     print(f"On {options.workers} {options.gpu} at 40 % of its peak, downloading 200 MB/s; gb_disk: fetched weights at "
           "once. Estimates: measure yours with make bench."
           + (" What the tasks compute is not counted: it depends on their items." if options.tasks else "")
-          + (f" Nor are up to {refined} more of each suite, by --refine." if refined else ""))
+          + (f" Nor are up to {refined} more of each suite, by --refine." if refined else "")
+          + (f" {UNSEEN}: {OF_UNSEEN}" if UNSEEN in set(table.names) else ""))
+    for suite, names in zip(chosen, table.names, strict=True):
+        if suite.on_the_hub_alone and names != "seen":
+            print(f"Of {suite.name} the hub alone knows more checkpoints: these are not counted.")
     return 0
 
 

@@ -26,6 +26,7 @@ from limits import SOON, join, kill, line
 from standin_hub import tiny_model, tiny_state
 from transformers import AutoModelForCausalLM
 
+from reptrace.checkpoints import downloads as downloads_module
 from reptrace.checkpoints.downloads import ChecksumError, Downloads, delete, delete_left_behind, fetch, weights_cache
 from reptrace.checkpoints.hub import HubError, files
 
@@ -543,6 +544,36 @@ def test_one_commit_under_two_names_is_not_deleted_while_the_second_holds_it(hub
             pass
         assert read(cache, points[0]) == content(0)[WEIGHTS]
     assert used(cache) == 0 and len(fetched(hub, points[0])) == 1
+
+
+@pytest.fixture
+def in_folders(hub):
+    """Three checkpoints in folders of one commit."""
+    commit = hub.put(PYTHIA, "main", {f"runs/step-{step}/{name}": found for step in range(3)
+                                      for name, found in content(step).items()})
+    return [files(PYTHIA, f"{commit}:runs/step-{step}") for step in range(3)]
+
+
+def test_of_folders_of_one_commit_each_is_fetched_and_deleted_by_itself(hub, in_folders, own, cache):
+    downloads = own()
+    for step, (wanted, following) in enumerate(zip(in_folders, [*in_folders[1:], None], strict=True)):
+        with downloads.holding(wanted, following) as found:
+            assert cache in found.parents
+            opened = folder(found, wanted) / "runs" / f"step-{step}" / WEIGHTS
+            assert opened.read_bytes() == content(step)[WEIGHTS]
+            assert len(list(cache.rglob(f"step-{step}/*"))) == 2
+        assert not opened.exists()
+    downloads.close()
+    assert not list(cache.rglob(WEIGHTS))
+    fetched = [unquote(request.path).split("/")[-2] for request in hub.fetched(WEIGHTS)]
+    assert fetched == ["step-0", "step-1", "step-2"]
+
+
+def test_what_a_killed_process_left_of_one_folder_goes_with_the_next(hub, in_folders, own, cache):
+    fetch(in_folders[0], downloads_module.cache_for(in_folders[0], cache))
+    assert list(cache.rglob("step-0/*"))
+    with own().holding(in_folders[1]):
+        assert not list(cache.rglob("step-0/*")) and list(cache.rglob("step-1/*"))
 
 
 def test_deleting_one_while_the_next_of_its_repository_begins_does_no_harm(hub, points, own, cache):

@@ -19,7 +19,17 @@ from standin_hub import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reptrace.checkpoints import hub as library
-from reptrace.checkpoints.hub import HubError, asked, branches, commit_of, files, files_of_all
+from reptrace.checkpoints.hub import (
+    HubError,
+    asked,
+    branches,
+    commit_of,
+    files,
+    files_of_all,
+    folders,
+    parted,
+    upwards,
+)
 from reptrace.checkpoints.listing import Checkpoint
 from reptrace.support.arguments import near
 from reptrace.sweeps.twins import same_weights
@@ -31,6 +41,7 @@ PYTHIA, WEIGHTS = "EleutherAI/pythia-14m", "model.safetensors"
 def forget():
     """A commit is remembered for the life of the process; a test starts without."""
     library._files.cache_clear()
+    library._listed.cache_clear()
 
 
 @pytest.fixture
@@ -368,3 +379,47 @@ def test_a_client_that_another_thread_has_closed_is_a_short_failure(pythia):
 def test_near_names_are_a_hint_or_nothing():
     assert near("pythia-1.4", ["pythia-1b", "pythia-1.4b", "olmo2-1b"]).startswith(" Did you mean pythia-1.4b")
     assert near("something else", ["pythia-1b", "olmo2-1b"]) == near("pythia", []) == ""
+
+
+# Folders of one repository
+
+
+def test_folders_are_those_with_a_configuration_and_their_commit_is_that_of_the_branch(hub):
+    commit = hub.put("me/run", "main", plain() | {f"{place}/{name}": content for place in ("b/step-2", "step-1")
+                                                  for name, content in plain().items()} | {"logs/x.txt": b""})
+    assert folders("me/run") == {f"main:{place}": f"{commit}:{place}" for place in ("b/step-2", "step-1")}
+    assert commit_of("me/run", "main:step-1") == f"{commit}:step-1" == commit_of("me/run", f"{commit}:step-1")
+    assert commit_of("me/run", "main") == commit
+    with pytest.raises(HubError, match="'me/run' has no revision 'mian'"):
+        folders("me/run", "mian")
+
+
+@pytest.mark.parametrize(("tokenizer", "needed"), [
+    ("", ["tokenizer.json"]), ("a/", ["a/tokenizer.json"]), ("a/step-1/", ["a/step-1/tokenizer.json"]), ("b/", [])])
+def test_a_folder_needs_its_own_files_and_a_tokenizer_from_it_or_above(hub, tokenizer, needed):
+    put = {f"a/step-{step}/{name}": content for step in (1, 2) for name, content in plain(f"of {step}").items()}
+    put |= {"a/step-1/optimizer.pt": b"0", "a/step-1/runs/config.json": b"{}", f"{tokenizer}tokenizer.json": b"{}"}
+    commit = hub.put("me/run", "main", put)
+    found = files("me/run", "main:a/step-1")
+    assert sorted(found.needed) == sorted(["a/step-1/config.json", f"a/step-1/{WEIGHTS}", *needed])
+    assert (found.commit, found.folder, found.revision) == (commit, "a/step-1", f"{commit}:a/step-1")
+    assert found.bytes == sum(len(put[name]) for name in found.needed)
+    assert found.weights == {(WEIGHTS, sha("of 1"))}
+
+
+def test_a_folder_that_is_not_there_is_an_error_that_names_it(hub):
+    hub.put("me/run", "main", {"step-1/config.json": b"{}"})
+    for place in ("step-1", "step-2"):
+        with pytest.raises(HubError, match=rf"'me/run' at [0-9a-f]{{12}}:{place} cannot be opened: it has no weights"):
+            files("me/run", f"main:{place}")
+
+
+@pytest.mark.parametrize(("revision", "parts"), [
+    (None, ("main", "")), ("main", ("main", "")), ("refs/pr/1", ("refs/pr/1", "")), ("main:a/b", ("main", "a/b")),
+    ("main:a/", ("main", "a"))])
+def test_a_revision_is_told_from_the_folder_in_it_as_git_does(revision, parts):
+    assert parted(revision) == parts
+
+
+def test_upwards_from_a_folder_is_to_the_top():
+    assert upwards("a/b/c") == ["a/b/c", "a/b", "a", ""] and upwards("") == [""]

@@ -16,6 +16,7 @@ from huggingface_hub import constants, scan_cache_dir
 
 from reptrace.checkpoints.hub import HubError, commit_of, repository_folder
 from reptrace.checkpoints.listing import Checkpoint, checkpoints, fault_of, read_steps, revisions, step_of
+from reptrace.checkpoints.published import pythia_accuracy
 from reptrace.checkpoints.suites import read_suites, registered, suite
 
 STEPS = [0, 1, 512, 1000, 9000, 10000, 143000]
@@ -197,9 +198,20 @@ def published_steps(model):
 def test_the_registered_suites_are_those_of_the_issue():
     seeds = [f"pythia-{size}-seed{seed}" for size in PYTHIAS[:5] for seed in range(1, 10)]
     expected = [f"pythia-{size}" for size in PYTHIAS] + [f"pythia-{size}-deduped" for size in PYTHIAS] + seeds
-    expected += ["olmo2-1b", "olmo2-1b-early", "olmo2-7b", "tulu3-8b", "tulu3.1-8b"]
-    assert sorted(registered()) == sorted(expected)
+    expected += ["olmo2-1b", "olmo2-1b-early", "olmo2-7b", "tulu3-8b", "tulu3.1-8b", "smollm3-3b", "smollm3-3b-rl-283b",
+                 "olmo3-7b", "olmo3.1-7b-rl-zero-math"]
+    expected += [f"olmo3-7b-rl-zero-{what}" for what in ("math", "code", "if", "general")]
+    trajectories = [name for name in registered() if name.startswith("olmo2-1b-rl-")]
+    assert sorted(registered()) == sorted(expected + trajectories) and len(trajectories) == 20
     assert all(name == suite.name and suite.shape and suite.about for name, suite in registered().items())
+
+
+def test_no_registered_suite_has_been_seen_on_the_hub_from_here_and_new_ones_name_their_source():
+    old = ("olmo2-1b", "olmo2-1b-early", "olmo2-7b", "tulu3-8b", "tulu3.1-8b")
+    for name, found in registered().items():
+        assert found.unseen
+        assert found.source.startswith("https://") or name.startswith("pythia-") or name in old
+    assert suite("olmo2-1b-rl-s1-252b").source == "https://huggingface.co/arkilpatel/olmo2-1b-traj-s1-252b"
 
 
 @pytest.mark.parametrize("name", ["pythia-14m", "pythia-12b", "pythia-6.9b-deduped", "pythia-410m-seed9"])
@@ -253,6 +265,99 @@ def test_stages_follow_each_other_and_tokens_go_on():
     assert offline("olmo2-7b")[-1].label == "allenai/OLMo-2-1124-7B"
 
 
+@pytest.mark.parametrize(("name", "stage", "count", "first", "last", "tokens"), [
+    # counts and tokens as the card states them: 86, 19 and 13 checkpoints, 10 more of longer contexts, 94.4 billion
+    # tokens in 40,000 steps
+    ("smollm3-3b", "pretraining", 86, "stage1-step-40000", "stage1-step-3440000", 94.4e9),
+    ("smollm3-3b", "pretraining 2", 19, "stage2-step-3480000", "stage2-step-4200000", 8.2e12),
+    ("smollm3-3b", "pretraining 3", 13, "stage3-step-4240000", "stage3-step-4720000", 10.0e12),
+    ("smollm3-3b", "context 32k", 5, "lc-4k-to-32k-step-4000", "lc-4k-to-32k-step-20000", 11.14e12 + 9.4e9),
+    ("smollm3-3b", "context 64k", 5, "lc-32k-to-64k-step-4000", "lc-32k-to-64k-step-20000", 11.18e12 + 9.4e9),
+    # rows of the official table by stage; 5.93 trillion tokens, then 100 and 50 billion
+    ("olmo3-7b", "pretraining", 1415, "stage1-step0", "stage1-step1413814", 0),
+    ("olmo3-7b", "mid-training", 48, "stage2-step1000", "stage2-step47684", 5.93e12 + 2.1e9),
+    ("olmo3-7b", "long context", 12, "stage3-step1000", "stage3-step11921", 6.03e12 + 4.2e9),
+    ("olmo3-7b-rl-zero-math", "RLVR", 19, "step_100", "step_1900", None),
+    ("olmo3-7b-rl-zero-code", "RLVR", 29, "step_100", "step_2900", None)])
+def test_newer_suites_have_the_checkpoints_that_public_text_counts(name, stage, count, first, last, tokens):
+    found = [point for point in offline(name) if point.stage == stage]
+    assert (len(found), found[0].revision, found[-1].revision) == (count, first, last)
+    if tokens is None:
+        assert found[0].tokens is None
+    else:  # the sources round to three digits
+        assert found[0].tokens == pytest.approx(tokens, rel=5e-3)
+
+
+def test_tokens_of_newer_suites_end_where_the_cards_say():
+    last = {point.stage: point.tokens for point in offline("olmo3-7b")}
+    assert last["mid-training"] - last["pretraining"] == pytest.approx(100e9, rel=1e-3)
+    assert last["long context"] - last["mid-training"] == pytest.approx(50e9, rel=1e-3)
+    assert {point.stage: point.tokens for point in offline("smollm3-3b")}["pretraining 3"] == 4_720_000 * 2_359_296
+
+
+def test_after_pretraining_smollm3_has_one_branch_a_stage():
+    assert [(point.stage, point.label.split("@")[-1]) for point in offline("smollm3-3b")][-5:] == [
+        ("mid-training", "it-mid-training"), ("SFT", "it-SFT"), ("APO", "it-soup-APO"), ("LC expert", "it-LC-expert"),
+        ("released", "HuggingFaceTB/SmolLM3-3B")]
+
+
+def test_steps_that_only_the_hub_knows_are_not_made_up(hub):
+    with pytest.raises(HubError, match="was not asked, and there are no steps of 'arkilpatel/olmo2-1b-traj-s2-13b'"):
+        offline("olmo2-1b-rl-s2-13b")
+    assert [point.stage for point in offline("olmo3.1-7b-rl-zero-math")] == ["base", "released"]
+    for name in ("main", "step_0100", "step_2800"):
+        hub.put("allenai/Olmo-3.1-7B-RL-Zero-Math", name, CONTENT)
+    found = suite("olmo3.1-7b-rl-zero-math").checkpoints()
+    assert [(point.revision, point.step) for point in found] == [
+        (None, None), ("step_0100", 100), ("step_2800", 2800), (None, None)]
+
+
+# Folders of one repository
+
+
+def folders_of(steps, name="step-{:04d}", **others):
+    return {f"{name.format(step)}/{file}": content for step in steps for file, content in CONTENT.items()} | others
+
+
+def test_checkpoints_may_be_folders_of_one_revision(hub):
+    commit = hub.put("arkilpatel/olmo2-1b-traj-s2-13b", "main", folders_of(
+        (5000, 20, 400), **{"README.md": b"", "step-0040/optimizer.pt": b"", "logs/step-0060.txt": b""}))
+    found = suite("olmo2-1b-rl-s2-13b").checkpoints()
+    assert [(point.revision, point.step, point.stage, point.commit) for point in found] == [
+        (f"main:step-{step:04d}", step, "RL", f"{commit}:step-{step:04d}") for step in (20, 400, 5000)]
+    assert found[0].label == "arkilpatel/olmo2-1b-traj-s2-13b@main:step-0020"
+
+
+def test_folders_have_listed_steps_tokens_and_a_revision_of_their_own(hub, tmp_path):
+    path = own(tmp_path, 'mine: {repository: me/run, revision: rl, subfolder: "runs/a/step_{step}", steps: 10 20, '
+                         'tokens_per_step: 5, tokens_before: 100}')
+    assert [(point.revision, point.step, point.tokens) for point in suite("mine", path).checkpoints(ask=False)] == [
+        ("rl:runs/a/step_10", 10, 150), ("rl:runs/a/step_20", 20, 200)]
+    hub.put("me/run", "main", folders_of((10,)))
+    hub.put("me/run", "rl", folders_of((30,), "runs/a/step_{}") | folders_of((40,), "runs/b/step_{}"))
+    assert [point.revision for point in suite("mine", path).checkpoints()] == ["rl:runs/a/step_30"]
+    hub.put("me/run", "rl", folders_of((40,), "runs/b/step_{}"))
+    with pytest.raises(HubError, match=r"'me/run' has no folder like rl:runs/a/step_\{step\}; it has rl:runs/b/"):
+        suite("mine", path).checkpoints()
+
+
+def test_folders_of_a_cache_are_found_without_the_hub(hub_cache, tmp_path):
+    cache = hub_cache("me/run", {"main": folders_of((30, 4)) | {"config.json": b"{}"}})
+    path = own(tmp_path, f'mine: {{repository: me/run, subfolder: "step-{{step}}", cache_dir: "{cache}"}}')
+    assert [(point.step, point.commit) for point in suite("mine", path).checkpoints(ask=False)] == [
+        (4, f"{0:040x}:step-0004"), (30, f"{0:040x}:step-0030")]
+
+
+def test_a_pattern_behind_a_colon_stands_for_folders(hub):
+    commit = hub.put("me/run", "main", folders_of((30, 4)) | folders_of((8,), "other/step-{}"))
+    found = checkpoints("me/run", "main:step-*", tokens_per_step=10)
+    assert [(point.revision, point.step, point.tokens, point.commit) for point in found] == [
+        ("main:step-0004", 4, 40, f"{commit}:step-0004"), ("main:step-0030", 30, 300, f"{commit}:step-0030")]
+    assert checkpoints("me/run", "main:other/step-8")[0].step == 8
+    with pytest.raises(FileNotFoundError, match=r"no revision that fits 'main:ckpt-\*'; it has main:step-0004"):
+        checkpoints("me/run", "main:ckpt-*")
+
+
 def test_tulu_begins_with_its_base_and_ends_with_reinforcement_learning():
     found = offline("tulu3.1-8b")
     assert [(point.stage, point.label) for point in found[:4]] == [
@@ -298,8 +403,23 @@ def test_the_other_known_faults_have_their_source(name, steps, source):
     assert set(found) == steps and all(source in fault for fault in found.values())
 
 
+def test_runs_that_do_not_begin_at_their_step0_are_known():
+    for seed in (1, 2):
+        found = checkpoints(f"EleutherAI/pythia-160m-weight-seed{seed}", "step0")[0].fault
+        assert "not the start" in found and "issue 203" in found
+        assert checkpoints(f"EleutherAI/pythia-160m-weight-seed{seed}", "step1")[0].fault is None
+
+
 def test_step0_and_step1_are_equal_by_the_schedule_which_is_no_fault():
     assert not any(point.fault for name in ("pythia-1b", "pythia-12b") for point in offline(name) if point.step < 2)
+
+
+def test_step0_and_step2_differ_in_the_published_evaluations_so_issue_198_is_no_row():
+    """By SOURCES.md: in three of eight sizes at step 2, in none at step 1."""
+    sciq = {name: table.set_index("step").value for name, table in pythia_accuracy("sciq").items()}
+    differ = {step: sum(values[step] != values[0] for values in sciq.values()) for step in (1, 2)}
+    assert (len(sciq), differ) == (8, {1: 0, 2: 3})
+    assert not any(point.fault for point in offline("pythia-1b") if point.step <= 2)
 
 
 def test_a_fault_is_known_by_repository_and_step_however_the_checkpoint_was_found(hub):
@@ -463,6 +583,12 @@ STEPPED = "  repository: me/run\n  branch: step{step}\n"
     ("mine: {repository: 7}", "'mine': repository must be text, got 7"),
     ("mine: {repository: me/run, branch: {step}}", "'mine': branch must be text, got {'step': None}"),
     ("mine: {repository: me/run, branch: step}", r"'mine': branch 'step' .*\{step\}"),
+    ("mine: {repository: me/run, subfolder: step}", r"'mine': subfolder 'step' .*\{step\}"),
+    ("mine: {repository: me/run, subfolder: \"step-{stpe}\"}", r"'mine': subfolder .*\{stpe\}"),
+    (f"mine: {{{RUN}, revision: main}}", "'mine': .*branch goes without revision and subfolder"),
+    ("mine: {repository: me/run, revision: \"{size}\"}", r"'mine': revision .*\{size\}"),
+    (f"mine: {{{RUN}, unseen: perhaps}}", "'mine': unseen must be true or false, got 'perhaps'"),
+    (f"mine: {{{RUN}, source: 7}}", "'mine': source must be text, got 7"),
     ("mine: {repository: me/run, branch: \"{step}-{step}\"}", r"'mine': branch '\{step\}-\{step\}' .*once"),
     ("mine: {repository: me/run, branch: \"step{stpe}\"}", r"'mine': .*\{stpe\}"),
     ("mine: {repository: \"me/{size}\"}", r"'mine': .*\{size\}.*`for`"),

@@ -89,6 +89,9 @@ def test_weights_of_the_pythias_are_the_published_ones(name, total, inside):
     ("olmo2-1b-early", "olmo2", {"num_attention_heads": 16, "intermediate_size": 8192}),
     ("olmo2-7b", "olmo2", {"num_attention_heads": 32, "intermediate_size": 11008}),
     ("tulu3.1-8b", "llama", {"num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336}),
+    ("olmo3-7b", "olmo3", {"num_attention_heads": 32, "intermediate_size": 11008}),
+    ("smollm3-3b", "smollm3", {"num_attention_heads": 16, "num_key_value_heads": 4, "intermediate_size": 11008,
+                               "pad_token_id": 0}),
 ])
 def test_weights_of_the_others_are_those_that_transformers_builds(name, family, options):
     """On the meta device: shapes without numbers."""
@@ -100,8 +103,14 @@ def test_weights_of_the_others_are_those_that_transformers_builds(name, family, 
     parts = {part: sum(weight.numel() for name, weight in model.named_parameters() if (part in name))
              for part in ("layers.0", "")}
     layer, all_of_one = parts["layers.0"], parts[""]
-    unembedding = shape["vocabulary"] * shape["width"]
+    unembedding = 0 if shape.get("tied") else shape["vocabulary"] * shape["width"]
     assert all_of_one + (shape["layers"] - 1) * layer + unembedding == shape["parameters"]
+
+
+def test_tied_embeddings_are_left_out_once():
+    inside = 3_075_098_624 - 128_256 * 2048  # of SmolLM3 3B
+    row = plan("smollm3-3b", probes=[ProbeSpec("any.txt", 10, 1)])
+    assert row.petaflop * 1e15 == pytest.approx(row.chosen * 10 * (2 * inside + 2 * 36 * 2048), rel=1e-12)
 
 
 @pytest.mark.parametrize(("name", "faulty"), [("pythia-2.8b", 85), ("pythia-12b", 2), ("pythia-410m-seed2", 1)])

@@ -27,15 +27,17 @@ import pytest
 import torch
 from clusters import wait_until
 from limits import SOON, in_background, join, run
-from standin_hub import fineweb, tiny_model, tiny_tokenizer
+from standin_hub import fineweb, tiny_model, tiny_state, tiny_tokenizer
 
 from reptrace.__main__ import main
 from reptrace.checkpoints import listing
 from reptrace.checkpoints.downloads import weights_cache
 from reptrace.checkpoints.listing import checkpoints
+from reptrace.checkpoints.suites import suite
 from reptrace.measures import spectra
-from reptrace.models.loading import load_tokenizer
+from reptrace.models.loading import load, load_tokenizer
 from reptrace.records.store import Store
+from reptrace.sweeps import plan
 from reptrace.sweeps.sweep import sweep, trace
 from reptrace.texts import corpora
 
@@ -543,6 +545,65 @@ def test_running_out_of_memory_is_a_gap_that_says_the_largest_batch_that_fits(hu
         np.testing.assert_allclose(one, other, atol=1e-5 * other[0])
 
 
+FOLDERS = 'rl: {repository: me/rl, subfolder: "step-{step}", tokens_per_step: 10}'
+
+
+@pytest.fixture
+def folders(hub, tmp_path):
+    """A suite whose three checkpoints are folders of one commit, with one tokenizer above them; and that commit."""
+    (tmp_path / "rl.yaml").write_text(FOLDERS)
+    files = {f"step-{step:04d}/{name}": content for step in (20, 40, 80)
+             for name, content in tiny_model("gpt_neox", step).items()}
+    commit = hub.put("me/rl", "main", files | tiny_tokenizer(pad=False) | {"step-0040/optimizer.pt": b"0" * 10**6})
+    return {"names": "rl", "suite_files": [tmp_path / "rl.yaml"]}, commit
+
+
+def test_checkpoints_in_folders_of_one_repository_are_swept_each_by_itself(hub, folders, swept, tmp_path):
+    options, commit = folders
+    table = swept(**options)
+    assert list(table.revision) == [f"main:step-{step:04d}" for step in (20, 40, 80)]
+    assert list(table.weights) == [f"{commit}:step-{step:04d}" for step in (20, 40, 80)]
+    assert list(table.step) == [20, 40, 80] and list(table.tokens) == [200, 400, 800]
+    for step in (20, 40, 80):
+        hub.put("me/branches", f"step{step}", tiny_model("gpt_neox", step) | tiny_tokenizer(pad=False))
+    (tmp_path / "branches.yaml").write_text('mine: {repository: me/branches, branch: "step{step}"}')
+    same = swept("mine", out="branches", suite_files=[tmp_path / "branches.yaml"])
+    for one, other in zip(table.eigenvalues, same.eigenvalues, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not hub.fetched("optimizer.pt")
+    fetched = [unquote(request.path).split("/")[-2] for request in hub.fetched(WEIGHTS) if commit in request.path]
+    assert sorted(fetched) == ["step-0020", "step-0040", "step-0080"]  # each once
+    assert not list(weights_cache().rglob(WEIGHTS))  # and deleted once measured
+    hub.requests.clear()
+    assert_same(swept(**options), table)
+    assert not hub.fetched(WEIGHTS)
+
+
+def test_folders_are_compared_by_their_hashes_and_estimated_by_their_own_files(hub, folders, swept, tmp_path, capsys):
+    options, _ = folders
+    same = tiny_model("gpt_neox", 20)
+    files = {f"step-{step:04d}/{name}": content for step in (20, 40) for name, content in same.items()}
+    hub.put("me/rl", "main", files | tiny_tokenizer(pad=False))
+    assert list(swept(**options).same_weights_as) == ["main:step-0040", "main:step-0020"]
+    assert "me/rl@main:step-0020 serves the weights of main:step-0040" in capsys.readouterr().err
+    estimated = plan.estimate([suite("rl", tmp_path / "rl.yaml")], []).iloc[0]
+    assert (estimated.sizes, estimated.names, estimated.published) == ("files", "seen", 2)
+    assert estimated.gb_each * 1e9 == sum(map(len, (same | tiny_tokenizer(pad=False)).values()))
+
+
+def test_a_model_in_a_folder_opens_with_the_nearest_tokenizer(hub, folders):
+    files = {20: tiny_model("gpt_neox", 20) | tiny_tokenizer(pad=True), 40: tiny_model("gpt_neox", 40)}
+    hub.put("me/rl", "main", tiny_tokenizer(pad=False) | tiny_model("gpt_neox", 1) | {
+        f"step-{step:04d}/{name}": content for step, each in files.items() for name, content in each.items()})
+    assert load_tokenizer("me/rl", "main:step-0020").pad_token
+    assert not load_tokenizer("me/rl", "main:step-0040").pad_token
+    for step in (20, 40):
+        model, state = load("me/rl", f"main:step-{step:04d}"), tiny_state("gpt_neox", step)
+        assert all(torch.equal(value, state[f"gpt_neox.{name}"]) for name, value in model.state_dict().items())
+    with pytest.raises(FileNotFoundError, match="cannot open model 'me/rl' at revision 'main:step-0060'"):
+        load("me/rl", "main:step-0060")
+
+
 def test_a_tokenizer_is_taken_from_the_stage_before_where_the_last_has_none(hub, swept):
     for name in ("meta-llama/Llama-3.1-8B", *(f"allenai/Llama-3.1-Tulu-3-8B{end}" for end in ("-SFT", "-DPO", ""))):
         hub.put(name, "main", tiny_model("llama", len(name)) | (tiny_tokenizer() if name.endswith("-SFT") else {}))
@@ -691,9 +752,14 @@ def test_without_out_no_cluster_is_looked_for(capsys):
     assert "--out FOLDER is needed" in capsys.readouterr().err
 
 
-def test_the_suites_are_listed(capsys):
-    assert shell("suites") == 0
+def test_the_suites_are_listed(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("mine: {repository: me/run}")
+    assert shell("suites", "--suites", tmp_path / "mine.yaml") == 0
     lines = capsys.readouterr().out.splitlines()
+    named = {line.split()[0]: line for line in lines}
+    assert " not yet seen " in named["smollm3-3b"] and "not yet seen" not in named["mine"]
+    assert " 2, more: the hub " in named["olmo3-7b-rl-zero-if"]
+    assert lines[-1].startswith("not yet seen: what public text says; the hub's own listing has not been compared")
     for name in ("pythia-12b", "pythia-12b-deduped", "pythia-410m-seed9", "olmo2-1b", "olmo2-1b-early", "olmo2-7b",
                  "tulu3-8b", "tulu3.1-8b"):
         assert any(line.split()[0] == name for line in lines), name

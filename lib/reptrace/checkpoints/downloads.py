@@ -2,7 +2,8 @@
 
 Everything is fetched into a hub cache of reptrace's own, by huggingface_hub, and deleted by its cache API, whole
 revisions at a time; what a killed process left that belongs to none is deleted file by file. What lies complete in the
-user's own cache is read from there and never touched.
+user's own cache is read from there and never touched. Models that lie in folders of one commit have a cache each,
+inside that one, so that each is a revision which can be deleted by itself.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -25,6 +27,7 @@ from tqdm import tqdm
 from reptrace.checkpoints.hub import SHA256, Files, HubError, asked, repository_folder
 
 WHOLE = "cache"  # name of the lock of a whole cache
+FOLDERS = "folders"  # where in a cache those for folders of repositories are
 ABANDONED = 600  # seconds without a byte after which a partial file is taken for a killed process's
 
 
@@ -65,7 +68,7 @@ class Downloads:
 
     def __init__(self, disk: int | None = None, keep: bool = False, cache: Path | None = None):
         self.disk, self.keep, self.cache = disk, keep, cache or weights_cache()
-        self._revisions: dict[str, _Revision] = {}  # by commit, the oldest first
+        self._revisions: dict[str, _Revision] = {}  # by commit and folder, the oldest first
         self._places = 1  # that were seen to measure at once
         self._changed, self._one_at_a_time = threading.Condition(), threading.Lock()
 
@@ -80,7 +83,7 @@ class Downloads:
             cache = revision.future.result()
             with self._changed:
                 if following and self._fits(following, [each for each in self._revisions.values() if self._counts(each)
-                                                        and each.files.commit != following.commit]):
+                                                        and each.files.revision != following.revision]):
                     self._start(following)
             yield cache
         finally:
@@ -96,10 +99,10 @@ class Downloads:
                 self._drop(revision)
 
     def _start(self, files: Files) -> _Revision:
-        if files.commit not in self._revisions:
-            self._revisions[files.commit] = revision = _Revision(files)
+        if files.revision not in self._revisions:
+            self._revisions[files.revision] = revision = _Revision(files)
             threading.Thread(target=self._run, args=(revision,), daemon=True).start()
-        return self._revisions[files.commit]
+        return self._revisions[files.revision]
 
     def _run(self, revision: _Revision) -> None:
         with self._one_at_a_time:
@@ -115,7 +118,7 @@ class Downloads:
 
     def _drop(self, revision: _Revision) -> None:
         """Forget a revision: delete it, or have its download end."""
-        self._revisions.pop(revision.files.commit)
+        self._revisions.pop(revision.files.revision)
         revision.dropped.set()
         if revision.future.done():
             self._delete(revision)
@@ -134,7 +137,7 @@ class Downloads:
         if revision.lock is not None:
             try:
                 if not self.keep and not revision.future.exception():
-                    delete(self.cache, revision.files.commit)
+                    delete(cache_for(revision.files, self.cache), revision.files.commit)
             finally:
                 revision.lock.release()
 
@@ -155,17 +158,18 @@ class Downloads:
         if not self._fits(wanted, []):
             raise ValueError(f"a checkpoint of {wanted.repository!r} takes {wanted.bytes / 1e9:.1f} GB, the disk "
                              f"budget is {self.disk / 1e9:.1f} GB: raise it (disk=, --disk).")
-        lock = _lock(self.cache, wanted.commit)  # another process that measures the same revision here would delete it
+        cache = cache_for(wanted, self.cache)
+        lock = _lock(cache, wanted.commit)  # another process that measures the same revision here would delete it
         try:
             lock.acquire(cancel_check=revision.dropped.is_set)
         except Timeout:
             raise _unwanted(wanted) from None
         revision.lock = lock
-        self._make_room(revision)
-        fetch(wanted, self.cache, revision.dropped)
-        return self.cache
+        self._make_room(revision, cache)
+        fetch(wanted, cache, revision.dropped)
+        return cache
 
-    def _make_room(self, revision: _Revision) -> None:
+    def _make_room(self, revision: _Revision, cache: Path) -> None:
         """Wait for the budget, delete what failed downloads and killed sweeps left, and look at the disk's free space.
         """
         wanted = revision.files
@@ -176,15 +180,21 @@ class Downloads:
                     break
                 idle = [each for each in others if not each.held]
                 self._drop(idle[0]) if idle else self._changed.wait()
-            mine = {each.files.commit for each in self._revisions.values() if each.lock} | {wanted.commit}
+            mine = [wanted, *(each.files for each in self._revisions.values() if each.lock)]
         if not self.keep:
-            delete_left_behind(self.cache, mine)
-        needed = sum(wanted.needed[name][0] for name in missing(self.cache, wanted))
-        free = shutil.disk_usage(self.cache).free
+            for each in [self.cache, *self.cache.glob(f"{FOLDERS}/*")]:
+                delete_left_behind(each, {files.commit for files in mine if cache_for(files, self.cache) == each})
+        needed = sum(wanted.needed[name][0] for name in missing(cache, wanted))
+        free = shutil.disk_usage(cache).free
         if needed > free:
             raise OSError(errno.ENOSPC, f"{wanted.repository!r} needs {needed / 1e9:.1f} GB more in "
-                                        f"{str(self.cache)!r}, {free / 1e9:.1f} GB are free: free some space, or set "
+                                        f"{str(cache)!r}, {free / 1e9:.1f} GB are free: free some space, or set "
                                         "HF_HOME to a larger disk")
+
+
+def cache_for(wanted: Files, cache: Path) -> Path:
+    """The cache that a revision is fetched into: `cache`, or the one in it for folders of that name."""
+    return cache / FOLDERS / quote(wanted.folder, safe="") if wanted.folder else cache
 
 
 def missing(cache: Path, wanted: Files) -> list[str]:

@@ -1,5 +1,8 @@
 """What the hub, or a cache of it, says of a repository: its branches, their commits, the files of a commit.
 
+A checkpoint that lies in a folder of a repository has a revision with the folder behind a colon, `main:step-20`, as git
+writes it; no branch has a colon in its name. Its commit is written alike.
+
 Answers come with their reason when there is none: a repository that is gated, missing or out of reach. Short failures
 (rate limits, server errors, lost connections) are tried again, with waits that grow.
 """
@@ -13,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from reptrace.checkpoints.weights import SMALL, WeightsError, read_json, weight_files
+from reptrace.checkpoints.weights import CONFIG, SMALL, VOCABULARIES, WeightsError, read_json, weight_files
 from reptrace.support.arguments import near, near_folders
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -34,12 +37,21 @@ class HubError(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """The files of one commit that opening the model needs: name -> (bytes, SHA-256 where the hub states one)."""
+    """The files of one commit that opening the model needs: name -> (bytes, SHA-256 where the hub states one).
+
+    `folder`: where in the commit the model lies, "" for its top; names begin with it.
+    """
 
     repository: str
     commit: str
     needed: Mapping[str, tuple[int, str | None]]
     weight_names: frozenset[str] = frozenset()
+    folder: str = ""
+
+    @property
+    def revision(self) -> str:
+        """The commit, with the folder if there is one."""
+        return inside(self.commit, self.folder)
 
     @property
     def bytes(self) -> int:
@@ -47,9 +59,25 @@ class Files:
 
     @property
     def weights(self) -> frozenset[tuple[str, str]]:
-        """Names and hashes of the weight files: two commits with the same ones have the same weights."""
-        named = ((name, self.needed[name][1]) for name in self.weight_names)
+        """Names and hashes of the weight files: two commits, or folders, with the same ones have the same weights."""
+        named = ((name.removeprefix(f"{self.folder}/"), self.needed[name][1]) for name in self.weight_names)
         return frozenset((name, digest) for name, digest in named if digest)
+
+
+def inside(revision: str, folder: str) -> str:
+    """A branch or commit with a folder in it; itself without."""
+    return f"{revision}:{folder}" if folder else revision
+
+
+def parted(revision: str | None) -> tuple[str, str]:
+    """The branch, tag or commit of a revision ("main" of none), and the folder in it, "" for its top."""
+    name, _, folder = (revision or "main").partition(":")
+    return name, folder.strip("/")
+
+
+def upwards(folder: str) -> list[str]:
+    """A folder and those above it, up to the top, which is ""."""
+    return [folder, *(str(each) for each in PurePosixPath(folder).parents if each.name), ""] if folder else [""]
 
 
 def branches(repository: str, cache_dir: str | Path | None = None) -> dict[str, str]:
@@ -68,18 +96,32 @@ def branches(repository: str, cache_dir: str | Path | None = None) -> dict[str, 
     return {branch["name"]: branch["targetCommit"] for branch in listed}
 
 
+def folders(repository: str, branch: str = "main", cache_dir: str | Path | None = None) -> dict[str, str]:
+    """Revision -> commit of every folder that holds a model's configuration at a branch, both with the folder.
+
+    Of a cache if `cache_dir` is given, else of the hub; raises as `branches` does.
+    """
+    if cache_dir is None:
+        commit = _hash(repository, branch)
+        names = [name for name in _listed(repository, commit) if name.endswith(f"/{CONFIG}")]
+    else:
+        commit = commit_of(repository, branch, cache_dir)
+        top = repository_folder(cache_dir, repository) / "snapshots" / commit
+        names = [path.relative_to(top).as_posix() for path in top.glob(f"*/**/{CONFIG}")]
+    found = sorted(name.removesuffix(f"/{CONFIG}") for name in names)
+    return {inside(branch, folder): inside(commit, folder) for folder in found}
+
+
 def commit_of(repository: str, revision: str | None = None, cache_dir: str | Path | None = None) -> str:
     """Commit hash that a revision stands for, on the hub or, out of its reach, in the cache; itself if in neither."""
     from huggingface_hub import constants
 
-    revision = revision or "main"
-    if COMMIT.fullmatch(revision):
-        return revision
+    name, folder = parted(revision)
     if cache_dir is None and not constants.HF_HUB_OFFLINE:
         with suppress(HubError):  # no network, or no such revision: opening the model says which
-            return _info(repository, revision).sha
-    ref = repository_folder(cache_dir or constants.HF_HUB_CACHE, repository) / "refs" / revision
-    return ref.read_text().strip() if ref.is_file() else revision
+            return inside(_hash(repository, name), folder)
+    ref = repository_folder(cache_dir or constants.HF_HUB_CACHE, repository) / "refs" / name
+    return inside(ref.read_text().strip() if ref.is_file() else name, folder)
 
 
 def repository_folder(cache_dir: str | Path, repository: str) -> Path:
@@ -95,20 +137,45 @@ def reachable() -> bool:
 
 
 def files(repository: str, revision: str) -> Files:
-    """Files of a commit that opening its model needs, with sizes and hashes, as `weights.weight_files` finds them."""
-    return _files(repository, revision if COMMIT.fullmatch(revision) else _info(repository, revision).sha)
+    """Files of a commit that opening its model needs, with sizes and hashes, as `weights.weight_files` finds them.
+
+    Of a folder in it: those in the folder and, where its tokenizer lies above it, the small ones there.
+    """
+    name, folder = parted(revision)
+    return _files(repository, _hash(repository, name), folder)
+
+
+def _hash(repository: str, revision: str) -> str:
+    """The commit's hash that a branch or tag stands for on the hub; itself if it is one."""
+    return revision if COMMIT.fullmatch(revision) else _info(repository, revision).sha
 
 
 @lru_cache(maxsize=4096)  # a commit never changes
-def _files(repository: str, commit: str) -> Files:
-    siblings = _info(repository, commit, files_metadata=True).siblings or []
-    listed = {s.rfilename: (s.size or 0, s.lfs.sha256 if s.lfs else None) for s in siblings}
+def _files(repository: str, commit: str, folder: str) -> Files:
+    listed = _listed(repository, commit)
+
+    def of(folder: str) -> dict[str, str]:
+        """Names in a folder, as seen from within -> their whole names."""
+        start = f"{folder}/" if folder else ""
+        return {name.removeprefix(start): name for name in listed if name.startswith(start)}
+
+    own = of(folder)
     try:
-        chosen = weight_files(listed, lambda name: _json(repository, commit, name))
+        chosen = weight_files(own, lambda name: _json(repository, commit, own[name]))
     except (FileNotFoundError, WeightsError) as error:
-        raise HubError(f"{repository!r} at {commit[:12]} cannot be opened: {error}") from error
-    needed = {*chosen, *(name for name in listed if SMALL.fullmatch(name))}
-    return Files(repository, commit, {name: listed[name] for name in sorted(needed)}, frozenset(chosen))
+        raise HubError(f"{repository!r} at {inside(commit[:12], folder)} cannot be opened: {error}") from error
+    around = {place: of(place) for place in upwards(folder)}
+    reading = next((names for names in around.values() if VOCABULARIES & set(names)), own)
+    small = {whole for names in (own, reading) for name, whole in names.items() if SMALL.fullmatch(name)}
+    weights = frozenset(own[name] for name in chosen)
+    return Files(repository, commit, {name: listed[name] for name in sorted(weights | small)}, weights, folder)
+
+
+@lru_cache(maxsize=4096)
+def _listed(repository: str, commit: str) -> dict[str, tuple[int, str | None]]:
+    """All files of a commit: name -> bytes, and SHA-256 where the hub states one."""
+    siblings = _info(repository, commit, files_metadata=True).siblings or []
+    return {s.rfilename: (s.size or 0, s.lfs.sha256 if s.lfs else None) for s in siblings}
 
 
 def _json(repository: str, commit: str, name: str) -> dict:

@@ -14,13 +14,15 @@ from reptrace.support.arguments import shown
 
 # step1000, stage1-step1000-tokens3B, step_40, checkpoint-500, ckpt-500, iter_0000500, global_step500, epoch=1-step=500
 TOKENS = re.compile(r"-tokens(\d+)B(?=$|[-_])")
-STEP = re.compile(r"(?:^|[-_/])(?:step|checkpoint|ckpt|iter(?:ation)?)[-_=]?(\d+)(?=$|[-_])", re.IGNORECASE)
+STEP = re.compile(r"(?:^|[-_/:])(?:step|checkpoint|ckpt|iter(?:ation)?)[-_=]?(\d+)(?=$|[-_])", re.IGNORECASE)
 LARGEST = 2**62  # numbers beyond are no steps, and would not fit into a table
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """One model on the way: a repository with a revision (in `cache_dir` if given), or a folder.
+
+    The revision of a model in a folder of a repository, and its commit, have the folder behind a colon (`hub`).
 
     `step` counts optimizer steps of its stage, `tokens` the pretraining tokens seen; None where they are not known.
     `stage` is the part of the training it belongs to, `commit` the hash its revision stood for when it was listed,
@@ -89,7 +91,8 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
         step (all of them and, without a step, the other models there: checkpoint-best, or the one that the Trainer
         saved beside them at the end); or a repository.
     revision : str, optional
-        Of a repository: a revision, or a pattern with * over its branches ("step*" for the whole of a Pythia).
+        Of a repository: a revision, or a pattern with * over its branches ("step*" for the whole of a Pythia), or over
+        the folders of one of them ("main:step-*").
     tokens_per_step : int, optional
         Training tokens an optimizer step took; fills in `tokens`. Without it, OLMo's `-tokens3B` in a name is taken.
 
@@ -108,7 +111,8 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
         steps = {str(child): step for child, step in _checkpoints_in(path).items()}
         found = [(child, None) for child in steps] or [(model, None)]
     elif revision and "*" in revision:
-        known = hub.branches(model, cache_dir)
+        branch, folder = hub.parted(revision)
+        known = hub.folders(model, branch, cache_dir) if folder else hub.branches(model, cache_dir)
         found = [(model, branch) for branch in known if fnmatchcase(branch, revision)]
         if not found:
             raise FileNotFoundError(f"{model!r} has no revision that fits {revision!r}; it has "

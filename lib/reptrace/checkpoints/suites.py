@@ -23,16 +23,18 @@ from reptrace.checkpoints.listing import Checkpoint, by_step, checkpoints, fault
 from reptrace.support.arguments import near
 
 SUITES = Path(__file__).with_name("suites.yaml")
-STAGE_KEYS = {"stage", "repository", "branch", "steps", "tokens_per_step", "tokens_before", "gated", "cache_dir"}
-SUITE_KEYS = {"for", "about", "stages", "shape"} | STAGE_KEYS
+STAGE_KEYS = {"stage", "repository", "branch", "revision", "subfolder", "steps", "tokens_per_step", "tokens_before",
+              "gated", "cache_dir"}
+SUITE_KEYS = {"for", "about", "source", "unseen", "stages", "shape"} | STAGE_KEYS
 SHAPE_NEEDS = {"parameters", "layers", "width", "vocabulary"}
-SHAPE_KEYS = SHAPE_NEEDS | {"context", "bytes_per_weight"}
+SHAPE_KEYS = SHAPE_NEEDS | {"context", "bytes_per_weight", "tied"}
 BRACES = re.compile(r"\{\w*\}")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a training whose checkpoints are branches of one repository (or its main revision, or a folder).
+    """A part of a training whose checkpoints are branches of one repository, or folders in it (or one revision of it,
+    or a folder of this machine).
 
     Parameters
     ----------
@@ -40,7 +42,11 @@ class Stage:
     stage : str, default "pretraining"
     branch : str, optional
         How its branches are named, with {step} and, where it is in the name, {tokens} for the tokens in units of 1e9
-        rounded up; {any} stands for anything else. Without it, the stage is the main revision.
+        rounded up; {any} stands for anything else. Without it, the stage is one revision.
+    revision : str, optional
+        Branch, tag or commit that is the stage's one checkpoint, or that holds its folders; default "main".
+    subfolder : str, optional
+        How the folders of its checkpoints are named ("step_{step}"), all of one revision, by the rules of `branch`.
     steps : str
         Published steps, "0 1 2 4 1000-143000/1000" or "TABLE.csv:MODEL" for a table of data/published; used where the
         hub cannot be asked. Empty: only the hub knows them.
@@ -55,6 +61,8 @@ class Stage:
     repository: str
     stage: str = "pretraining"
     branch: str | None = None
+    revision: str | None = None
+    subfolder: str | None = None
     steps: str = ""
     tokens_per_step: int | None = None
     tokens_before: int = 0
@@ -62,11 +70,12 @@ class Stage:
     cache_dir: str | None = None
 
     def __post_init__(self):
-        for name, optional in (("repository", False), ("stage", False), ("branch", True), ("cache_dir", True)):
+        for name, optional in (("repository", False), ("stage", False), ("branch", True), ("revision", True),
+                               ("subfolder", True), ("cache_dir", True)):
             value = getattr(self, name)
             if not isinstance(value, str) and not (optional and value is None):
                 raise ValueError(f"{name} must be text, got {value!r}.")
-            known = {"{step}", "{tokens}", "{any}"} if name == "branch" else set()
+            known = {"{step}", "{tokens}", "{any}"} if name in ("branch", "subfolder") else set()
             if left := set(BRACES.findall(value or "")) - known:
                 raise ValueError(f"{name} {value!r} has {', '.join(sorted(left))}, which has no values under `for`.")
         for name, least in (("tokens_per_step", 1), ("tokens_before", 0)):
@@ -78,36 +87,56 @@ class Stage:
             raise ValueError(f"gated must be true or false, got {self.gated!r}.")
         if not isinstance(self.steps, (str, int)):
             raise ValueError(f"steps must be text, got {self.steps!r}.")
-        self._check_branch(bool(read_steps(self.steps)))
+        if self.branch is not None and (self.revision or self.subfolder):
+            raise ValueError("checkpoints are branches, or one revision, or folders in it: branch goes without "
+                             "revision and subfolder.")
+        self._check_names(bool(read_steps(self.steps)))
 
-    def _check_branch(self, listed: bool) -> None:
-        """Whether branches can be told, and built from the listed steps."""
-        parts = BRACES.findall(self.branch or "")
-        if self.branch is not None and parts.count("{step}") != 1:
-            raise ValueError(f"branch {self.branch!r} must have {{step}} in it, once.")
-        if listed and self.branch is None:
-            raise ValueError("steps are of branches: say how these are named (branch: step{step}).")
+    def _check_names(self, listed: bool) -> None:
+        """Whether branches or folders can be told, and built from the listed steps."""
+        kind, named = ("subfolder", self.subfolder) if self.branch is None else ("branch", self.branch)
+        parts = BRACES.findall(named or "")
+        if named is not None and parts.count("{step}") != 1:
+            raise ValueError(f"{kind} {named!r} must have {{step}} in it, once.")
+        if listed and named is None:
+            raise ValueError("steps are of branches, or of folders: say how these are named (branch: step{step}).")
         if listed and "{any}" in parts:
-            raise ValueError(f"branch {self.branch!r} has {{any}}, which the hub alone knows: it can have no steps.")
+            raise ValueError(f"{kind} {named!r} has {{any}}, which the hub alone knows: it can have no steps.")
         if listed and "{tokens}" in parts and self.tokens_per_step is None:
-            raise ValueError(f"branch {self.branch!r} has {{tokens}}: its steps need tokens_per_step.")
+            raise ValueError(f"{kind} {named!r} has {{tokens}}: its steps need tokens_per_step.")
+
+    @property
+    def holder(self) -> str | None:
+        """The revision that holds the checkpoints' folders, where they are folders."""
+        return None if self.subfolder is None else self.revision or "main"
+
+    @property
+    def names(self) -> str | None:
+        """How the revisions of its checkpoints are named; None where it is one revision."""
+        return self.branch if self.subfolder is None else hub.inside(self.holder, self.subfolder)
+
+    @property
+    def on_the_hub_alone(self) -> bool:
+        """Whether it has checkpoints that no steps are listed of."""
+        return self.names is not None and not str(self.steps) and not Path(self.repository).is_dir()
 
     @cached_property
     def pattern(self) -> re.Pattern:
-        """What a branch of this stage looks like, with a group `step`."""
+        """What a revision of this stage looks like, with a group `step`."""
         parts = {"{step}": r"(?P<step>\d+)", "{tokens}": r"\d+", "{any}": ".+"}
-        pieces = re.split(r"(\{\w+\})", self.branch)
+        pieces = re.split(r"(\{\w+\})", self.names)
         return re.compile("".join(parts.get(piece, re.escape(piece)) for piece in pieces))
 
     def checkpoints(self, known: Mapping[str, str] | None) -> list[Checkpoint]:
-        """In order of their steps; `known` maps the repository's branches to commits, None where it was not asked."""
+        """In order of their steps; `known` maps the repository's branches, or the folders of one, to commits, None
+        where it was not asked."""
         if Path(self.repository).is_dir():
             return [replace(point, stage=self.stage, tokens=None if point.step is None else self._tokens(point.step))
                     for point in checkpoints(self.repository)]
-        if self.branch is None:
+        if self.names is None:
             tokens = self.tokens_before or None
-            return [Checkpoint(self.repository, None, None, tokens, self.cache_dir, self.stage,
-                               (known or {}).get("main"))]
+            return [Checkpoint(self.repository, self.revision, None, tokens, self.cache_dir, self.stage,
+                               (known or {}).get(self.revision or "main"))]
         if known is None:
             steps = {self._name(step): step for step in read_steps(self.steps)}
         else:
@@ -119,17 +148,28 @@ class Stage:
         return None if self.tokens_per_step is None else self.tokens_before + step * self.tokens_per_step
 
     def _name(self, step: int) -> str:
-        return self.branch.format(step=step, tokens=-(-step * (self.tokens_per_step or 0) // 10**9))
+        return self.names.format(step=step, tokens=-(-step * (self.tokens_per_step or 0) // 10**9))
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A training by name: its stages in order, and the shape of its models (see SHAPE_KEYS; {} if not known)."""
+    """A training by name: its stages in order, and the shape of its models (see SHAPE_KEYS; {} if not known).
+
+    `source` says where the names of its checkpoints were read; `unseen`, whether that is all: no listing of the hub's
+    own has been compared with them.
+    """
 
     name: str
     stages: tuple[Stage, ...]
     shape: Mapping[str, int] = field(default_factory=dict)
     about: str = ""
+    source: str = ""
+    unseen: bool = False
+
+    @property
+    def on_the_hub_alone(self) -> bool:
+        """Whether one of its stages has checkpoints that no steps are listed of."""
+        return any(stage.on_the_hub_alone for stage in self.stages)
 
     def of_stages(self, names: Sequence[str]) -> Suite:
         """With these stages alone; none named: all. ValueError where it has none of them."""
@@ -148,36 +188,41 @@ class Suite:
             Ask the hub (or the stage's cache) which branches there are and freeze their commits. Where it does not
             answer, or with False, the listed steps are taken, without commits.
         """
-        places = dict.fromkeys((stage.repository, stage.cache_dir) for stage in self.stages)
-        branches = {place: self._branches(*place, ask) for place in places}
+        listings = {place: self._listing(*place, ask) for place in dict.fromkeys(map(_place, self.stages))}
         found = []
         for stage in self.stages:
-            known = branches[stage.repository, stage.cache_dir]
+            known = listings[_place(stage)]
             if isinstance(known, hub.HubError):  # opening says what is wrong with the hub
-                if stage.branch is not None and not stage.steps:
+                if stage.on_the_hub_alone:
                     raise known
                 known = None
             found += stage.checkpoints(known)
         if not found:
-            raise hub.HubError(f"no checkpoints of {self.name!r} are known: {self._why(branches)}.")
+            raise hub.HubError(f"no checkpoints of {self.name!r} are known: {self._why(listings)}.")
         return [replace(point, fault=fault_of(point)) for point in found]
 
     @staticmethod
-    def _branches(repository: str, cache_dir: str | None, ask: bool) -> dict[str, str] | hub.HubError | None:
+    def _listing(repository: str, cache_dir: str | None, holder: str | None, ask: bool
+                 ) -> dict[str, str] | hub.HubError | None:
         if cache_dir is None and not (ask and hub.reachable() and not Path(repository).is_dir()):
             return None
         try:
-            return hub.branches(repository, cache_dir)
+            return hub.folders(repository, holder, cache_dir) if holder else hub.branches(repository, cache_dir)
         except hub.HubError as error:
             return error
 
-    def _why(self, branches: Mapping) -> str:
+    def _why(self, listings: Mapping) -> str:
         stage = self.stages[0]
-        known = branches[stage.repository, stage.cache_dir]
+        known = listings[_place(stage)]
         if known is None:
             return f"the hub was not asked, and there are no steps of {stage.repository!r} to go by"
-        return (f"{stage.repository!r} has no branch like {stage.branch}; it has "
+        return (f"{stage.repository!r} has no {'folder' if stage.holder else 'branch'} like {stage.names}; it has "
                 f"{', '.join(by_step(known)[:8]) or 'none'}")
+
+
+def _place(stage: Stage) -> tuple[str, str | None, str | None]:
+    """What a listing of a stage's checkpoints is of."""
+    return stage.repository, stage.cache_dir, stage.holder
 
 
 def registered(*extra: str | Path) -> dict[str, Suite]:
@@ -278,10 +323,15 @@ def _filled(template: str, entry: dict, stages: list[dict], chosen: dict[str, st
     for k, stage in enumerate(built):
         if any((stage.repository, stage.stage) == (other.repository, other.stage) for other in built[:k]):
             raise ValueError(f"two stages are {stage.stage!r} of {stage.repository!r}: tell them apart by `stage`.")
-    name = filled(template)
+    name, source, unseen = filled(template), filled(entry.get("source", "")), entry.get("unseen", False)
+    if not isinstance(source, str):
+        raise ValueError(f"source must be text, got {source!r}.")
+    if not isinstance(unseen, bool):
+        raise ValueError(f"unseen must be true or false, got {unseen!r}.")
     if left := BRACES.findall(name):
         raise ValueError(f"its name has {', '.join(left)}, which has no values under `for`.")
-    return Suite(name, built, _shape(filled(entry.get("shape")), shapes), filled(entry.get("about", "")))
+    shape, about = _shape(filled(entry.get("shape")), shapes), filled(entry.get("about", ""))
+    return Suite(name, built, shape, about, source, unseen)
 
 
 def _shape(shape, shapes: dict) -> dict[str, int]:

@@ -29,6 +29,8 @@ STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float1
 SCALES = re.compile(r"scale|absmax|scb|quant_(state|map)|qzeros", re.IGNORECASE)
 # Files that opening a model or a tokenizer reads, beside its weights.
 SMALL = re.compile(r"[^/]*\.(json|txt|model|jinja|py|tiktoken|spm)")
+# One of these is in every folder that a tokenizer can be opened from.
+VOCABULARIES = {"tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt"}
 LFS_POINTER = b"version https://git-lfs"
 # Tensors of a file that a model may leave without harm. Buffers that older versions of transformers stored and newer
 # ones compute: rotary frequencies and tables, causal masks and their fill value, positions, slopes.

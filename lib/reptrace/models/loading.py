@@ -56,7 +56,8 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
     name : str
         Repository ("EleutherAI/pythia-1b") or folder.
     revision : str, optional
-        Branch, tag or commit of the repository. A plain folder has none.
+        Branch, tag or commit of the repository, with a folder in it behind a colon ("main:step-20"). A plain folder has
+        none.
     cache_dir : str, optional
         Hub cache to read, default transformers' own. A suite trained here lives in one of its own (`pretrain`).
     device, dtype : str, see `placement`; float16 is refused: it overflows.
@@ -113,7 +114,7 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
 
 def load_tokenizer(name: str, revision: str | None = None, cache_dir: str | None = None, *,
                    trust_remote_code: bool = False):
-    """The tokenizer stored with a model.
+    """The tokenizer stored with a model; of a model in a folder of a repository, there or in the nearest folder above.
 
     Raises
     ------
@@ -124,6 +125,17 @@ def load_tokenizer(name: str, revision: str | None = None, cache_dir: str | None
     ValueError
         Its files are damaged, or it comes with code of its own, see `load`.
     """
+    branch, folder = hub.parted(revision)
+    try:
+        return _tokenizer_at(name, revision, cache_dir, trust_remote_code)
+    except FileNotFoundError:
+        for place in hub.upwards(folder)[1:]:
+            with suppress(FileNotFoundError):
+                return _tokenizer_at(name, hub.inside(branch, place), cache_dir, trust_remote_code)
+        raise
+
+
+def _tokenizer_at(name: str, revision: str | None, cache_dir: str | None, trust_remote_code: bool):
     from transformers import AutoTokenizer
 
     source = _source(name, revision, cache_dir)
@@ -213,7 +225,9 @@ def _source(name: str, revision: str | None, cache_dir: str | None) -> tuple[str
 def _where(name: str, revision: str | None, cache_dir: str | None) -> dict:
     if os.path.isdir(name):
         return {}
-    return {"revision": revision or "main", "cache_dir": cache_dir, "local_files_only": cache_dir is not None}
+    branch, folder = hub.parted(revision)
+    return {"revision": branch, "cache_dir": cache_dir, "local_files_only": cache_dir is not None,
+            **({"subfolder": folder} if folder else {})}
 
 
 def _path(file: str, name: str, revision: str | None, cache_dir: str | None) -> Path | None:
@@ -278,7 +292,7 @@ def _is_own_code(value) -> bool:
 
 def _has_vocabulary(names: Iterable[str], name: str, revision: str | None, cache_dir: str | None) -> bool:
     """Whether a model has one of the files that hold a tokenizer's vocabulary."""
-    known = {*names, "tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt"}
+    known = weights.VOCABULARIES.union(names)
     return any(_path(file, name, revision, cache_dir) for file in sorted(known))
 
 

@@ -126,7 +126,7 @@ class Cluster:
         for slot in self.slots:
             if slot.following and slot.following.at.files:
                 with suppress(Exception):  # the worker has gone, and its lock with it
-                    self.client.run(_leave, slot.following.at.files.commit, *self.options, workers=[slot.address])
+                    self.client.run(_leave, slot.following.at.files.revision, *self.options, workers=[slot.address])
 
     def _see_workers(self) -> None:
         """Slots for workers that have come; the jobs of those that have gone go back into the queue."""
@@ -217,8 +217,8 @@ def _give(parts: dict[str, Part], dask_worker=None) -> None:
             dask_worker.status = Status.running
 
 
-def _leave(commit: str, *options) -> None:
-    _unwanted.add(commit)  # a job that still runs here may yet begin to fetch it
+def _leave(revision: str, *options) -> None:
+    _unwanted.add(revision)  # a job that still runs here may yet begin to fetch it
     if options in _downloads:
         _downloads[options].close()
 
@@ -226,8 +226,8 @@ def _leave(commit: str, *options) -> None:
 def _on_worker(job: Job, following: Job | None, parts: list[str], disk: int | None, keep: bool) -> list[list[dict]]:
     """`measured`, in a worker's process, whose downloads outlive the job."""
     downloads = _downloads.setdefault((disk, keep), Downloads(disk, keep))
-    ahead = following.at.files.commit if following and following.at.files else None
-    _unwanted.difference_update({job.at.files and job.at.files.commit, ahead})
+    ahead = following.at.files.revision if following and following.at.files else None
+    _unwanted.difference_update({job.at.files and job.at.files.revision, ahead})
     _import_transformers()
     try:
         whole = replace(job, parts=tuple(_parts[key] for key in parts))

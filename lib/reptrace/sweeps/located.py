@@ -79,7 +79,7 @@ def located(checkpoints: Sequence[Checkpoint], opening: Opening, progress: bool 
         if isinstance(files, hub.HubError):
             places[point] = Located(commit, trouble=str(files))
         else:
-            places[point] = Located(files.commit if files else commit, files)
+            places[point] = Located(files.revision if files else commit, files)
     return {point: places[point] for point in wanted}
 
 

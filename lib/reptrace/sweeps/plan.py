@@ -71,8 +71,9 @@ def estimate(suites: Sequence[Suite], probes: Sequence[ProbeSpec], count: int | 
     pandas.DataFrame: suite, published, faulty, chosen, done (checkpoints), gb_each, gb_download, gb_disk (with the
     default budget of two checkpoints a GPU), gb_memory (of the GPU: weights in bfloat16 and a batch), petaflop,
     gpu_hours, download_hours, hours (the two overlap: the longer one), fits (into one GPU), sizes ("files" or
-    "estimated"); nan where a suite's shape is not known. What lies in a folder, or in a cache that the suite names, is
-    not downloaded.
+    "estimated"); nan where a suite's shape is not known. names: "seen" (on the hub, now, or here), "listed" in the
+    suite's file, or "not yet seen" (listed there from public text alone). What lies in a folder, or in a cache that the
+    suite names, is not downloaded.
     """
     suites = [suites] if isinstance(suites, Suite) else list(suites)
     if not all(isinstance(suite, Suite) for suite in suites):
@@ -104,7 +105,13 @@ def _row(suite: Suite, count, probes: Sequence[ProbeSpec], done: set, gpu: GPU, 
             "gb_disk": _times(min(len(fetched), 2 * gpus), size) / 1e9, "gb_memory": memory / 1e9,
             "petaflop": _times(len(left), operations) / 1e15, "gpu_hours": measuring * gpus,
             "download_hours": downloading, "hours": max(measuring, downloading), "fits": "?" if memory != memory else
-            "yes" if memory <= gpu.memory else "no", "sizes": sizes}
+            "yes" if memory <= gpu.memory else "no", "sizes": sizes, "names": _named_by(suite, points)}
+
+
+def _named_by(suite: Suite, points) -> str:
+    """Who says that there are these checkpoints."""
+    asked = any(point.commit or Path(point.model).is_dir() for point in points)
+    return "seen" if asked else "not yet seen" if suite.unseen else "listed"
 
 
 def _times(count: int, each: float) -> float:
@@ -140,5 +147,5 @@ def _operations(shape, tokens: int, context: int) -> float:
     """Of one forward pass over so many tokens, without embeddings and LM head."""
     if not {"parameters", "layers", "width", "vocabulary"} <= set(shape):
         return float("nan")
-    weights = shape["parameters"] - 2 * shape["vocabulary"] * shape["width"]
+    weights = shape["parameters"] - (1 if shape.get("tied") else 2) * shape["vocabulary"] * shape["width"]
     return tokens * (2 * weights + 2 * shape["layers"] * shape["width"] * context)
