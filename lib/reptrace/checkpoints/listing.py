@@ -86,8 +86,8 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
     ----------
     model : str
         A folder with a model in it; a GGUF file, or a folder with one; a folder of a Trainer's `checkpoint-N` folders,
-        or of others whose names state a step (all of them and, without a step, the other models there: checkpoint-best, or the one that the Trainer
-        saved beside them at the end); or a repository.
+        or of others whose names state a step (all of them and, without a step, the other models there:
+        checkpoint-best, or the one that the Trainer saved beside them at the end); or a repository.
     revision : str, optional
         Of a repository: a revision, or a pattern with * over its branches ("step*" for the whole of a Pythia).
     tokens_per_step : int, optional

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import tempfile
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -31,18 +34,17 @@ def opened(loader, name: str, **options):
     """
     from transformers import GgufConfig
 
-    header, file = gguf_files.header(name), Path(name)
+    header = gguf_files.header(name)
     _check_architecture(header)
-    if "Tokenizer" in loader.__name__ and "tokenizer.ggml.tokens" not in header.facts:
+    if "Config" in loader.__name__:
+        return copy.deepcopy(_configuration(header))
+    if "Tokenizer" not in loader.__name__:
+        options["quantization_config"] = GgufConfig(dequantize=True)
+        options["config"] = copy.deepcopy(_configuration(header))
+    elif "tokenizer.ggml.tokens" not in header.facts:
         raise FileNotFoundError(f"{name!r} has no tokenizer in it: name one that gives the ids that the model was "
                                 "trained on (tokenizer=..., --tokenizer).")
-    if "dtype" in options:  # a model
-        options["quantization_config"] = GgufConfig(gguf_file=file.name, dequantize=True)
-    try:
-        return loader.from_pretrained(str(file.parent), gguf_file=file.name, **options)
-    except (ValueError, KeyError, IndexError, NotImplementedError) as error:
-        raise GGUFError(f"transformers cannot open {name!r} ({header.architecture}, "
-                        f"{header.quantization['quantization']}): {' '.join(str(error).split())[:300]}") from error
+    return _from_file(loader, header, **options)
 
 
 def finish(name: str, model: nn.Module, unexpected: Collection[str], head: bool) -> None:
@@ -79,6 +81,31 @@ def finish(name: str, model: nn.Module, unexpected: Collection[str], head: bool)
                         "GGUF file: its numbers would be wrong. Take the model's own weights (safetensors).")
     if rotary is not None:
         _divide_frequencies(header, rotary, model)
+
+
+@lru_cache(maxsize=4)
+def _configuration(header: Header):
+    """Kept, since transformers takes seconds to read a file with a large vocabulary."""
+    from transformers import AutoConfig
+
+    return _from_file(AutoConfig, header)
+
+
+def _from_file(loader, header: Header, **options):
+    """`loader.from_pretrained` with nothing beside the file: from a tokenizer.json, an adapter or a chat template there
+    transformers would take what the file has itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, "model.gguf")
+        link.symlink_to(header.path.absolute())
+        try:
+            found = loader.from_pretrained(folder, gguf_file=link.name, **options)
+        except (ValueError, KeyError, IndexError, NotImplementedError) as error:
+            said = " ".join(str(error).split()).replace(str(link), "the file")[:300]
+            raise GGUFError(f"transformers cannot open {str(header.path)!r} ({header.architecture}, "
+                            f"{header.quantization['quantization']}): {said}") from error
+    named = found[0].config if isinstance(found, tuple) else found
+    named.name_or_path = str(header.path)
+    return found
 
 
 def _check_architecture(header: Header) -> None:
