@@ -23,6 +23,7 @@ from reptrace.__main__ import main
 from reptrace.checkpoints import gguf_files
 from reptrace.checkpoints.gguf_files import GGUFError
 from reptrace.checkpoints.listing import checkpoints
+from reptrace.models import gguf_models
 from reptrace.models.loading import load, load_tokenizer
 from reptrace.records.store import Store
 from reptrace.sweeps.evaluation import evaluate_checkpoints
@@ -279,3 +280,21 @@ def test_a_missing_package_is_named(tmp_path, file, monkeypatch):
     gguf_files._header.cache_clear()
     with pytest.raises(ImportError, match=r"read by the package gguf, which is not installed .*: pip install gguf"):
         load(str(file))
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q5_0", "Q4_0"])
+def test_weights_that_pass_through_blocks_are_those_of_the_file(tmp_path, llama, kind):
+    path = written(tmp_path / "tiny.gguf", *llama, Type[kind])
+    model, _ = tiny_llama()
+    found = gguf_models.quantize(model, kind)
+    torch.testing.assert_close(logits(model), logits(load(str(path), device="cpu")), rtol=0, atol=0)
+    assert found["bits_per_weight"] == pytest.approx(gguf_files.header(path).quantization["bits_per_weight"])
+    before, after = ([weight.flatten() for weight in each.state_dict().values() if weight.ndim > 1]
+                     for each in (llama[0], model))
+    moved = torch.linalg.norm(torch.cat(after) - torch.cat(before)) / torch.linalg.norm(torch.cat(before))
+    assert found["weight_error"] == pytest.approx(moved.item(), rel=1e-5)  # sums in float32
+
+
+def test_rows_that_are_no_whole_blocks_cannot_be_quantized():
+    with pytest.raises(ValueError, match=r"rows of weight have 24 weights, no multiple of the 32 .* Q4_0 holds"):
+        gguf_models.quantize(torch.nn.Linear(24, 3), "Q4_0")

@@ -1,4 +1,6 @@
-"""Models and tokenizers out of GGUF files, as transformers makes them, and what it leaves out of a file."""
+"""Models and tokenizers out of GGUF files, as transformers makes them, and what it leaves out of a file; and weights as
+they come out of GGUF's blocks.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ from reptrace.models.positions import rope_parameters, text_config
 
 ROTARY = "rope_freqs.weight"  # by what each rotary frequency is divided (Llama 3.1 and later)
 HEAD = "output.weight"
+BLOCK = 32  # weights of a row that share a scale, in all types that the package gguf can write
 
 
 def opened(loader, name: str, **options):
@@ -106,6 +109,43 @@ def _from_file(loader, header: Header, **options):
     named = found[0].config if isinstance(found, tuple) else found
     named.name_or_path = str(header.path)
     return found
+
+
+@torch.no_grad()
+def quantize(model: nn.Module, kind: str) -> dict:
+    """Put a model's matrices into blocks of a type ("Q4_0") and out again, in place; vectors stay as they are.
+
+    Embeddings count as matrices. So a model of any architecture has the weights that its GGUF file would have.
+
+    Returns
+    -------
+    dict: bits_per_weight, of the whole model; weight_error, the root mean square of what changed in the matrices,
+    against that of the matrices themselves
+
+    Raises
+    ------
+    ValueError
+        A matrix whose rows are no whole blocks.
+    """
+    import gguf
+
+    number = gguf.GGMLQuantizationType[kind]
+    block, size = gguf.GGML_QUANT_SIZES[number]
+    bits, moved, total = 0.0, 0.0, 0.0
+    for name, weight in model.named_parameters():
+        if weight.ndim < 2:
+            bits += 32 * weight.numel()
+            continue
+        if weight.shape[-1] % block:
+            raise ValueError(f"rows of {name} have {weight.shape[-1]} weights, no multiple of the {block} that a block "
+                             f"of {kind} holds.")
+        before = weight.float().numpy()
+        after = gguf.dequantize(gguf.quantize(before, number), number)
+        moved, total = moved + float(np.sum((after - before) ** 2.0)), total + float(np.sum(before**2.0))
+        bits += 8 * size / block * weight.numel()
+        weight.copy_(torch.from_numpy(after))
+    return {"bits_per_weight": bits / sum(weight.numel() for weight in model.parameters()),
+            "weight_error": (moved / total) ** 0.5}
 
 
 def _check_architecture(header: Header) -> None:
