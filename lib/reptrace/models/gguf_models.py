@@ -20,7 +20,7 @@ from reptrace.models.positions import rope_parameters, text_config
 
 ROTARY = "rope_freqs.weight"  # by what each rotary frequency is divided (Llama 3.1 and later)
 HEAD = "output.weight"
-BLOCK = 32  # weights of a row that share a scale, in all types that the package gguf can write
+BLOCK = 32  # weights of a row that share a scale, in Q8_0, Q5_0 and Q4_0
 
 
 def opened(loader, name: str, **options):
