@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from gguf_writer import tiny_llama, written
 from safetensors.torch import load_file, save_file
 from test_loading import house
 from transformers import AutoConfig, T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments
@@ -236,6 +237,28 @@ def pickle(world):
     (world.one / "model.safetensors").unlink()
     torch.save(state | {"code": Path}, world.one / "pytorch_model.bin")
     raise world.traced()
+
+
+def of_gguf(spoil):
+    def case(world):
+        path = world.folder / "gguf" / "tiny.gguf"
+        path.parent.mkdir()
+        spoil(path)
+        table = trace(checkpoints(str(path)), world.probe, Store(world.folder / "records"), progress=False)
+        raise Gap(table.reason[0])
+
+    return case
+
+
+def several_gguf(world):
+    for name in ("a.gguf", "b.gguf"):
+        world.file(name, b"GGUF")
+    return checkpoints(str(world.folder))
+
+
+def cut_gguf(path):
+    content = written(path, *tiny_llama()).read_bytes()
+    path.write_bytes(content[:-1000])
 
 
 def nan(world):
@@ -461,6 +484,17 @@ CASES = {
     "A quantization whose package is not installed": unknown_quantization,
     "An adapter in the model's folder": adapter,
     "A .bin file that holds more than tensors": pickle,
+    "A folder with several GGUF files": several_gguf,
+    "Something else under the name of a GGUF file": of_gguf(lambda path: path.write_text("<html>not found")),
+    "A GGUF file that is cut short": of_gguf(cut_gguf),
+    "A GGUF file that is one part of several":
+        of_gguf(lambda path: written(path, *tiny_llama(), facts={"split.count": 3, "split.no": 1})),
+    "A GGUF file of an architecture that transformers does not open":
+        of_gguf(lambda path: written(path, *tiny_llama(), architecture="gptneox")),
+    "A GGUF file with tensors that transformers leaves out":
+        of_gguf(lambda path: written(path, *tiny_llama(), further={"blk.0.attn_q.bias": [1.0] * 64})),
+    "A GGUF file whose positions are stretched (YaRN and the like)":
+        of_gguf(lambda path: written(path, *tiny_llama(), facts={"llama.rope.scaling.type": "yarn"})),
     "A model with Python code of its own": own_code,
     "A model whose code lies in another repository": others_code,
     "Files that change while they are measured": rewritten_meanwhile,

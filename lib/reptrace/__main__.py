@@ -109,7 +109,7 @@ def _suites_options(add) -> None:
 
 def _model(add, required: bool) -> None:
     add("--model", required=required,
-        help="hub repository; folder with a model; or folder of checkpoint-N folders (all)")
+        help="hub repository; folder with a model; GGUF file; or folder of checkpoint-N folders (all)")
     add("--revision", help='branch, tag or commit of the repository, or a pattern over its branches ("step*"); '
         'behind a colon a folder in it, or a pattern over its folders ("main:step-*")')
     add("--cache-dir", help="hub cache to read offline (default: transformers' own, filled from the hub as needed)")
@@ -392,7 +392,13 @@ def _summary(row) -> str:
     window = f"ranks {row.alpha_first_rank:.0f}..{row.alpha_last_rank:.0f}, " if row.alpha == row.alpha else ""
     return (f"{name} layer {row.layer}: RankMe {row.rankme:.2f} +- {row.rankme_stderr:.2f} (covariance eigenvalues, "
             f"centred), alpha {row.alpha:.3f} +- {row.alpha_stderr:.3f} ({window}R2 {row.alpha_r2:.3f}), "
-            f"M = {row.sequences}, d = {row.width:.0f}{_few(row)}")
+            f"M = {row.sequences}, d = {row.width:.0f}{_stored(row)}{_few(row)}")
+
+
+def _stored(row) -> str:
+    """How the weights of a GGUF file are quantized; nothing of other models."""
+    stored = getattr(row, "quantization", None)
+    return f", {stored}" if isinstance(stored, str) else ""
 
 
 def _few(row) -> str:
