@@ -139,6 +139,17 @@ def test_a_skill_that_no_model_has_comes_in_no_phase():
     assert told(skilled).verdict == OPEN
 
 
+def test_what_is_gained_from_far_back_needs_no_chance():
+    def told(gains, **rises):
+        return verdicts.long_range("copy", dict.fromkeys("abc", np.tile(gains, 50)), changes(**rises), None, "")
+
+    late = {"a": (0, 0.1), "b": (0, 0.1), "c": (0, 0.1)}
+    found = told([1, 0, 0, 0], **late)  # a quarter of the answers is right only with the whole passage
+    assert (found.verdict, found.runs, found.value) == (REPRODUCED, 3, 0.25) and "end alone" in found.here
+    nothing = told([1, -1, 0, 0], **late)  # as many are right with the end alone
+    assert (nothing.verdict, nothing.runs) == (OPEN, 0) and "0 of 3 runs answer better" in nothing.here
+
+
 def right(share, items=400):
     return (np.arange(items) < share * items).astype(float)
 

@@ -33,7 +33,8 @@ from reptrace.texts.repeats import LETTERS, REACH, cloze, copy
 
 CONTINUATION = (3, 2)  # tokens, the longer first
 QUESTIONS = "questions"
-NEAR = {"cloze": "cloze_near", "copy": "copy_near"}  # task -> the same questions without what stands far back
+# Task -> the same questions without what stands far back. The easier one first: it is the one that suites are asked.
+NEAR = {"copy": "copy_near", "cloze": "cloze_near"}
 METHOD = 2  # raised by hand when this module makes other items from the same text
 RUN = re.compile(r"\w+")  # of letters, digits and underscores
 WORDS = re.compile(r" [A-Za-z]+(?: [A-Za-z]+)*")
