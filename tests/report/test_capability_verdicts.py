@@ -14,6 +14,7 @@ from reptrace.checkpoints import published
 from reptrace.checkpoints.suites import suite
 from reptrace.measures.phases import Phases, Turn
 from reptrace.memorization.questions import Peak
+from reptrace.report import capabilities
 from reptrace.report import capability_verdicts as verdicts
 from reptrace.report.verdicts import NOT, OPEN, PARTLY, REPRODUCED, claims
 from reptrace.tasks import correlations
@@ -137,6 +138,31 @@ def test_a_skill_that_no_model_has_comes_in_no_phase():
     assert told(skilled, a=(0, 0.1), b=(0, 0.1), c=(0, 0.1)).verdict == REPRODUCED
     assert told(skilled, a=(0.1, 0.1), b=(0.1, 0.1), c=(0.1, 0)).verdict == NOT
     assert told(skilled).verdict == OPEN
+
+
+def test_what_is_gained_from_far_back_needs_no_chance():
+    def told(gains, **rises):
+        return verdicts.long_range("copy", dict.fromkeys("abc", np.tile(gains, 50)), changes(**rises), None, "")
+
+    late = {"a": (0, 0.1), "b": (0, 0.1), "c": (0, 0.1)}
+    found = told([1, 0, 0, 0], **late)  # a quarter of the answers is right only with the whole passage
+    assert (found.verdict, found.runs, found.value) == (REPRODUCED, 3, 0.25) and "end alone" in found.here
+    nothing = told([1, -1, 0, 0], **late)  # as many are right with the end alone
+    assert (nothing.verdict, nothing.runs) == (OPEN, 0) and "0 of 3 runs answer better" in nothing.here
+
+
+def test_a_gain_is_of_the_same_items_and_a_gap_where_either_is():
+    def answers(*items):
+        return pd.DataFrame({"model": "m", "revision": list("abc"), "tokens": [1, 2, 3], "items": list(items),
+                             "status": ["failed" if each is None else "measured" for each in items]})
+
+    far, near = answers([1, 1, 0, 1], [1, 0, 0, 0], None), answers([0, 1, 0, 0], None, [1, 1, 1, 1])
+    found = capabilities.gain(far, near, "more")
+    assert found.status.tolist() == ["measured", "failed", "failed"] and found.tokens.tolist() == [1, 2, 3]
+    assert found["items"][0].tolist() == [1, 0, 0, 1] and found["items"][1] is None
+    assert (found.more[0], found.more_stderr[0]) == (0.5, pytest.approx(np.std([1, 0, 0, 1], ddof=1) / 2))
+    assert found.more[1:].isna().all()
+    assert capabilities.gain(far[:0], near, "more").empty
 
 
 def right(share, items=400):

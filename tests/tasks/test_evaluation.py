@@ -49,6 +49,8 @@ from reptrace.texts.ngrams import NgramModel
 from reptrace.texts.probes import first_tokens
 
 CONTEXT, WIDTH = 48, 16
+# Our own tasks, and which part of an item each asks
+LOCAL = {"continuation": "passage", "cloze": "passage", "cloze_near": "near", "copy": "passage", "copy_near": "near"}
 STOCK = Path(lm_eval.__file__).parent / "tasks"
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "the", "dog", "ran", "to", "one", "red", "barn", "over", "green",
          "hills", "when", "rain", "fell"]
@@ -96,7 +98,7 @@ def lines(path, rows):
 
 @pytest.fixture
 def data(questions, tmp_path):
-    return dict.fromkeys(("continuation", "cloze", "cloze_near"), lines(tmp_path / "items.jsonl", questions))
+    return dict.fromkeys(LOCAL, lines(tmp_path / "items.jsonl", questions))
 
 
 @torch.no_grad()
@@ -108,11 +110,11 @@ def log_likelihood(model, tokenizer, prompt, answer):
     return sum(float(scores[k, token]) for k, token in pairs), all(int(scores[k].argmax()) == t for k, t in pairs)
 
 
-def by_hand(model, tokenizer, questions, passage="passage"):
+def by_hand(model, tokenizer, questions, passage="passage", space=" "):
     """1 for each question whose true choice has the highest log-likelihood, else 0."""
     found = []
     for q in questions:
-        scores = [log_likelihood(model, tokenizer, q[passage], f" {choice}")[0] for choice in q["choices"]]
+        scores = [log_likelihood(model, tokenizer, q[passage], f"{space}{choice}")[0] for choice in q["choices"]]
         found.append(float(np.argmax(scores) == q["answer"]))
     return found
 
@@ -131,11 +133,10 @@ def test_lm_evals_log_likelihoods_are_sums_of_log_softmax(model, tokenizer, ques
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
-@pytest.mark.parametrize(("task", "passage"), [("continuation", "passage"), ("cloze", "passage"),
-                                               ("cloze_near", "near")])
+@pytest.mark.parametrize(("task", "passage"), LOCAL.items())
 def test_a_local_tasks_accuracy_is_the_share_of_true_choices_that_score_highest(task, passage, model, tokenizer,
                                                                                 questions, data):
-    expected = by_hand(model, tokenizer, questions, passage)
+    expected = by_hand(model, tokenizer, questions, passage, "" if "copy" in task else " ")
     assert 0 < np.mean(expected) < 1
     [row] = evaluate(model, tokenizer, [task], 16, data=data)
     assert row.pop("items") == expected
@@ -333,8 +334,8 @@ def test_a_task_of_a_folder_of_ones_own_runs_by_its_name(model, tokenizer, quest
 
 def test_local_tasks_are_known_without_reading_lm_evals_own(monkeypatch):
     monkeypatch.setattr(harness, "_with_stock_tasks", None)
-    assert {path.stem for path in evaluation.LOCAL.glob("*.yaml")} == {"continuation", "cloze", "cloze_near"}
-    harness.manager(["continuation", "cloze", "cloze_near"], [evaluation.LOCAL])
+    assert {path.stem for path in evaluation.LOCAL.glob("*.yaml")} == set(LOCAL)
+    harness.manager(LOCAL, [evaluation.LOCAL])
 
 
 # Loss

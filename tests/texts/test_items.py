@@ -6,15 +6,18 @@ follow one another by chance. The tokenizer is trained on them; no two documents
 """
 
 import json
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from reptrace.texts import items
+from reptrace.texts import drafts, items
 from reptrace.texts.corpora import Corpus, train_tokenizer
-from reptrace.texts.items import REACH, cloze, continuation, distance, make, words_of
+from reptrace.texts.drafts import hashed
+from reptrace.texts.items import continuation, make, runs_of, words_of
 from reptrace.texts.ngrams import NgramModel
+from reptrace.texts.repeats import RARE, REACH, cloze
 
 CONTEXT = 64
 SYLLABLES = [first + second for first in "bdfgklmnprst" for second in "aeiou"]
@@ -68,12 +71,30 @@ def made(training, held_out, tokenizer, tokens, tmp_path_factory):
     return {name: [json.loads(line) for line in path.read_text().splitlines()] for name, path in files.items()}
 
 
-def ranks(ngrams, questions, tokenizer, passage="passage"):
+def space(task):
+    """What stands between a passage and a choice."""
+    return "" if task == "copy" else " "
+
+
+def after(tokenizer, q, choice, between):
+    """Token ids of a passage, and of a choice that follows it."""
+    known, whole = tokenizer([q["passage"], f"{q['passage']}{between}{choice}"], add_special_tokens=False)["input_ids"]
+    assert whole[: len(known)] == known
+    return known, whole[len(known) :]
+
+
+def ranks(ngrams, questions, tokenizer, between=" "):
     """The true choice's rank under the n-grams, 0 being the best, for each item."""
-    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    pairs = [(encode(q[passage]), encode(f" {choice}")) for q in questions for choice in q["choices"]]
+    pairs = [after(tokenizer, q, choice, between) for q in questions for choice in q["choices"]]
     scores = ngrams.score(pairs).reshape(-1, 4)
     return np.array([(row > row[q["answer"]]).sum() for row, q in zip(scores, questions, strict=True)])
+
+
+def since(tokenizer, passage, name):
+    """Tokens of a passage after the last place of a name."""
+    spans = tokenizer(passage, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    end = passage.rindex(name) + len(name)
+    return sum(start >= end for start, _ in spans)
 
 
 # N-grams
@@ -129,39 +150,70 @@ def test_ngrams_that_cannot_be_counted_are_refused(tokens, vocabulary, order, me
 # Items
 
 
-@pytest.mark.parametrize("task", ["continuation", "cloze"])
+@pytest.mark.parametrize("task", ["continuation", "cloze", "copy"])
 def test_items_come_from_held_out_documents_one_each_and_fit_the_context(task, made, held_out, tokenizer):
-    hashes = {items._hash(text): text for text in held_out.documents}
+    hashes = {hashed(text): text for text in held_out.documents}
     questions = made[task]
     assert len(questions) > 100 and len({q["document"] for q in questions}) == len(questions)
     for q in questions:
-        truth = q["choices"][q["answer"]]
-        assert f"{q['passage']} {truth}" in hashes[q["document"]]
-        lengths = {len(tokenizer(f" {choice}", add_special_tokens=False)["input_ids"]) for choice in q["choices"]}
-        known = tokenizer(q["passage"], add_special_tokens=False)["input_ids"]
-        assert len(set(q["choices"])) == 4 and len(lengths) == 1 and len(known) + max(lengths) <= CONTEXT
+        assert f"{q['passage']}{space(task)}{q['choices'][q['answer']]}" in hashes[q["document"]]
+        pairs = [after(tokenizer, q, choice, space(task)) for choice in q["choices"]]
+        lengths = {len(ids) for _, ids in pairs}
+        assert len(set(q["choices"])) == 4 and len(lengths) == 1 and len(pairs[0][0]) + max(lengths) <= CONTEXT
 
 
 def test_the_true_word_of_a_cloze_stands_far_back_and_the_others_nowhere(made, tokenizer):
     for q in made["cloze"]:
         truth = q["choices"][q["answer"]]
-        assert distance(q["passage"], truth, tokenizer) == q["distance"] >= REACH
+        assert since(tokenizer, q["passage"], truth) == q["distance"] >= REACH
         assert truth not in q["near"] and q["passage"].endswith(q["near"])
         assert not any(word.lower() in q["passage"].lower() for word in q["choices"] if word != truth)
 
 
-def test_cloze_words_are_alike_in_capitals_and_rare(made, training):
-    counts = words_of(training)
+def test_the_identifier_of_a_copy_stands_far_back_and_goes_on_otherwise_nowhere(made, training, tokenizer):
+    runs = runs_of(training)
+    for q in made["copy"]:
+        head, truth = re.search(r"\w+$", q["passage"]).group(), q["choices"][q["answer"]]
+        assert since(tokenizer, q["passage"], head + truth) == q["distance"] >= REACH
+        assert head + truth not in q["near"] and q["passage"].endswith(q["near"]) and q["near"].endswith(head)
+        standing = [head + choice in q["passage"] for choice in q["choices"]]
+        assert sum(standing) == 1 and standing[q["answer"]]  # who looks up what followed the head is always right
+        assert runs[head + truth] <= RARE
+
+
+def test_choices_are_alike_in_letters_and_rare(made, training):
+    counts = words_of(runs_of(training))
     for q in made["cloze"]:
         assert len({(word.islower(), word.isupper(), word.istitle()) for word in q["choices"]}) == 1
-        assert max(counts[word] for word in q["choices"]) <= items.RARE
+        assert max(counts[word] for word in q["choices"]) <= RARE
+    for q in made["copy"]:
+        kinds = ["".join("a" if c.islower() else "A" if c.isupper() else c for c in rest) for rest in q["choices"]]
+        assert len({re.sub(r"(.)\1+", r"\1", kind) for kind in kinds}) == 1
+
+
+def test_a_name_with_underscores_and_digits_is_cut_behind_its_first_letters(tokenizer, ngrams):
+    rng = np.random.default_rng(5)
+    texts = []
+    for text in documents(60, 6):
+        words = text.split()
+        words[5] = words[40] = f"_{name_of(rng).lower()}_{name_of(rng)}{rng.integers(10)}"
+        texts.append(" ".join(words))
+    found = items.copy(texts, tokenizer, 2 * CONTEXT, ngrams, Counter())
+    heads = [re.search(r"\w+$", item.passage).group() for item in found]
+    assert len(found) > 20
+    for head, item in zip(heads, found, strict=True):
+        assert re.fullmatch("_[a-z]+", head) and item.passage.count(head + item.choices[item.answer]) == 1
+
+
+def test_words_are_counted_within_names_too():
+    assert words_of(runs_of(Corpus("one", ["get_it2 got it, get _it"]))) == {"get": 2, "it": 3, "got": 1}
 
 
 def test_the_place_of_the_answer_and_its_rank_among_the_ngrams_are_even(made, ngrams, tokenizer):
-    questions = made["cloze"]
-    found = np.bincount(ranks(ngrams, questions, tokenizer), minlength=4)
-    assert found.max() - found.min() <= 1  # each rank a quarter of the items
-    for task in ("continuation", "cloze"):
+    for task in ("cloze", "copy"):
+        found = np.bincount(ranks(ngrams, made[task], tokenizer, space(task)), minlength=4)
+        assert found.max() - found.min() <= 1  # each rank a quarter of the items
+    for task in ("continuation", "cloze", "copy"):
         places = np.bincount([q["answer"] for q in made[task]], minlength=4)
         assert (np.abs(places - places.mean()) < 4 * np.sqrt(places.mean())).all()  # four standard errors
 
@@ -181,15 +233,20 @@ def test_words_that_follow_by_rule_are_known_to_ngrams_in_continuation_but_not_i
     ids = np.concatenate(tokenizer(train, add_special_tokens=False)["input_ids"])
     model = NgramModel(ids, len(tokenizer))
     first = [item.__dict__ for item in continuation(held, tokenizer, CONTEXT)]
-    second = [item.__dict__ for item in cloze(held, tokenizer, CONTEXT, model, words_of(Corpus("train", train)))]
+    counts = words_of(runs_of(Corpus("train", train)))
+    second = [item.__dict__ for item in cloze(held, tokenizer, CONTEXT, model, counts)]
     assert (ranks(model, first, tokenizer) == 0).mean() > 0.9
     assert (ranks(model, second, tokenizer) == 0).mean() == pytest.approx(0.25, abs=1 / len(second))
 
 
-def test_distance_counts_the_tokens_behind_the_last_place(tokenizer):
-    passage = "Bado run the Bado get Badolo an"
-    count = len(tokenizer(" get Badolo an", add_special_tokens=False)["input_ids"])
-    assert distance(passage, "Bado", tokenizer) == count and distance(passage, "Lobo", tokenizer) is None
+def test_only_the_beginning_of_a_long_document_is_looked_at(tokenizer, monkeypatch):
+    texts = documents(30, 3)
+    monkeypatch.setattr(drafts, "LONGEST", 250)
+    found = continuation(texts, tokenizer, CONTEXT)
+    whole = {hashed(text): text for text in texts}
+    assert len(found) > 20
+    for item in found:
+        assert whole[item.document].index(f"{item.passage} {item.choices[item.answer]}") + len(item.passage) < 250
 
 
 # Files
@@ -199,9 +256,9 @@ def test_files_are_made_once_and_again_for_other_inputs(training, held_out, toke
     held_out, ids = Corpus("some", held_out.documents[:150]), tmp_path / "tokens"
     tokens.tofile(ids)
     files = make(training, held_out, tokenizer, str(ids), CONTEXT, tmp_path, count=50)
-    assert files["cloze"] == files["cloze_near"] != files["continuation"]
+    assert files["cloze"] == files["cloze_near"] != files["copy"] == files["copy_near"] != files["continuation"]
     content = {path: path.read_bytes() for path in files.values()}
-    assert all(40 < text.count(b"\n") <= 50 for path, text in content.items() if path.stem != "questions")
+    assert all(30 < text.count(b"\n") <= 50 for path, text in content.items() if path.stem != "questions")
     assert 50 < content[files["questions"]].count(b"\n") <= 150
     monkeypatch.setattr(items, "continuation", None)
     assert make(training, held_out, tokenizer, tokens, CONTEXT, tmp_path, count=50) == files
@@ -221,9 +278,9 @@ def test_documents_are_a_list_of_texts_and_nothing_else(tokenizer):
         items.continuation("one text", tokenizer, CONTEXT)
 
 
-def test_a_context_too_short_for_a_cloze_leaves_the_other_task(training, tokenizer, tokens, tmp_path):
-    assert set(make(training, training, tokenizer, tokens, 2 * REACH, tmp_path)) == {"continuation", "questions"}
-    assert "cloze" not in make(training, training, tokenizer, tokens, 2 * REACH, tmp_path), "the same when read again"
+def test_a_context_too_short_for_what_is_far_back_leaves_the_other_task(training, tokenizer, tokens, tmp_path):
+    for _ in range(2):  # the same when read again
+        assert set(make(training, training, tokenizer, tokens, 2 * REACH, tmp_path)) == {"continuation", "questions"}
 
 
 def test_what_yields_no_items_is_refused(training, tokenizer, tokens, tmp_path):

@@ -43,7 +43,7 @@ INDEXES = {"pythia": "v4_piletrain_llama", "olmo2": "v4_olmo-2-1124-13b-instruct
 LLAMA2 = "hf-internal-testing/llama-tokenizer"
 METRICS = ("acc", "exact_match", "spearman")  # the one that is shown, of those that a task has
 QUESTIONS_EACH = 8  # questions for each item of a task: one answer to score, not choices, and a weaker signal
-CHANCE = {"continuation": 0.25, "cloze": 0.25, "sciq": 0.25}
+CHANCE = {**dict.fromkeys(("continuation", *items.NEAR, *items.NEAR.values()), 0.25), "sciq": 0.25}
 KS, RANDOM_SEEDS = (1, 2, 5, 10, 50), 3
 PEAK = ["model", *(each.name for each in fields(Peak))]
 
@@ -157,6 +157,24 @@ def series(table: pd.DataFrame, task: str) -> pd.DataFrame:
                         ).reset_index(drop=True)
 
 
+def gain(far: pd.DataFrame, near: pd.DataFrame, name: str) -> pd.DataFrame:
+    """What a task's answers gain over those of its control (`items.NEAR`), item by item; as of `series`, under a name.
+
+    `far`, `near`: of `series`. A gap in either is one.
+    """
+    joined = far[["model", "revision", "tokens", "status", "items"]].merge(
+        near[["model", "revision", "status", "items"]], on=["model", "revision"], suffixes=("", "_near"))
+    there = (joined.status == "measured") & (joined.status_near == "measured")
+    each = [np.subtract(row.items, row.items_near, dtype=float) if measured else None
+            for measured, row in zip(there, joined.itertuples(), strict=True)]
+    return pd.DataFrame({
+        "model": joined.model, "revision": joined.revision, "tokens": joined.tokens,
+        "status": joined.status.where(there | (joined.status != "measured"), joined.status_near),
+        name: [np.nan if item is None else item.mean() for item in each],
+        f"{name}_stderr": [np.nan if item is None else item.std(ddof=1) / np.sqrt(len(item)) for item in each],
+        "items": pd.Series(each, dtype=object)})
+
+
 def differences(values: pd.DataFrame, found: Phases) -> dict[str, np.ndarray]:
     """How much a task's answers changed in each phase, item by item: phase -> value after less value before, (items,).
 
@@ -231,8 +249,9 @@ def _of_suite(profile: Profile, key: tuple[int, int], count: int, progress: bool
     suffixes = infgram_answers(index, *encoded(tokenizer, prompts, answers))
     source = f"training text {training.fingerprint}, vocabulary {vocabulary}"
     questions = Questions(MEMORIZATION, prompts, answers, suffixes.log_probability, source)
-    tasks_there = tuple(name for name in ("continuation", "cloze") if name in data)
-    return Group({run: profile.checkpoints(run) for run in runs}, tasks_there, suffixes, source, len(ids), data,
+    far = next((name for name in items.NEAR if name in data), None)
+    tasks = ("continuation", *((far, items.NEAR[far]) if far else ()))
+    return Group({run: profile.checkpoints(run) for run in runs}, tasks, suffixes, source, len(ids), data,
                  questions, tokenizer)
 
 

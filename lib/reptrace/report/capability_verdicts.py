@@ -25,7 +25,9 @@ NO_TURN = "without a turn to compare with"
 TURN = "the turn of RankMe (its highest value between expansion and compression)"
 # What strangers need to know of the tasks that were made here; stock tasks go by their names.
 OURS = {"continuation": "continuation, our own task of short context (which words follow a passage?)",
-        "cloze": "cloze, our own task of long range (which word, seen earlier in it, ends a passage?)"}
+        "cloze": "cloze, our own task of long range (which word, seen earlier in it, ends a passage?)",
+        "copy": "copy, our own task of long range (how does an identifier, seen earlier in it, go on that ends a "
+                "passage?)"}
 EVEN = 20  # checkpoints spaced evenly in tokens: as many as the paper's p-values imply for Pythia
 Interval = tuple[float, float, float]  # value, low, high; all nan where there is none
 
@@ -197,14 +199,15 @@ def short_context(task: str, changes: pd.DataFrame, runs: int, scale: str, apart
                    runs=int((risen == 2).sum()), of=runs, scale=scale)
 
 
-def long_range(task: str, last: Mapping[str, Sequence[float]], changes: pd.DataFrame, chance: float, scale: str,
+def long_range(task: str, last: Mapping[str, Sequence[float]], changes: pd.DataFrame, chance: float | None, scale: str,
                apart: str = "") -> Verdict:
     """Fig 3B, TriviaQA: whether a task that needs facts from afar rises in the compression-seeking phase alone.
 
-    `task`: its name; `last`: model -> its last checkpoint's answers, right (1) or wrong; `changes`: as
-    of `short_context`. A run that is not above chance at its end has no such skill and can't tell when it comes.
+    `task`: its name; `last`: model -> its last checkpoint's answers, right (1) or wrong; `changes`: as of
+    `short_context`. A run that is not above chance at its end has no such skill and can't tell when it comes. Without a
+    `chance`, both are of what the answers gain over those to the same questions without what stands far back.
     """
-    skilled = {model for model, items in last.items() if _mean(items)[1] > chance}
+    skilled = {model for model, items in last.items() if _mean(items)[1] > (chance or 0)}
     outcomes = []
     for model in last:
         rows = changes[changes.model == model].set_index("phase")
@@ -212,15 +215,19 @@ def long_range(task: str, last: Mapping[str, Sequence[float]], changes: pd.DataF
         there = side(rows.low[FALLING], rows.high[FALLING]) if FALLING in rows.index else "undecided"
         outcomes.append("undecided" if model not in skilled else "no" if there == "no" or "yes" in before else there)
     value = mean_over_both([*last.values()])
-    accuracies = [np.mean(items) for items in last.values()]
-    here = (f"At the end of training {len(skilled)} of {len(last)} runs are above chance ({chance:.2f}) beyond their "
-            f"interval in {described(task)}")
-    if accuracies:
-        here += f"; their accuracies are {_range(accuracies, '.3f')}"
+    means = [np.mean(items) for items in last.values()]
+    does, each, quantity = (
+        ("answer better with the whole passage than with its end alone,", "gains in accuracy",
+         "accuracy with the whole passage less that with its end alone, after training, mean over runs")
+        if chance is None else (f"are above chance ({chance:.2f})", "accuracies",
+                                f"accuracy at the end, mean over runs; chance is {chance:.2f}"))
+    here = (f"At the end of training {len(skilled)} of {len(last)} runs {does} beyond their interval in "
+            f"{described(task)}")
+    if means:
+        here += f"; their {each} are {_range(means, '.3f')}"
     if len(skilled) < len(last):
         here += ". A run without the skill can't tell in which phase it comes"
-    return Verdict("fig03-triviaqa", of_runs(outcomes), f"{here}.{f' {apart}' if apart else ''}",
-                   f"accuracy at the end, mean over runs; chance is {chance:.2f}", *value,
+    return Verdict("fig03-triviaqa", of_runs(outcomes), f"{here}.{f' {apart}' if apart else ''}", quantity, *value,
                    runs=outcomes.count("yes"), of=len(last), scale=scale)
 
 
