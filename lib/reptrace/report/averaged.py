@@ -1,0 +1,30 @@
+"""RankMe's last fall by two measures: of the weights as they are, and of their average over steps.
+
+A fall is called compression where both show it: what the average does not show may be noise of single steps.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from reptrace.measures.phases import Phases, claims, find_phases
+
+
+def averaged_phases(raw: pd.DataFrame, averaged: pd.DataFrame) -> Phases:
+    """Phases of the averaged weights' trajectory, which begins with the checkpoints before the first average.
+
+    Parameters
+    ----------
+    raw, averaged : tables with `tokens`, `rankme`, `rankme_stderr`, a row a checkpoint in order
+    """
+    whole = pd.concat([raw[raw.tokens < averaged.tokens.iloc[0]], averaged], ignore_index=True)
+    return find_phases(whole.tokens, whole.rankme, whole.rankme_stderr)
+
+
+def compression(raw: Phases, averaged: Phases | None) -> str:
+    """Whether RankMe surely falls after its peak, by both; by the first alone where there is no average to ask.
+
+    "yes" where both say so; else what the first says where that is not "yes", or what the other says.
+    """
+    first = claims(raw)["compression"]
+    return first if first != "yes" or averaged is None else claims(averaged)["compression"]
