@@ -66,7 +66,7 @@ class Forward:
 
 
 class Rotation(torch.autograd.Function):
-    """Rotary embedding of queries and keys, in place.
+    """Rotary embedding of queries and keys.
 
     Shapes: (batch, length, heads, 3, width) of queries, keys and values; (length, 1, 1, turned) of cosines and of
     sines, these negative in the first half.
@@ -75,16 +75,16 @@ class Rotation(torch.autograd.Function):
     @staticmethod
     def forward(context, mixed, cos, sin):
         context.save_for_backward(cos, sin)
-        context.mark_dirty(mixed)
         return Rotation.turn(mixed, cos, sin)
 
     @staticmethod
     def backward(context, gradient):
         cos, sin = context.saved_tensors
-        return Rotation.turn(gradient.clone(), cos, -sin), None, None
+        return Rotation.turn(gradient, cos, -sin), None, None
 
     @staticmethod
     def turn(mixed, cos, sin):
+        mixed = mixed.clone()  # autograd takes longer over a change in place
         turned = mixed[..., :2, : cos.shape[-1]]
         crossed = turned.roll(cos.shape[-1] // 2, -1)
         turned.mul_(cos).addcmul_(crossed, sin)
