@@ -230,9 +230,11 @@ def _read(path: Path) -> str:
 def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path) -> None:
     """Train one run to its end in this process, from its last saved state if there is one."""
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from reptrace.training.lean import AVERAGING, Loop
 
+    disable_progress_bar()  # of each model that is written
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     work = _work_folder(folder, run)
