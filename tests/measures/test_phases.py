@@ -26,7 +26,6 @@ from reptrace.measures.phases import (
     critical_value,
     elsewhere,
     find_phases,
-    turn_exponent,
 )
 from reptrace.report.profiles import ROOT
 
@@ -820,18 +819,6 @@ def test_a_rise_after_the_compression_is_later():
     found = find_phases(2.0 ** np.arange(9), [20, 5, 10, 24, 20, 16, 18, 20, 22], np.full(9, 0.05))
     assert [name for name, _, _ in found.spans][-1] == "later"
     assert found.compression.ratio == pytest.approx(16 / 24)
-
-
-def test_turn_exponents_are_those_planted():
-    sizes = np.array([1e5, 1e5, 3e5, 1e6])
-    for exponent in (0.0, 0.5, 1.0):
-        turns = 20 * sizes**exponent
-        b, low, high = turn_exponent(sizes, turns, turns / 1.3, turns * 1.3)
-        assert b == pytest.approx(exponent, abs=1e-9)  # an exact power law, float64 least squares
-        assert low < exponent < high
-    assert np.isnan(turn_exponent([1e5, 1e5], [1, 1], [1, 1], [2, 2])).all()
-    with pytest.raises(ValueError, match="positive"):
-        turn_exponent([1e5, 2e5], [1, 1], [0, 1], [2, 2])
 
 
 def test_phases_are_carried_over_to_the_nearest_other_checkpoints():

@@ -96,6 +96,8 @@ class Phases:
     growth : Change or None
         First value to the highest after the minimum: what the expansion adds to where the run began. None without an
         expansion.
+    highest : Turn or None
+        Maximum after the minimum, whether a fall follows (then it is `turn`) or not yet. None without an expansion.
     """
 
     collapse_end: Turn | None
@@ -106,6 +108,7 @@ class Phases:
     spans: list[tuple[str, int, int]]
     wiggles: list[Wiggle] = field(default_factory=list)
     growth: Change | None = None
+    highest: Turn | None = None
 
     @property
     def largest_wiggle(self) -> Wiggle | None:
@@ -135,28 +138,6 @@ def claims(phases: Phases) -> dict[str, str]:
     thresholds = {"collapse": 0.5, "expansion": 2.0, "compression": 1.0}
     changes = {name: getattr(phases, name) for name in thresholds}
     return {name: changes[name].verdict(bound) if changes[name] else "not seen" for name, bound in thresholds.items()}
-
-
-def turn_exponent(parameters, turns, low, high, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
-    """Exponent b of turn ~ parameters^b over several models, and a range for it: (b, low, high).
-
-    b = 0: the turn comes at a fixed number of tokens; b = 1: at a fixed number of tokens per parameter. ln turn is
-    regressed on ln parameters. For the range, 95 % of `draws`, each model's turn is that of a random run of its size,
-    drawn log-uniformly from its interval [low, high] (tokens, above 0). Nan with fewer than two sizes.
-    """
-    table = np.array([parameters, turns, low, high], dtype=float)
-    parameters = table[0]
-    if len(np.unique(parameters)) < 2:
-        return float("nan"), float("nan"), float("nan")
-    if not (table > 0).all():
-        raise ValueError("parameters, turns and the ends of their intervals must be positive.")
-    x, y, low, high = np.log(table)
-    rng = np.random.default_rng(seed)
-    alike = [np.flatnonzero(parameters == size) for size in parameters]
-    chosen = np.array([rng.choice(runs, draws) for runs in alike])
-    drawn = rng.uniform(low[chosen], high[chosen])
-    slopes = np.polyfit(x, drawn, 1)[0]
-    return float(np.polyfit(x, y, 1)[0]), *(float(q) for q in np.quantile(slopes, [0.025, 0.975]))
 
 
 def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
@@ -225,7 +206,8 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
         compression=curve.change(high, end) if high < end else None,
         spans=_spans(moves, present),
         wiggles=_wiggles(curve, extremes, moves),
-        growth=curve.change(0, high) if low < high else None)
+        growth=curve.change(0, high) if low < high else None,
+        highest=curve.turn(high, low, end) if low < high else None)
 
 
 def elsewhere(phases: Phases, tokens, others) -> Phases:

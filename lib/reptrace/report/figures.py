@@ -154,11 +154,49 @@ def intervals(ax, rows: Sequence[Mapping], scale: str = "log") -> None:
     ax.set_yticks(range(len(rows)), [row["label"] for row in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xscale(scale)
-    low, high = ax.get_xlim()
-    if scale == "log" and high / low < 1000:  # one labelled tick would be too few
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.xaxis.set_minor_formatter(NullFormatter())
+    if scale == "log":
+        few_decades(ax.xaxis)
+
+
+def few_decades(axis) -> None:
+    """More labelled ticks on a logarithmic axis of less than three decades, where one would be too few."""
+    low, high = axis.get_view_interval()
+    if high / low < 1000:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+
+
+def turns(ax, runs: pd.DataFrame, law, per_parameter: bool = False) -> None:
+    """Where RankMe turns by the number of parameters, a marker a suite, with a suite's line of the law and its range.
+
+    Parameters
+    ----------
+    runs : columns suite, parameters, turn, low, high (tokens), published
+        An arrow: the turn was not seen, and lies above; seeds of one size stand side by side.
+    law : turn_law.Law
+        The shade lies between the lines of the smallest and the largest exponent of its interval.
+    per_parameter : bool, default False
+        Tokens a parameter in place of tokens.
+    """
+    for (suite, its), marker in zip(runs.groupby("suite", sort=False), "osD^vP", strict=False):
+        colour = PUBLISHED if its.published.all() else OURS
+        seed = its.groupby("parameters").cumcount() - (its.groupby("parameters").parameters.transform("size") - 1) / 2
+        x, unit = its.parameters * 1.12**seed, its.parameters if per_parameter else 1
+        seen, turn, low, high = its.turn.notna(), its.turn / unit, its.low / unit, its.high / unit
+        ax.vlines(x[seen], low[seen], high.where(np.isfinite(high), turn)[seen], colour, linewidth=1, alpha=0.6)
+        ax.plot(x[seen], turn[seen], marker, color=colour, markersize=4, label=suite,
+                markerfacecolor="white" if its.published.all() else colour)
+        ax.plot(x[~seen], low[~seen], marker=r"$\uparrow$", color=colour, markersize=7, linestyle="none")
+        if suite in law.intercepts:
+            line = np.geomspace(its.parameters.min() / 1.3, its.parameters.max() * 1.3, 50)
+            best, *ends = (np.exp(intercept) * line ** (exponent - per_parameter) for intercept, exponent in zip(
+                law.intercepts[suite], (law.exponent, law.low, law.high), strict=True))
+            ax.plot(line, best, color=colour, linewidth=1)
+            ax.fill_between(line, np.minimum(*ends), np.maximum(*ends), color=colour, alpha=0.15, linewidth=0)
+    ax.set(xscale="log", yscale="log", xlabel="parameters",
+           ylabel="turn (tokens a parameter)" if per_parameter else "turn (training tokens)")
+    few_decades(ax.yaxis)
 
 
 def spectrum(ax, eigenvalues, fit=None, colour="black", label: str | None = None) -> None:

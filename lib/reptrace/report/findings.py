@@ -22,7 +22,7 @@ from reptrace.report.verdicts import claims, of_page
 from reptrace.support.marked import filled
 
 NAME = "verdicts.csv"
-TABLE = re.compile(r"data/(?:results|published)/[\w/-]+\.(?:csv|parquet)")
+TABLE = re.compile(r"data/(?:results|published)/[\w/*-]+\.(?:csv|parquet)")  # also several, by *
 MADE = ["code", "packages", "python", "machine"]
 COLUMNS = ["claim", "verdict", "here", "quantity", "value", "low", "high", "runs", "of", "scale", "page", "notebook",
            "parameters", *MADE]
@@ -71,7 +71,11 @@ def source_hash(notebook: Path) -> str:
     said = json.dumps([[cell["cell_type"], "".join(cell["source"])] for cell in cells])
     digest = hashlib.sha256(said.encode())
     for name in sorted(set(TABLE.findall(said))):
-        digest.update((notebook.parents[1] / name).read_bytes())
+        tables = sorted(notebook.parents[1].glob(name))
+        if not tables:
+            raise FileNotFoundError(f"{notebook.name} names {name}, which is not there.")
+        for table in tables:
+            digest.update(table.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -130,7 +130,8 @@ def state_of(profile: Profile | HubProfile, traced: pd.DataFrame) -> str:
 def pages_of(parameters: Mapping, folder: Path, state: str) -> list[Page]:
     """The pages of the book's notebooks, in the order of its contents."""
     made_by_this = (times.NAME, findings.NAME)
-    tables = (path for path in sorted((ROOT / "data").rglob("*.csv")) if path.name not in made_by_this)
+    tables = (path for pattern in ("**/*.csv", "results/**/*.parquet") for path in sorted((ROOT / "data").glob(pattern))
+              if path.name not in made_by_this)
     made_from = [*sorted((ROOT / "lib").rglob("*.py")), *tables, ROOT / "requirements.lock"]
     return [page_of(notebook, parameters, folder / "source" / "notebooks" / notebook.name, made_from, state)
             for notebook in chapters()]

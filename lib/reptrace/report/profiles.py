@@ -214,11 +214,12 @@ class Profile:
     def trace_averaged(self, progress: bool = True) -> dict[Run, pd.DataFrame]:
         """The same of the averaged weights, which there are from step AVERAGED_FROM on: a table a run that has any.
 
-        There are none in an archive of runs by recipe 1.
+        There are none in an archive of runs by recipe 1, and of runs that end before.
         """
-        if self.origin.recipe == 1:
+        kept = [run for run in self.runs if run.averaged_steps]
+        if self.origin.recipe == 1 or not kept:
             return {}
-        points = {run: self.suite.checkpoints(run, averaged=True) for run in self.runs} if not self.archive else {}
+        points = {run: self.suite.checkpoints(run, averaged=True) for run in kept} if not self.archive else {}
         return self.by_run(self.asked("trace_averaged", lambda: self._traced(points, BATCH_SIZE, DTYPE, cores(),
                                                                              progress)), averaged=True)
 
