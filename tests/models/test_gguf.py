@@ -127,9 +127,12 @@ def test_a_record_says_how_the_weights_are_quantized(tmp_path, llama):
         f"{name} {100 * share:.3g} %" for name, share in shares.items()}
     assert table.quantization.item().startswith("GGUF: F32")  # the largest part first
     assert table.bits_per_weight.item() == pytest.approx(8 * tensors.bytes.sum() / tensors.weights.sum())
-    row = evaluate_checkpoints(checkpoints(str(path)), "loss", Store(tmp_path / "records"), 8, probe=texts_of(path),
-                               progress=False)
-    assert row.status.item() == "measured" and row.quantization.item() == table.quantization.item()
+    item = {"passage": "one", "choices": ["two", "five"], "answer": 0}
+    (tmp_path / "cloze.jsonl").write_text(json.dumps(item) + "\n")
+    rows = evaluate_checkpoints(checkpoints(str(path)), ["loss", "cloze"], Store(tmp_path / "records"), 8,
+                                data={"cloze": tmp_path / "cloze.jsonl"}, probe=texts_of(path), progress=False)
+    assert {"loss", "cloze"} == set(rows.task) and set(rows.status) == {"measured"}  # read by the file's tokenizer
+    assert set(rows.quantization) == {table.quantization.item()}
 
 
 def texts_of(path):
