@@ -12,7 +12,8 @@ size share its N and what else is particular to the size, so that a size counts 
 The scatter between sizes is estimated with the rest, one for all suites.
 
 The interval of b is that of the profile likelihood: of all b whose best fit is not worse than the best of all by more
-than n ln(1 + t^2 / (n - p)), in -2 ln L; n sizes, p coefficients, t Student's quantile with n - p degrees of freedom.
+than n ln(1 + t^2 / f), in -2 ln L; n sizes, and t Student's quantile with f degrees of freedom: as many as there are
+sizes whose turn is seen, less one for each coefficient.
 Where turns are known exactly and none is censored, this is Student's interval of least squares itself; where they are
 known to intervals wider than the scatter, every b whose line passes through all of them is inside, and it is the wider
 for it. In this parametrization, z = (ln T - a - b ln N) / sigma with 1 / sigma, a / sigma and b / sigma free, the
@@ -110,7 +111,7 @@ def by_size(runs: pd.DataFrame) -> pd.DataFrame:
     return sizes.assign(low=np.exp(sizes.low), high=np.exp(sizes.high))
 
 
-def fit(sizes: pd.DataFrame, level: float = LEVEL) -> Law:
+def fit(sizes: pd.DataFrame) -> Law:
     """The law with one exponent and an intercept a suite. Pooled: give all rows the same suite.
 
     Parameters
@@ -118,7 +119,6 @@ def fit(sizes: pd.DataFrame, level: float = LEVEL) -> Law:
     sizes : columns suite, parameters, low, high; a row a size, see `by_size`
         low is 0 or high infinite where the turn is censored. A suite of one size says nothing of the exponent and is
         left out.
-    level : float, default 0.95
 
     Raises
     ------
@@ -139,7 +139,7 @@ def fit(sizes: pd.DataFrame, level: float = LEVEL) -> Law:
     x = x - design @ centres  # so that exponent and intercepts are told apart
     best, coefficients, scatter = _best(low, high, np.column_stack([design, x]))
     exponent = float(coefficients[-1])
-    allowed = len(sizes) * np.log1p(student.ppf((1 + level) / 2, free) ** 2 / free)
+    allowed = len(sizes) * np.log1p(student.ppf((1 + LEVEL) / 2, free) ** 2 / free)
 
     def with_exponent(b):
         return _best(low - b * x, high - b * x, design)
