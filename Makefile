@@ -19,6 +19,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	rm $(VENV)/unfinished
 	touch $@
 
 setup: $(VENV)/ready ## create .venv with the locked requirements
