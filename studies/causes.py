@@ -1,4 +1,4 @@
-"""What causes the phases: the smallest model of the default suite, trained again with one cause changed at a time.
+"""What causes the phases: a small model, trained again with one cause changed at a time.
 
     make causes
     .venv/bin/python studies/causes.py --longer

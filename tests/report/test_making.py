@@ -41,9 +41,9 @@ TINY = yaml.safe_load((ROOT / "notebooks/params/tiny.yaml").read_text())
 # Within the first test the report is made: a minute on a quiet machine, and a busy one is five times slower.
 pytestmark = pytest.mark.timeout(900)
 # Some pages of the book, which link to no others: all of them are made by `make smoke`, in CI.
-CONTENTS = ["method", "notebooks/start_here", "notebooks/fig02_pretraining_phases", "notebooks/fig03_capabilities",
-            "notebooks/settings_tried", "notebooks/trace_real_suite", "own_model", "refused", "glossary",
-            "references"]
+CONTENTS = ["method", "notebooks/start_here", "notebooks/fig02_pretraining_phases", "notebooks/what_falls",
+            "notebooks/law_of_the_turn", "notebooks/fig03_capabilities", "notebooks/settings_tried",
+            "notebooks/trace_real_suite", "own_model", "refused", "glossary", "references"]
 PAGES = [Path(name).name for name in CONTENTS if name.startswith("notebooks/")]
 COMMAND = """
 import sys
