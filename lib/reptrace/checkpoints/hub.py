@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from reptrace.checkpoints import gguf_files
 from reptrace.checkpoints.weights import SMALL, WeightsError, read_json, weight_files
 from reptrace.support.arguments import near, near_folders
 
@@ -137,12 +138,14 @@ def files_of_all(pairs: Iterable[tuple[str, str]], progress: bool = True) -> dic
 
 
 def checked_name(name: str) -> str:
-    """A model's name as it is, or the folder that "~" in it stands for.
+    """A model's name as it is, or the folder that "~" in it stands for; of a folder with one GGUF file, that file's.
 
     Raises
     ------
     FileNotFoundError
         It can only be a path, and there is no such folder: says which ones are like it.
+    GGUFError
+        A folder with several GGUF files.
     """
     if not name.strip():
         raise ValueError("a model is named by its folder or its repository (OWNER/NAME), got an empty name.")
@@ -151,10 +154,12 @@ def checked_name(name: str) -> str:
     except RuntimeError:  # no such user
         path = Path(name)
     if path.is_dir():
+        return str(gguf_files.in_folder(path) or (path if name.startswith("~") else name))
+    if gguf_files.is_gguf(path):
         return str(path) if name.startswith("~") else name
     if path.is_file():
         raise FileNotFoundError(f"{name!r} is a file; a model is the folder that holds it with its config.json: "
-                                f"{str(path.parent)!r}.")
+                                f"{str(path.parent)!r}. (A GGUF file would be one by itself; this is none.)")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith("/") or "\\" in name:
         raise FileNotFoundError(f"there is no folder {name!r}.{near_folders(path)}")
     return name

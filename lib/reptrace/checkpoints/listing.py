@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
-from reptrace.checkpoints import hub, published
+from reptrace.checkpoints import hub, published, weights
 from reptrace.support.arguments import shown
 
 # step1000, stage1-step1000-tokens3B, step_40, checkpoint-500, ckpt-500, iter_0000500, global_step500, epoch=1-step=500
@@ -85,8 +85,8 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
     Parameters
     ----------
     model : str
-        A folder with a model in it; a folder of a Trainer's `checkpoint-N` folders, or of others whose names state a
-        step (all of them and, without a step, the other models there: checkpoint-best, or the one that the Trainer
+        A folder with a model in it; a GGUF file, or a folder with one; a folder of a Trainer's `checkpoint-N` folders,
+        or of others whose names state a step (all of them and, without a step, the other models there: checkpoint-best, or the one that the Trainer
         saved beside them at the end); or a repository.
     revision : str, optional
         Of a repository: a revision, or a pattern with * over its branches ("step*" for the whole of a Pythia).
@@ -102,8 +102,7 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
     path = Path(model)
     known: dict[str, str] = {}
     steps: dict[str, int | None] = {}
-    if path.is_dir() and revision is not None:
-        raise ValueError(f"{model} is a plain folder and has no revisions: leave revision={revision!r} out.")
+    weights.check_revision(model, revision)
     if path.is_dir():
         steps = {str(child): step for child, step in _checkpoints_in(path).items()}
         found = [(child, None) for child in steps] or [(model, None)]
@@ -117,7 +116,7 @@ def checkpoints(model: str, revision: str | None = None, cache_dir: str | None =
         found = [(model, revision)]
     run = []
     for name, branch in found:
-        step = steps[name] if name in steps else step_of(branch or Path(name).name)
+        step = steps[name] if name in steps else step_of(branch or _named(name))
         stated = TOKENS.search(branch or "")
         tokens = int(stated.group(1)) * 10**9 if stated else None
         tokens = step * tokens_per_step if step is not None and tokens_per_step else tokens
@@ -152,6 +151,11 @@ def _checkpoints_in(folder: Path) -> dict[Path, int | None]:
         path.suffix in (".safetensors", ".bin") and "training_args" not in path.name for path in folder.iterdir())
     others = [*(child for child in models if child not in found), *([folder] if at_root else [])]
     return found | dict.fromkeys(others)
+
+
+def _named(name: str) -> str:
+    """The last part of a path, of a GGUF file without its suffix: what may state a step."""
+    return Path(name).stem if Path(name).is_file() else Path(name).name
 
 
 def _ends_with_step(name: str) -> bool:

@@ -7,6 +7,7 @@ weights that are hashed, downloaded and opened are the same files, whatever thes
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -114,8 +115,13 @@ def weight_paths(folder: str | Path) -> list[Path]:
 
 
 def files_of(folder: str | Path, code: bool = False) -> list[Path]:
-    """The files of a folder that decide what a model computes: configurations, weights, and `code` where it may run."""
+    """The files of a folder that decide what a model computes: configurations, weights, and `code` where it may run.
+
+    A GGUF file in place of a folder is all of these.
+    """
     folder = Path(folder)
+    if folder.is_file():
+        return [folder]
     own = sorted(folder.rglob("*.py")) if code else []
     return [*sorted(folder.glob("config*.json")), *weight_paths(folder), *own]
 
@@ -125,13 +131,30 @@ def fingerprint(folder: str | Path, code: bool = False) -> str:
 
     Raises what `weight_files` raises: a folder whose weights are not known has no fingerprint.
     """
-    return files_fingerprint((str(path.relative_to(folder)), path) for path in files_of(folder, code))
+    return files_fingerprint((_inside(path, folder), path) for path in files_of(folder, code))
 
 
 def stamp(folder: str | Path, code: bool = False) -> tuple:
     """What the system says of `files_of`: cheap, and another one after any of them was written or replaced."""
-    found = [(str(path.relative_to(folder)), path.stat()) for path in files_of(folder, code)]
+    found = [(_inside(path, folder), path.stat()) for path in files_of(folder, code)]
     return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found)
+
+
+def _inside(path: Path, folder: str | Path) -> str:
+    """A file's name from its folder on; of a GGUF file, its name."""
+    return path.name if path == Path(folder) else str(path.relative_to(folder))
+
+
+def is_here(name: str) -> bool:
+    """Whether a model's name is that of a folder or GGUF file on this machine, not of a repository."""
+    return os.path.exists(name)
+
+
+def check_revision(name: str, revision: str | None) -> None:
+    """ValueError where a revision is asked for of what has none."""
+    if revision is not None and is_here(name):
+        kind = "plain folder" if os.path.isdir(name) else "file"
+        raise ValueError(f"{name} is a {kind} and has no revisions: leave revision={revision!r} out.")
 
 
 def check_taken(files: Iterable[Path], unexpected: Collection[str], model: nn.Module, head: bool,

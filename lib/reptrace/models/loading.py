@@ -1,7 +1,8 @@
 """Names -> models and tokenizers, as transformers opens them, with errors that say what was looked for.
 
-A name is a repository on the hub or in a cache of it, with a revision, or a folder. What is opened is checked against
-what lies there: tensors that would be random, or that would be left out, are an error and never a number.
+A name is a repository on the hub or in a cache of it, with a revision, a folder, or a GGUF file. What is opened is
+checked against what lies there: tensors that would be random, or that would be left out, are an error and never a
+number.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from reptrace.checkpoints import hub, weights
-from reptrace.models import batches
+from reptrace.checkpoints import gguf_files, hub, weights
+from reptrace.models import batches, gguf_models
 from reptrace.models.batches import AUTO, TooLittleMemoryError
 from reptrace.models.positions import text_config
 from reptrace.support.arguments import near_folders
@@ -46,7 +47,8 @@ def placement(device: str | None = None, dtype: str | None = None) -> tuple[str,
 
 def load(name: str, revision: str | None = None, cache_dir: str | None = None, device: str | None = None,
          dtype: str | None = None, *, trust_remote_code: bool = False, head: bool = False) -> nn.Module:
-    """Open a decoder, without its LM head unless asked for: a hub repository at a revision, or a local folder.
+    """Open a decoder, without its LM head unless asked for: a hub repository at a revision, a local folder, or a GGUF
+    file (always with its LM head, and with its quantized weights turned back into plain ones).
 
     Weights are read from safetensors or, where there are none, from .bin files as bare tensors: a pickle that holds
     anything else is refused, and nothing in it is run.
@@ -54,7 +56,7 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
     Parameters
     ----------
     name : str
-        Repository ("EleutherAI/pythia-1b") or folder.
+        Repository ("EleutherAI/pythia-1b"), folder, or GGUF file.
     revision : str, optional
         Branch, tag or commit of the repository. A plain folder has none.
     cache_dir : str, optional
@@ -72,10 +74,10 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
     TooLittleMemoryError
         The weights alone are more than the device's free memory (of the CPU's, where Linux tells it).
     ImportError
-        A package that the model needs is not installed.
+        A package that the model needs is not installed: gguf for a GGUF file, for instance.
     TypeError
         float16.
-    WeightsError, ValueError
+    WeightsError, GGUFError, ValueError
         Weights that are damaged, incomplete, of other shapes than the configuration says, or not bare tensors; tensors
         that the model does not take (scales of quantized weights, an adapter, more blocks than configured); a
         repository with code of its own, which it was not allowed to run; a model that has no LM head, if asked for.
@@ -84,9 +86,10 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
 
     device, dtype = placement(device, dtype)
     source = _source(name, revision, cache_dir)
+    gguf = os.path.isfile(source[0])
     kind, trust = getattr(torch, dtype), {"trust_remote_code": trust_remote_code}
     config = from_pretrained(AutoConfig, *source, **trust)
-    opener = _opener_with_head(name, config) if head else AutoModel
+    opener = _opener_with_head(name, config) if head or gguf else AutoModel
     _check_files(*source)
     if device != AUTO and not trust_remote_code:  # a repository's own code may not build on the device "meta"
         batches.check_memory(_bytes(name, opener, config, kind), torch.device(device), f"the model {name!r} in {dtype}")
@@ -103,6 +106,9 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
         raise ValueError(f"the weights of {name!r} lack {len(absent)} tensors ({', '.join(absent[:3])}, ...), which "
                          "would be random: an incomplete download or save"
                          f"{', or a model saved without its LM head' if head else ''}?")
+    if gguf:
+        gguf_models.finish(source[0], model, report["unexpected_keys"], head)
+        return model.eval() if device == AUTO else model.to(device).eval()
     decoded = _decoded(config)
     with _said_of(name):
         folder = _path(weights.CONFIG, *source).parent
@@ -128,7 +134,8 @@ def load_tokenizer(name: str, revision: str | None = None, cache_dir: str | None
 
     source = _source(name, revision, cache_dir)
     found = from_pretrained(AutoTokenizer, *source, trust_remote_code=trust_remote_code)
-    if found.vocab_files_names and not _has_vocabulary(found.vocab_files_names.values(), *source):
+    in_files = found.vocab_files_names and not os.path.isfile(source[0])
+    if in_files and not _has_vocabulary(found.vocab_files_names.values(), *source):
         raise FileNotFoundError(_no_tokenizer(name, revision))
     if not set(found.get_vocab()) - set(found.get_added_vocab()):
         raise ValueError(f"the tokenizer of {name!r} has an empty vocabulary: its files are not whole.")
@@ -154,8 +161,10 @@ def from_pretrained(loader, name: str, revision: str | None, cache_dir: str | No
             if _what(loader) != "model":  # a model is opened after its configuration, by the same code
                 _forget_own_code()
         with _LOADING, _quiet():
+            if os.path.isfile(name):
+                return gguf_models.opened(loader, name, **options)
             return loader.from_pretrained(name, **_where(name, revision, cache_dir), **options)
-    except CodeElsewhereError:
+    except (CodeElsewhereError, gguf_files.GGUFError):
         raise
     except UnpicklingError as error:
         raise ValueError(f"the weights of {name!r}{at} are a pickle that holds more than tensors, or a damaged one. "
@@ -205,13 +214,12 @@ def _said_of(name: str) -> Iterator[None]:
 def _source(name: str, revision: str | None, cache_dir: str | None) -> tuple[str, str | None, str | None]:
     """Where to look for a model, once its name can be one."""
     name = hub.checked_name(str(name))
-    if os.path.isdir(name) and revision is not None:
-        raise ValueError(f"{name} is a plain folder and has no revisions: leave revision={revision!r} out.")
+    weights.check_revision(name, revision)
     return name, revision, cache_dir
 
 
 def _where(name: str, revision: str | None, cache_dir: str | None) -> dict:
-    if os.path.isdir(name):
+    if weights.is_here(name):
         return {}
     return {"revision": revision or "main", "cache_dir": cache_dir, "local_files_only": cache_dir is not None}
 
@@ -230,7 +238,9 @@ def _path(file: str, name: str, revision: str | None, cache_dir: str | None) -> 
 def _check_files(name: str, revision: str | None, cache_dir: str | None) -> None:
     """What can be known of the weights before they are opened: of a folder, and of an adapter anywhere."""
     with _said_of(name):
-        if os.path.isdir(name):
+        if os.path.isfile(name):
+            gguf_files.header(name)
+        elif os.path.isdir(name):
             weights.weight_paths(name)
         elif _path(weights.ADAPTER, name, revision, cache_dir):
             weights.weight_files([weights.ADAPTER], dict)

@@ -24,7 +24,7 @@ def context(config) -> int | None:
     original context."""
     config = text_config(config)
     reach = getattr(config, "max_position_embeddings", None)
-    factors = [each.get("factor") or 1 for each in _rope_parameters(config) if "dynamic" in each.get("rope_type", "")]
+    factors = [each.get("factor") or 1 for each in rope_parameters(config) if "dynamic" in each.get("rope_type", "")]
     return int(reach * max([1, *factors])) if reach and reach > 0 else None  # XLNet says -1
 
 
@@ -104,7 +104,7 @@ def _length_dependent(model: nn.Module) -> Iterator[_Rotary]:
                 yield _Rotary(module, prefix, False, int(limit))
 
 
-def _rope_parameters(config) -> list[Mapping]:
+def rope_parameters(config) -> list[Mapping]:
     """The rotary parameters of a configuration, one mapping for each kind of its layers."""
     found = getattr(config, "rope_parameters", None) or {}
     nested = [each for each in found.values() if isinstance(each, Mapping)]

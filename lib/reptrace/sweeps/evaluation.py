@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from reptrace.checkpoints import weights
 from reptrace.checkpoints.listing import Checkpoint, as_checkpoints
 from reptrace.memorization.questions import Questions
 from reptrace.models import loading
@@ -160,7 +161,7 @@ class TaskPart(Part):
                 **(reads if self.reads else {})}
 
     def facts(self, job: Job) -> dict:
-        return {"task": self.name, "weights": job.at.weights, "device": job.opening.device,
+        return {"task": self.name, "weights": job.at.weights, **(job.at.stored or {}), "device": job.opening.device,
                 "dtype_forward": job.opening.dtype, "batch_size": str(self.batch_size)}
 
     def rows(self, opened: Opened, progress: bool) -> list[dict]:
@@ -206,8 +207,8 @@ def table_of(checkpoints: Sequence[Checkpoint], parts: Sequence[TaskPart], jobs:
 
 
 def _tokenizer_of(job: Job):
-    point, folder = job.checkpoint, Path(job.checkpoint.model).is_dir()
-    return loading.load_tokenizer(point.model, None if folder else job.at.weights, point.cache_dir,
+    point, here = job.checkpoint, weights.is_here(job.checkpoint.model)
+    return loading.load_tokenizer(point.model, None if here else job.at.weights, point.cache_dir,
                                   trust_remote_code=job.opening.trusts(point))
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from reptrace.checkpoints import hub, weights
+from reptrace.checkpoints import gguf_files, hub, weights
 from reptrace.checkpoints.listing import Checkpoint
 from reptrace.support import arguments
 from reptrace.support.fingerprints import files_fingerprint
@@ -51,7 +51,8 @@ class Located(NamedTuple):
 
     `trouble` is what the hub said instead of its files, or why a folder's weights have no identity. `stamp` is a
     folder's, see `weights.stamp`; `beside`, a hash of what a tokenizer and generation read beside its weights, where
-    that was asked for (a commit stands for all its files).
+    that was asked for (a commit stands for all its files, a GGUF file for itself). `stored` says how the weights of a
+    GGUF file are quantized, as columns of a record.
     """
 
     weights: str | None
@@ -59,6 +60,7 @@ class Located(NamedTuple):
     trouble: str = ""
     stamp: tuple = ()
     beside: str = ""
+    stored: Mapping | None = None
 
 
 def located(checkpoints: Sequence[Checkpoint], opening: Opening, progress: bool = True, beside: bool = False
@@ -67,7 +69,7 @@ def located(checkpoints: Sequence[Checkpoint], opening: Opening, progress: bool 
     wanted = list(dict.fromkeys(checkpoints))
     online = [point for point in wanted if on_hub(point)]
     commits = {point: hub.commit_of(point.model, point.revision, point.cache_dir) if not point.commit else point.commit
-               for point in wanted if not os.path.isdir(point.model)}
+               for point in wanted if not weights.is_here(point.model)}
     found = hub.files_of_all([(point.model, commits[point]) for point in online], progress)
     folders = [point for point in wanted if point not in commits]
     places = {}
@@ -84,11 +86,14 @@ def located(checkpoints: Sequence[Checkpoint], opening: Opening, progress: bool 
 
 
 def _folder(folder: str, code: bool, beside: bool) -> Located:
-    """A folder by a hash of what opening it reads; its stamp is taken before, to see later whether it has changed."""
-    around = _beside_the_weights(folder) if beside else ""
+    """A folder, or a GGUF file, by a hash of what opening it reads; its stamp is taken before, to see later whether it
+    has changed."""
+    plain = os.path.isdir(folder)
+    around = _beside_the_weights(folder) if beside and plain else ""
     try:
         stamp = weights.stamp(folder, code)
-        return Located(weights.fingerprint(folder, code), stamp=stamp, beside=around)
+        stored = None if plain else gguf_files.header(folder).quantization
+        return Located(weights.fingerprint(folder, code), stamp=stamp, beside=around, stored=stored)
     except (OSError, ValueError) as error:
         return Located(None, trouble=f"{folder!r}: {error}", beside=around)
 
@@ -99,8 +104,8 @@ def _beside_the_weights(folder: str) -> str:
 
 
 def on_hub(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is to be fetched: not a folder, not in a cache that was named, and the hub may be asked."""
-    return checkpoint.cache_dir is None and not os.path.isdir(checkpoint.model) and hub.reachable()
+    """Whether a checkpoint is to be fetched: not here nor in a cache that was named, and the hub may be asked."""
+    return checkpoint.cache_dir is None and not weights.is_here(checkpoint.model) and hub.reachable()
 
 
 def identity_of(checkpoint: Checkpoint, at: Located, opening: Opening) -> dict:
@@ -129,7 +134,7 @@ def open_at(checkpoint: Checkpoint, at: Located, opening: Opening, cache_dir: st
 
     from reptrace.models.loading import load
 
-    folder = os.path.isdir(checkpoint.model)
+    folder = weights.is_here(checkpoint.model)
     if folder and at.trouble:
         raise ValueError(at.trouble)
     if at.trouble:  # what lies complete in the user's cache will do; nothing is fetched past the checks and the budget
@@ -151,7 +156,7 @@ def check_unchanged(checkpoint: Checkpoint, at: Located, opening: Opening) -> No
 
     To be called after a measurement, too: weights are mapped into memory, and change with their file.
     """
-    if not os.path.isdir(checkpoint.model):
+    if not weights.is_here(checkpoint.model):
         return
     if at.stamp != weights.stamp(checkpoint.model, opening.trusts(checkpoint)):
         raise ValueError(f"the files of {checkpoint.model!r} were written anew while it was measured, or waited for "

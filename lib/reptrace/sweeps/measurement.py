@@ -84,7 +84,7 @@ class GeometryPart(Part):
                 "device": job.opening.device, "dtype": job.opening.dtype, **compared}
 
     def facts(self, job: Job) -> dict:
-        return {**place(job.checkpoint), "weights": job.at.weights, **facts_of(self.probe),
+        return {**place(job.checkpoint), "weights": job.at.weights, **(job.at.stored or {}), **facts_of(self.probe),
                 "batch_size": str(self.settings.batch_size)}
 
     def prepare(self, opened: Opened, progress: bool) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from reptrace.checkpoints import weights
 from reptrace.checkpoints.listing import Checkpoint
 from reptrace.models.positions import context
 from reptrace.support import arguments
@@ -63,7 +63,7 @@ def check_length(config, max_length: int, label: str) -> None:
 
 
 def _where(point: Checkpoint) -> tuple[str, str | None, str | None]:
-    revision = None if os.path.isdir(point.model) else point.commit or point.revision
+    revision = None if weights.is_here(point.model) else point.commit or point.revision
     return point.model, revision, point.cache_dir
 
 
