@@ -24,7 +24,8 @@ EPILOG = """examples:
 OF_SUITES = ("suites", "checkpoints", "stages", "dry_run")  # options of `tasks` that only these have a use for
 OF_A_MODEL = ("revision", "cache_dir", "tokens_per_step")
 TEXT = ("a file, .txt or .md (blank lines between documents), .jsonl, .json, .csv, .tsv or .parquet, each also with "
-        ".gz or .zst; docstrings; or hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]], also for a folder of data files")
+        ".gz or .zst; docstrings, code or readmes; or hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]], also for a folder of "
+        "data files")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -2,7 +2,8 @@
 
 Trusted: a reading of the same sources by the plainest means: `ast.walk` with `ast.get_docstring` over a distribution's
 files, documents written here by `json` and by hand, `packaging` over requirements.lock, and the tokenizer called on one
-whole document at a time. Everything is exact, so there is no tolerance, except that a split's share is binomial.
+whole document at a time; for the headings of a page, markdown-it and docutils. Everything is exact, so there is no
+tolerance, except that a split's share is binomial.
 """
 
 import ast
@@ -20,12 +21,15 @@ from importlib import metadata
 from pathlib import Path
 
 import datasets
+import docutils.core
+import docutils.nodes
 import packaging.requirements
 import pyarrow
 import pytest
 import scipy.stats
+from markdown_it import MarkdownIt
 
-from reptrace.texts import corpora, docstring_files
+from reptrace.texts import corpora, docstring_files, readme_sections
 from reptrace.texts.corpora import (
     END_OF_TEXT,
     PADDING,
@@ -35,6 +39,7 @@ from reptrace.texts.corpora import (
     docstrings_name,
     hub,
     open_text,
+    readmes,
     text_file,
     train_tokenizer,
 )
@@ -597,3 +602,65 @@ def test_code_is_the_source_of_each_module_once_without_what_is_too_short_or_no_
     assert found.passed_over == 1 and len(set(found.documents)) == len(found.documents)
     monkeypatch.setattr(corpora, "default_packages", lambda: ["filelock"])
     assert corpora.open_text("code").fingerprint == found.fingerprint
+
+
+# Long descriptions
+
+
+def described(site, name, page, kind="text/markdown"):
+    info = next(site.glob(f"{name}-*.dist-info")) / "METADATA"
+    info.write_text(f"{info.read_text()}Description-Content-Type: {kind}\n\n{page}")
+
+
+def test_readmes_are_the_sections_of_each_packages_page_once_in_order_and_long_enough(distribution, monkeypatch):
+    pages = {"bbb": "Begins without a heading, naïvely 🎉.\n\n## Licence\n\nAs it is, with no warranty.\n",
+             "aaa": "# aaa\n\n[![badge](https://x.y/z.svg)](https://x.y)\n\n## Licence\n\nAs it is, with no warranty.\n"
+                    "\n### Short\n\nNo.\n",
+             "ccc": ""}
+    for name, page in pages.items():
+        described(distribution(name, "1.0", {f"{name}.py": ""}), name, page)
+    distribution("ddd", "1.0", {"ddd.py": ""})  # metadata without any description
+    found = readmes(20, packages=["bbb", "aaa", "ccc", "ddd", "bbb"])
+    assert found == Corpus("readmes", ["# aaa\n\n[![badge](https://x.y/z.svg)](https://x.y)",
+                                       "## Licence\n\nAs it is, with no warranty.",
+                                       "Begins without a heading, naïvely 🎉."])
+    assert readmes(20, packages="bbb").documents == found.documents[:0:-1]
+    described(distribution("ddd", "1.1", {"ddd.py": ""}), "ddd", "word " * 40)  # 199 characters of text
+    described(distribution("eee", "1.0", {"eee.py": ""}), "eee", "words " * 40)
+    monkeypatch.setattr(corpora, "default_packages", lambda: ["ddd", "eee"])
+    monkeypatch.setattr(corpora, "PYTHON", (3, 13))  # has no part in them, nor in their name
+    assert open_text("readmes") == Corpus("readmes", [("words " * 40).strip()])
+
+
+@pytest.mark.parametrize("name", ["attrs", "httpcore2", "sphinx_external_toc", "torch", "typer"])
+def test_a_markdown_page_is_cut_where_markdown_it_finds_headings(name):
+    page = metadata.metadata(name)["Description"]
+    expected = [token.map[0] for token in MarkdownIt().parse(page) if token.type == "heading_open" and not token.level]
+    assert readme_sections._headings(page.split("\n")) == expected and len(expected) > 5
+
+
+@pytest.mark.parametrize("name", ["cycler", "psutil", "regex", "wcwidth"])
+def test_a_page_in_restructured_text_is_cut_where_docutils_finds_titles(name):
+    page = metadata.metadata(name)["Description"]
+    parsed = docutils.core.publish_doctree(page, settings_overrides={"report_level": 5, "doctitle_xform": False})
+    expected = [section.next_node(docutils.nodes.title).rawsource for section in parsed.findall(docutils.nodes.section)]
+    parts = [part.split("\n") for part in readme_sections.sections(page)]
+    ruled = [next(line.strip() for line in part if not readme_sections.RULE.match(line)) for part in parts]
+    assert ruled[-len(expected) :] == expected and len(parts) - len(expected) in (0, 1) and expected
+
+
+@pytest.mark.parametrize("page", [
+    "Title\n=====\nA.\n\nNext\n----\nB.", "=====\nTitle\n=====\n\nA.\n\n====\nNext\n====\nB.",
+    "# Title\n```sh\n# a comment\n~~~\n```\n## Next\nB.", "# Title\n~~~~python\n# a comment\n```\n~~~\n~~~~\n# Next",
+    "# Title\n#no heading\n####### nor that\n\n---\n    # nor that\n| a |\n| --- |\n# Next\nB."])
+def test_a_page_is_cut_before_its_headings_and_nothing_is_lost(page):
+    parts = readme_sections.sections(page)
+    assert len(parts) == 2 and "Title" in parts[0] and "Next" in parts[1]
+    assert "".join("".join(parts).split()) == "".join(page.split())
+
+
+def test_the_default_readmes_share_no_document_between_training_and_probe():
+    whole = readmes()
+    training, held_out = whole.split()
+    assert not set(training.documents) & set(held_out.documents)
+    assert len(training.documents) + len(held_out.documents) == len(whole.documents) > 1000

@@ -150,7 +150,7 @@ def test_an_unknown_suffix_is_refused_with_those_that_are_read(file, name):
 
 def test_a_missing_file_or_a_folder_is_an_error_that_says_what_a_text_may_be(tmp_path):
     for path in (tmp_path / "no.txt", tmp_path):
-        with pytest.raises(FileNotFoundError, match=rf"no text file .*{READABLE}.*docstrings.*hub:"):
+        with pytest.raises(FileNotFoundError, match=rf"no text file .*{READABLE}.*docstrings.*code.*readmes.*hub:"):
             read(str(path))
     with pytest.raises(FileNotFoundError, match=f"that is a folder.* hub:{tmp_path} reads all the files of this fold"):
         read(tmp_path)
@@ -161,7 +161,7 @@ def test_a_missing_file_or_a_folder_is_an_error_that_says_what_a_text_may_be(tmp
 
 @pytest.mark.parametrize(("asked", "told"), [
     ("held_outt.jsonl", "held_out.jsonl"), ("held-out.txt", "held_out.jsonl"), ("docstring", "docstrings"),
-    ("texst/a.txt", "texts")])
+    ("readme", "readmes"), ("texst/a.txt", "texts")])
 def test_a_path_that_is_mistyped_is_told_those_like_it(tmp_path, file, asked, told):
     file("held_out.jsonl", '{"text": "a"}')
     (tmp_path / "texts").mkdir()
