@@ -266,7 +266,7 @@ class Study:
 
     def described(self, states: torch.Tensor) -> dict:
         """RankMe and alpha of states, shape (M, d), with their standard errors."""
-        found = geometry(states, tuple(self.plan["alpha_ranks"]))
+        found = geometry(states, tuple(self.plan["alpha_ranks"]), shorten=True)
         fit = found.alpha
         return {"sequences": found.samples, "rankme": found.rankme, "rankme_stderr": found.rankme_stderr,
                 "alpha": fit.alpha, "alpha_stderr": found.alpha_stderr, "alpha_first": fit.ranks[0],
