@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -159,7 +160,9 @@ class Study:
             drawn = self.probe(text)
             sequences = self.started(drawn.sequences[: first["sequences"]]) if start else drawn.sequences
             rows += [{"text": text, "first_token": start, "length": self.plan["length"], "layer": layer,
-                      **self.described(states), **without_massive(states), "probe_fingerprint": drawn.fingerprint}
+                      **self.described(states), **without_massive(states),
+                      "massive_tokens": self.last_tokens(sequences, massive(states)),
+                      "probe_fingerprint": drawn.fingerprint}
                      for layer, states in tqdm(self.states(sequences).items(), desc=f"{text}, spectra", leave=False)]
         return rows
 
@@ -244,6 +247,11 @@ class Study:
         """The sequences with the plan's token before each."""
         token = self.tokenizer.convert_tokens_to_ids(self.plan["first_token"]["token"])
         return [[token, *sequence] for sequence in sequences]
+
+    def last_tokens(self, sequences: Sequence[Sequence[int]], chosen: torch.Tensor) -> str:
+        """How often each token ends one of the chosen sequences, the commonest first, as JSON; none: empty."""
+        counts = Counter(self.tokenizer.decode(sequences[row][-1:]) for row in chosen.nonzero().flatten().tolist())
+        return json.dumps(dict(counts.most_common()), ensure_ascii=False) if counts else ""
 
     def states(self, sequences: Sequence[Sequence[int]]) -> dict[int | str, torch.Tensor]:
         """Last-token states of all layers: layer -> (M, d)."""

@@ -6,6 +6,7 @@ and counts by hand; pip itself, on a package that stands in for the real one.
 
 import hashlib
 import io
+import json
 import re
 import sys
 import zipfile
@@ -95,12 +96,18 @@ def test_layers_are_those_of_each_text_and_of_sequences_with_a_token_before_them
     assert table.groupby(["text", "first_token"], sort=False).sequences.first().to_dict() == {
         ("docstrings", ""): 60, ("docstrings", "<|endoftext|>"): 50, ("code", ""): 40}
     assert set(table.layer) == {0, 1, 2, 3, FINAL} and (table.massive == 0).all()
-    assert table.rankme_rest.isna().all()  # none was left out
+    assert table.rankme_rest.isna().all() and (table.massive_tokens == "").all()  # none was left out
     drawn = study.probe("docstrings").sequences
     states = last_token_states(study.model, [[study.tokenizer.eos_token_id, *each] for each in drawn[:50]], "all")
     found = table[table.first_token != ""].set_index("layer").rankme
     for layer in states:
         assert found[layer] == pytest.approx(geometry(states[layer], None).rankme, rel=1e-4)  # float32 in other batches
+
+
+def test_tokens_that_end_massive_sequences_are_counted(study):
+    sun, fog = (study.tokenizer(f" {word}")["input_ids"][-1] for word in ("sun", "fog"))
+    found = study.last_tokens([[1, sun], [fog], [sun], [fog]], torch.tensor([True, True, True, False]))
+    assert json.loads(found) == {study.tokenizer.decode([sun]): 2, study.tokenizer.decode([fog]): 1}
 
 
 def test_samples_are_disjoint_parts(study):
