@@ -154,11 +154,10 @@ class Study:
 
     def layers(self) -> list[dict]:
         """Every layer of every text in one pass; of the first text's sequences also with a token put before each."""
-        first, rows = self.plan["first_token"], []
-        others = [(text, "") for text in self.plan["layers"] if text != MAIN]
-        for text, start in [(MAIN, ""), (MAIN, first["token"]), *others]:
+        rows, others = [], [(text, "") for text in self.plan["layers"] if text != MAIN]
+        for text, start in [(MAIN, ""), (MAIN, self.plan["first_token"]["token"]), *others]:
             drawn = self.probe(text)
-            sequences = self.started(drawn.sequences[: first["sequences"]]) if start else drawn.sequences
+            sequences = self.started(drawn.sequences) if start else drawn.sequences
             rows += [{"text": text, "first_token": start, "length": self.plan["length"], "layer": layer,
                       **self.described(states), **without_massive(states),
                       "massive_tokens": self.last_tokens(sequences, massive(states)),
