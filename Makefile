@@ -8,7 +8,7 @@ PARAMS ?= notebooks/params/tiny.yaml
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help setup report book browser verify smoke test bench settings toy causes reference lint clean
+.PHONY: help setup report book browser verify smoke test bench settings toy causes reference real lint clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -58,6 +58,9 @@ causes: setup ## train with one cause of the phases changed at a time; writes da
 
 reference: setup ## the reference suite, goes on where it stood; writes data/results/reference (hours; HOURS=2.5 stops it)
 	$(RUN) studies/reference.py $(if $(HOURS),--hours $(HOURS))
+
+real: setup ## fetch a published model (93 MB) and measure it; writes data/results/real_*.csv (a quarter of an hour)
+	$(RUN) studies/real.py
 
 lint: setup ## ruff, and the direction of imports between the wings
 	$(RUN) -m ruff check .
