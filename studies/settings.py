@@ -68,7 +68,7 @@ def write(name: str, table: pd.DataFrame) -> None:
 def older(path: Path) -> pd.DataFrame:
     """Rows that were made by an older recipe."""
     table = pd.read_csv(path)
-    return table[table.recipe < Run.recipe] if "recipe" in table else table.assign(recipe=1)
+    return table[table.recipe < Run.recipe]
 
 
 def row(profile: Profile, run: Run, table: pd.DataFrame, averaged: pd.DataFrame | None = None) -> dict:

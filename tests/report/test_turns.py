@@ -20,6 +20,10 @@ WITHOUT_EMBEDDINGS = {"pythia-1b": 805_736_448, "pythia-1.4b": 1_208_602_624, "p
                       "pythia-6.9b": 6_444_163_072, "pythia-12b": 11_327_027_200}
 
 
+def test_every_group_of_the_reference_suite_has_a_name():
+    assert set(turns.KINDS) == set(yaml.safe_load((ROOT / "studies/reference.yaml").read_text())["groups"])
+
+
 def test_published_turns_stand_in_their_intervals_with_the_stated_counts_and_batches():
     found = turns.of_published(1.3).set_index("run")
     assert {name: found.without_embeddings[name] for name in WITHOUT_EMBEDDINGS} == WITHOUT_EMBEDDINGS

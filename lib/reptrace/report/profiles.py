@@ -174,10 +174,6 @@ class Profile:
         self.answers.write(name, table)
         return table
 
-    def knows(self, name: str) -> bool:
-        """Whether a table can be had: of an archive, only where it was kept."""
-        return not self.archive or name in self.answers.names
-
     def log(self, run: Run) -> pd.DataFrame:
         """Training log of a run, see `pretrain`."""
         return self._logs[self._logs.model == run.repository].reset_index(drop=True)

@@ -22,7 +22,8 @@ from reptrace.training.runs import Run
 
 READ, LOOSE = 1.2, 1.5  # factors to which a published turn's place may be known: it was read off a logarithmic axis
 RAW, AVERAGED = "raw", "averaged"  # weights, as the reference tables call them
-KINDS = {"cpu": "reference, CPU", "gpu": "reference, GPU"}  # by the first word of a table's name
+# by the first word of a table's name, a group of studies/reference.yaml
+KINDS = {"cpu": "reference, CPU", "docstrings": "reference, docstrings", "gpu": "reference, GPU"}
 
 
 def reference(pattern: str = "data/results/reference/*.parquet") -> pd.DataFrame:
