@@ -1,17 +1,15 @@
 """What causes the phases: a small model, trained again with one cause changed at a time.
 
     make causes
-    .venv/bin/python studies/causes.py --longer
 
-Writes four tables to data/results: causes.csv (a run a row), causes_curves.csv (RankMe by tokens), causes_texts.csv
-(what each remapping did to the text) and causes_trials.csv (how the rate for squared error was chosen); --longer, one,
-causes_longer.csv, of every condition with the batches and tokens that the plan gives there. What is trained and
-measured already is read.
+Writes four tables to data/results: causes.csv (a run a row), causes_curves.csv (RankMe by tokens, of raw and of
+averaged weights), causes_texts.csv (what each remapping did to the text) and causes_trials.csv (squared error at other
+rates). What is trained and measured already is read. A fifth, causes_older.csv, is of two studies by an older recipe,
+and can't be made again.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from dataclasses import replace
@@ -21,14 +19,15 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from settings import row
+from settings import curve, row
 from transformers import GPTNeoXForCausalLM
 
 from reptrace.measures import spectra
 from reptrace.measures.phases import critical_value
-from reptrace.models.hidden_states import last_token_states
+from reptrace.models.hidden_states import FINAL, last_token_states
 from reptrace.models.loading import from_pretrained
 from reptrace.records.store import provenance, write_atomically
+from reptrace.report.averaged import trajectory
 from reptrace.report.profiles import ROOT, Profile
 from reptrace.texts.frequencies import describe
 from reptrace.training.runs import Run
@@ -42,44 +41,21 @@ DRAWS = 200  # resamplings of them for an interval
 
 def main() -> None:
     plan = yaml.safe_load(PLAN.read_text())
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--longer", action="store_true", help="train every condition longer, in larger batches")
-    if parser.parse_args().longer:
-        longer(plan)
-    else:
-        planned(plan)
-
-
-def longer(plan: dict) -> None:
-    """Every condition with other batches and tokens: does what is found hang on them?"""
-    changes = {name: {"changes": {**each.get("changes", {}), **plan["longer"]}}
-               for name, each in plan["conditions"].items()}
-    conditions, _ = profiles({**plan, "conditions": changes})
-    conditions.train()
-    names, tables, fresh = names_of(plan, conditions), conditions.trace(), fresh_sequences(conditions)
-    write("causes_longer", [outcome(conditions, name, plan["conditions"][name]["predicted"], run, tables[run], fresh)
-                            for name, runs in names.items() for run in runs])
-
-
-def planned(plan: dict) -> None:
     started = time.perf_counter()
     conditions, trials = profiles(plan)
     for profile in (conditions, trials):
         profile.train()
-    names, tables, fresh = names_of(plan, conditions), conditions.trace(), fresh_sequences(conditions)
-    write("causes", [outcome(conditions, name, plan["conditions"][name]["predicted"], run, tables[run], fresh)
-                     for name, runs in names.items() for run in runs])
-    write("causes_curves", [point for name, runs in names.items() for run in runs
-                            for point in curve(name, run, tables[run])])
+    names = dict(zip(plan["conditions"], conditions.sizes_of_runs, strict=True))
+    raw, averaged, fresh = conditions.trace(), conditions.trace_averaged(), fresh_sequences(conditions)
+    write("causes", [outcome(conditions, name, plan["conditions"][name]["predicted"], run, raw[run], averaged[run],
+                             fresh[run.vocabulary, run.frequencies]) for name, runs in names.items() for run in runs])
+    write("causes_curves", [{"condition": name, "seed": run.seed, **point} for name, runs in names.items()
+                            for run in runs for point in curve(run, raw[run], averaged[run])])
     write("causes_texts", texts(conditions))
     write("causes_trials", [trial(trials, run, fresh) for run in trials.runs])
     spent = os.times()
     print(f"{time.perf_counter() - started:.0f} s, processor "
           f"{spent.user + spent.system + spent.children_user + spent.children_system:.0f} s")
-
-
-def names_of(plan: dict, conditions: Profile) -> dict[str, list[Run]]:
-    return dict(zip(plan["conditions"], conditions.sizes_of_runs, strict=True))
 
 
 def profiles(plan: dict) -> tuple[Profile, Profile]:
@@ -98,29 +74,29 @@ def fresh_sequences(profile: Profile) -> dict[tuple[int, str], list[list[int]]]:
     return {key: larger.probe(run).sequences[profile.sequences :] for key, run in alike.items()}
 
 
-def outcome(profile: Profile, condition: str, predicted: dict[str, bool], run: Run, table: pd.DataFrame,
-            fresh: dict) -> dict:
+def outcome(profile: Profile, condition: str, predicted: dict[str, bool], run: Run, raw: pd.DataFrame,
+            averaged: pd.DataFrame, fresh: list[list[int]]) -> dict:
     """One run: what was set and predicted, what RankMe did, and how well the model predicts."""
-    sequences = fresh[run.vocabulary, run.frequencies]
+    late = {"": late_change(profile, raw, fresh), "averaged_": late_change(profile, trajectory(raw, averaged), fresh)}
     return {
         "condition": condition, "repository": run.repository, "loss": run.loss, "frequencies": run.frequencies,
         **{f"predicted_{phase}": {True: "yes", False: "no", None: ""}[predicted.get(phase)] for phase in PHASES},
-        **row(profile, run, table), **late_change(profile, run, table, sequences),
-        "accuracy": accuracy(model(profile, run, "main"), sequences),
+        **row(profile, run, raw, averaged),
+        **{prefix + key: value for prefix, its in late.items() for key, value in its.items()},
+        "accuracy": accuracy(model(profile, raw.iloc[-1]), fresh),
         # the least fall from a peak of this value and error that the detector would call one
-        "smallest_fall": critical_value(len(table)) * np.sqrt(2) * table.rankme_stderr.iloc[-1] / table.rankme.iloc[-1]}
+        "smallest_fall": critical_value(len(raw)) * np.sqrt(2) * raw.rankme_stderr.iloc[-1] / raw.rankme.iloc[-1]}
 
 
-def late_change(profile: Profile, run: Run, table: pd.DataFrame, sequences: list[list[int]]) -> dict:
+def late_change(profile: Profile, table: pd.DataFrame, fresh: list[list[int]]) -> dict:
     """RankMe of the last checkpoint over that of the highest after the minimum, both on sequences they were not picked
     by, and the same ones, which makes the ratio far better known than either value."""
     lowest = int(table.rankme.argmin())
-    peak = table.iloc[lowest + int(table.rankme.iloc[lowest:].argmax())]
+    peak, last = table.iloc[lowest + int(table.rankme.iloc[lowest:].argmax())], table.iloc[-1]
     ratio = low = high = 1.0  # the last checkpoint is the highest
-    if peak.revision != table.revision.iloc[-1]:
-        states = [last_token_states(model(profile, run, revision), sequences, ("final",), 128)["final"]
-                  for revision in (peak.revision, table.revision.iloc[-1])]
-        ratio, low, high = paired_ratio(*states)
+    if peak.tokens != last.tokens:
+        ratio, low, high = paired_ratio(*(last_token_states(model(profile, each), fresh, (FINAL,), 128)[FINAL]
+                                          for each in (peak, last)))
     return {"peak_tokens": peak.tokens, "late_ratio": ratio, "late_low": low, "late_high": high}
 
 
@@ -141,8 +117,9 @@ def paired_ratio(before, after, draws: int = DRAWS, seed: int = 0) -> tuple[floa
     return tuple(float(np.exp(centre + shift)) for shift in (0, -half, half))
 
 
-def model(profile: Profile, run: Run, revision: str):
-    return from_pretrained(GPTNeoXForCausalLM, run.repository, revision, profile.suite.hub).eval()
+def model(profile: Profile, checkpoint: pd.Series):
+    """Of a row of a trace."""
+    return from_pretrained(GPTNeoXForCausalLM, checkpoint.model, checkpoint.revision, profile.suite.hub).eval()
 
 
 def accuracy(trained, sequences: list[list[int]]) -> float:
@@ -157,11 +134,6 @@ def accuracy(trained, sequences: list[list[int]]) -> float:
     return right / total
 
 
-def curve(condition: str, run: Run, table: pd.DataFrame) -> list[dict]:
-    columns = table[["tokens", "rankme", "rankme_stderr"]].to_dict("records")
-    return [{"condition": condition, "seed": run.seed, "repository": run.repository, **point} for point in columns]
-
-
 def texts(profile: Profile) -> list[dict]:
     """Statistics of the training text as each kind of run sees it."""
     alike = {(run.vocabulary, run.frequencies): run for run in profile.runs}
@@ -174,7 +146,8 @@ def texts(profile: Profile) -> list[dict]:
 def trial(profile: Profile, run: Run, fresh: dict) -> dict:
     return {"loss": run.loss, "learning_rate": run.learning_rate, "tokens": run.training_tokens, "seed": run.seed,
             "final_loss": profile.log(run).loss.iloc[-1],
-            "accuracy": accuracy(model(profile, run, "main"), fresh[run.vocabulary, run.frequencies]), **provenance()}
+            "accuracy": accuracy(model(profile, pd.Series({"model": run.repository, "revision": "main"})),
+                                 fresh[run.vocabulary, run.frequencies]), **provenance()}
 
 
 def write(name: str, rows: list[dict]) -> None:

@@ -29,8 +29,8 @@ def runs():
 
 
 @pytest.fixture(scope="module")
-def longer():
-    return pd.read_csv(causes.RESULTS / "causes_longer.csv")
+def older():
+    return pd.read_csv(causes.RESULTS / "causes_older.csv")
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +43,24 @@ def named(row) -> str:
     steps = row["tokens"] // (row["batch"] * row["context"])
     setting = {field.name: row[field.name] for field in fields(Run) if field.name in row}
     setting = {key: value.item() if hasattr(value, "item") else value for key, value in setting.items()}
-    return Run(**{"recipe": 1} | setting, steps=int(steps), corpus=row["corpus_fingerprint"]).repository
+    if "study" in row:
+        setting["recipe"] = 1
+    return Run(**setting, steps=int(steps), corpus=row["corpus_fingerprint"]).repository
 
 
-def test_every_row_s_settings_are_those_that_its_run_is_named_by(runs, longer):
-    for table in (runs, longer):
+def test_every_row_s_settings_are_those_that_its_run_is_named_by(runs, older):
+    for table in (runs, older):
         assert table.apply(named, axis=1).tolist() == table.repository.tolist()
 
 
-def test_the_longer_runs_are_the_plan_s_in_all_but_batches_and_tokens(runs, longer):
-    assert (longer.batch == PLAN["longer"]["batch"]).all() and (longer.tokens >= PLAN["longer"]["tokens"]).all()
-    same = ["condition", "seed", "loss", "frequencies", "width", "vocabulary", "learning_rate", "schedule",
-            "weight_decay", "corpus_fingerprint", "probe_fingerprint"]
-    pd.testing.assert_frame_equal(runs[same], longer[same])
-    assert set(runs.columns) == set(longer.columns)
+def test_the_older_studies_have_the_same_conditions_but_for_the_sizes_of_vocabularies(runs, older):
+    def large(names):
+        return set(names[~names.str.startswith("V =")]) - {"constant rate", "decaying rate"}
+
+    for _, study in older.groupby("study"):
+        assert large(study.condition) == large(runs.condition) and len(study) == len(runs)
+        assert (study.corpus_fingerprint == runs.corpus_fingerprint.iloc[0]).all()
+    assert set(older.columns) - {"study"} < set(runs.columns)
 
 
 def test_the_tables_hold_every_condition_of_the_plan_with_every_seed(runs, curves):
@@ -78,11 +82,16 @@ def test_the_tables_hold_every_condition_of_the_plan_with_every_seed(runs, curve
 
 def test_what_the_table_claims_is_what_the_detector_finds_in_the_curves(runs, curves):
     for row in runs.itertuples():
-        curve = curves[curves.repository == row.repository]
-        assert curve.tokens.iloc[0] == 0 and curve.tokens.iloc[-1] == row.tokens
-        found = claims(find_phases(curve.tokens, curve.rankme, curve.rankme_stderr))
-        assert found == {phase: getattr(row, phase) for phase in causes.PHASES}
-        assert curve.rankme.between(1, row.width).all()
+        its = curves[curves.repository == row.repository]
+        raw, averaged = (its[its.weights == weights] for weights in ("raw", "averaged"))
+        assert raw.tokens.iloc[0] == 0 and raw.tokens.iloc[-1] == averaged.tokens.iloc[-1] == row.tokens
+        for prefix, curve in (("", raw), ("averaged_", pd.concat([raw[raw.tokens < averaged.tokens.min()],
+                                                                     averaged], ignore_index=True))):
+            found = claims(find_phases(curve.tokens, curve.rankme, curve.rankme_stderr))
+            assert found == {phase: getattr(row, prefix + phase) for phase in causes.PHASES}
+            assert curve.rankme.between(1, row.width).all()
+            later = curve[curve.tokens >= curve.tokens[curve.rankme.idxmin()]]
+            assert later.tokens[later.rankme.idxmax()] == getattr(row, prefix + "peak_tokens")
 
 
 def test_every_table_says_what_made_it_and_is_small():

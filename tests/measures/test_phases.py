@@ -561,19 +561,29 @@ def test_a_dip_at_the_end_is_no_compression_where_the_rise_had_a_larger_one_of_i
             assert phases.wiggles[-1].ratio == pytest.approx(np.exp(-size), rel=5 * error)
 
 
+def went_back(rising, lasting):
+    """Largest fall of a rising curve that took so many points or more to be regained."""
+    largest = 0.0
+    for first, value in enumerate(rising):
+        again = next((k for k in range(first + 1, len(rising)) if rising[k] >= value), len(rising) - 1)
+        if again - first >= lasting:
+            largest = max(largest, value - rising[first : again + 1].min())
+    return largest
+
+
 @pytest.mark.parametrize("factor", [1, 0.3, 0.1, 0.03])
-def test_real_runs_fall_at_last_by_more_than_they_ever_went_back_before_however_small_their_errors(factor):
+def test_real_runs_fall_at_last_by_more_than_they_ever_went_back_for_as_long_however_small_their_errors(factor):
     curves = pd.read_csv(ROOT / "data" / "results" / "causes_curves.csv")
     falls = 0
-    for _, run in curves.groupby("repository"):
+    for _, run in curves[curves.weights == "raw"].groupby("repository"):
         found = find_phases(run.tokens, run.rankme, factor * run.rankme_stderr)
         if found.compression:
             logs, low, high = np.log(run.rankme.to_numpy()), found.collapse_end.index, found.turn.index
-            down, up = -logs[: low + 1], logs[low : high + 1]  # reversals are falls of either
-            before = max((np.maximum.accumulate(part) - part).max() for part in (down, up))
+            lasted = len(logs) - 1 - high
+            before = max(went_back(part, lasted) for part in (-logs[: low + 1], logs[low : high + 1]))
             assert -np.log(found.compression.ratio) > before
             falls += 1
-    assert 3 <= falls < 27  # squared error falls in all seeds
+    assert 6 <= falls < 27  # default and no weight decay fall in all seeds; most others don't
 
 
 def verdicts(phases):

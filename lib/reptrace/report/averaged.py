@@ -10,14 +10,19 @@ import pandas as pd
 from reptrace.measures.phases import Phases, claims, find_phases
 
 
-def averaged_phases(raw: pd.DataFrame, averaged: pd.DataFrame) -> Phases:
-    """Phases of the averaged weights' trajectory, which begins with the checkpoints before the first average.
+def trajectory(raw: pd.DataFrame, averaged: pd.DataFrame) -> pd.DataFrame:
+    """The averaged weights' trajectory, which begins with the checkpoints before the first average.
 
     Parameters
     ----------
-    raw, averaged : tables with `tokens`, `rankme`, `rankme_stderr`, a row a checkpoint in order
+    raw, averaged : tables with `tokens`, a row a checkpoint in order
     """
-    whole = pd.concat([raw[raw.tokens < averaged.tokens.iloc[0]], averaged], ignore_index=True)
+    return pd.concat([raw[raw.tokens < averaged.tokens.iloc[0]], averaged], ignore_index=True)
+
+
+def averaged_phases(raw: pd.DataFrame, averaged: pd.DataFrame) -> Phases:
+    """Phases of the averaged weights' trajectory; both tables have `rankme` and `rankme_stderr` too."""
+    whole = trajectory(raw, averaged)
     return find_phases(whole.tokens, whole.rankme, whole.rankme_stderr)
 
 

@@ -1,7 +1,8 @@
 """Whether RankMe falls after its expansion, by one criterion: seed by seed, over seeds, and against a reference.
 
 A run's late change is RankMe at its end over its highest value after its lowest, both on sequences that picked neither,
-the same ones (`late_ratio`, with its paired 95 % interval `late_low` to `late_high`, see studies/causes.py).
+the same ones (`late_ratio`, with its paired 95 % interval `late_low` to `late_high`, see studies/causes.py). Of the
+weights as they are and of their average over steps (`averaged_late_ratio` and so on) the smaller fall counts.
 """
 
 from __future__ import annotations
@@ -15,13 +16,24 @@ from reptrace.report.over_runs import mean_over
 from reptrace.report.verdicts import FEWEST, NOT, OPEN, REPRODUCED
 
 FELL, KEPT, HIGHEST = FATES = ("fell", "no fall", "highest at the end")
+LATE = ("late_ratio", "late_low", "late_high", "peak_tokens")
+
+
+def late_change(runs: pd.DataFrame) -> pd.DataFrame:
+    """The columns LATE, a row a run: each the larger of raw and averaged weights; of the raw where there are no others.
+    """
+    averaged = [f"averaged_{name}" for name in LATE]
+    if not set(averaged) <= set(runs.columns):
+        return runs[list(LATE)]
+    return pd.DataFrame(np.fmax(runs[list(LATE)], runs[averaged].to_numpy()), runs.index)
 
 
 def fates(runs: pd.DataFrame) -> pd.Series:
     """One of `FATES` a run: it fell where the whole interval lies below 1; where the last checkpoint is the highest, a
     fall may be yet to come."""
-    highest = runs.peak_tokens >= runs.tokens
-    return pd.Series(np.select([runs.late_high < 1, highest], [FELL, HIGHEST], KEPT), runs.index)
+    late = late_change(runs)
+    return pd.Series(np.select([late.late_high < 1, late.peak_tokens >= runs.tokens], [FELL, HIGHEST], KEPT),
+                     runs.index)
 
 
 def summary(runs: pd.DataFrame, references: Mapping[str, str]) -> pd.DataFrame:
@@ -29,7 +41,7 @@ def summary(runs: pd.DataFrame, references: Mapping[str, str]) -> pd.DataFrame:
 
     Parameters
     ----------
-    runs : columns condition, seed, late_ratio, late_low, late_high, peak_tokens, tokens, predicted_compression
+    runs : columns condition, seed, tokens, those of `late_change`, predicted_compression
         "yes" or "no"; a row a run; a condition and its reference have the same seeds.
     references : condition -> that with which it is compared, seed by seed; itself for a reference
 
@@ -40,7 +52,8 @@ def summary(runs: pd.DataFrame, references: Mapping[str, str]) -> pd.DataFrame:
         end (`change`, `low`, `high`: -0.02 for a fall by 2 %); the mean change over the reference's of the same seed
         (`apart`, `apart_low`, `apart_high`; nan for a reference); `theory`, "fall" or "no fall"; its `verdict`.
     """
-    logs = runs.assign(late=np.log(runs.late_ratio)).pivot(index="seed", columns="condition", values="late")
+    logs = runs.assign(late=np.log(late_change(runs).late_ratio)).pivot(index="seed", columns="condition",
+                                                                        values="late")
     rows = {}
     for name, group in runs.groupby("condition", sort=False):
         counts = fates(group).value_counts().reindex(FATES, fill_value=0)
@@ -64,6 +77,6 @@ def _verdict(row: pd.Series, reference: pd.Series) -> str:
         return OPEN
     if row.theory == "fall":
         return REPRODUCED if falls else NOT if row.kept == row.seeds else OPEN
-    # "No fall" says something only where there is one to miss: the reference's, within as many tokens.
-    missed = row.fell == 0 and reference.high < 0 and row.apart_low > 0
+    # "No fall" says something only where there is one to miss, the reference's within as many tokens, and none to come.
+    missed = row.kept == row.seeds and reference.high < 0 and row.apart_low > 0
     return NOT if falls else REPRODUCED if missed else OPEN
