@@ -2,13 +2,14 @@
 
     make bench
     .venv/bin/python studies/bench.py gpu
-    .venv/bin/python studies/bench.py spectrum
+    .venv/bin/python studies/bench.py spectrum training
 
 The spectrum is compared with scikit-learn's PCA and the bare calls, the extraction of hidden states with two plain
-loops, on models of random weights; the infinity-gram model with its authors' engine; descents of the toy model, many at
-once, with one after the other. What is compared runs in turn, several times, and medians are taken. Writes
-data/results/bench.csv, and bench_gpu.csv where there is a GPU, and README's tables from them; with "cpu" or "gpu", the
-one alone; with "spectrum", the rows of bench.csv about it, and the others stay.
+loops, on models of random weights; the infinity-gram model with its authors' engine; the training loop with
+transformers' Trainer; descents of the toy model, many at once, with one after the other. What is compared runs in turn,
+several times, and medians are taken. Writes data/results/bench.csv, and bench_gpu.csv where there is a GPU, and
+README's tables from them; with "cpu" or "gpu", the one alone; with "spectrum" or "training", the rows of bench.csv
+about it, and the others stay.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import pandas as pd
 import torch
 from bench_infgram import default_tokens
 from bench_infgram import rows as infinity_gram
+from bench_training import rows as training
 from peak import matmul_peak, wait
 from torch import nn
 
@@ -82,16 +84,17 @@ GPU_CASES = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", choices=["cpu", "gpu", "spectrum"], metavar="cpu | gpu | spectrum",
+    parser.add_argument("kinds", nargs="*", choices=["cpu", "gpu", *PARTS], metavar=" | ".join(["cpu", "gpu", *PARTS]),
                         default=["cpu", "gpu"] if torch.cuda.is_available() else ["cpu"])
     kinds = parser.parse_args().kinds
     if "cpu" in kinds:
         rows = spectrum() + [row for case in CASES for row in extraction(case)]
         rows += [{"device": "cpu", **row} for row in infinity_gram(default_tokens())]
-        write("bench", table_of(rows + toy_model()))
-    elif "spectrum" in kinds:
-        new, old = table_of(spectrum()), pd.read_csv(RESULTS / "bench.csv")
-        write("bench", pd.concat([new, old[~old.what.isin(new.what)]]))
+        write("bench", table_of(rows + lean_training() + toy_model()))
+    else:
+        for part in set(kinds) & set(PARTS):
+            new, old = table_of(PARTS[part]()), pd.read_csv(RESULTS / "bench.csv")
+            write("bench", pd.concat([new, old[~old.what.isin(new.what)]]))
     if "gpu" in kinds:
         rows = gpu_spectrum() + [row for case in GPU_CASES for row in extraction(case)]
         write("bench_gpu", table_of(rows + gpu_toy_model()))
@@ -170,6 +173,10 @@ def spectrum() -> list[dict]:
               for name, (_, required) in theirs.items()),
             row(f"geometry with standard errors, {size}", "eigenspectrum alone", seconds["geometry"], seconds["ours"],
                 required=0.5, **facts)]
+
+
+def lean_training() -> list[dict]:
+    return [row(**{"device": "cpu", **each}) for each in training(np.fromfile(default_tokens(), np.uint16))]
 
 
 def gpu_spectrum() -> list[dict]:
@@ -325,6 +332,8 @@ def resident(kind: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
 
+
+PARTS = {"spectrum": spectrum, "training": lean_training}  # what can be asked for by itself
 
 if __name__ == "__main__":
     main()
