@@ -99,6 +99,12 @@ def test_a_size_that_has_not_turned_is_not_taken_for_one_that_turned_late_or_nev
     assert fit(sizes.assign(low=late, high=after)).exponent > known.high
 
 
+def test_a_size_whose_turn_may_be_anywhere_changes_nothing():
+    sizes = planted(np.random.default_rng(4), 0.5)
+    anywhere = sizes.iloc[:1].assign(parameters=1e6, low=0.0, high=np.inf)
+    assert fit(pd.concat([sizes, anywhere])) == fit(sizes)
+
+
 def test_the_noise_of_curves_and_their_checkpoints_reach_the_interval():
     rng, tokens, held, laws = np.random.default_rng(5), np.r_[0, 2.0 ** np.arange(14, 30, 1 / 3)], 0, []
     for _ in range(12):

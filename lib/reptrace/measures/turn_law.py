@@ -117,8 +117,8 @@ def fit(sizes: pd.DataFrame) -> Law:
     Parameters
     ----------
     sizes : columns suite, parameters, low, high; a row a size, see `by_size`
-        low is 0 or high infinite where the turn is censored. A suite of one size says nothing of the exponent and is
-        left out.
+        low is 0 or high infinite where the turn is censored. A size where it is both says nothing and is left out, as
+        is a suite of one size, which says nothing of the exponent.
 
     Raises
     ------
@@ -127,6 +127,7 @@ def fit(sizes: pd.DataFrame) -> Law:
     """
     if not (sizes.parameters > 0).all() or not (sizes.low < sizes.high).all():
         raise ValueError("parameters must be positive, and low below high.")
+    sizes = sizes[(sizes.low > 0) | np.isfinite(sizes.high)]
     sizes = sizes[sizes.groupby("suite").parameters.transform("nunique") > 1]
     with np.errstate(divide="ignore"):
         x, low, high = (np.log(sizes[name].to_numpy(float)) for name in ("parameters", "low", "high"))
@@ -180,6 +181,7 @@ def _best(low: np.ndarray, high: np.ndarray, design: np.ndarray) -> tuple[float,
     found = minimize(worse, np.r_[1, np.zeros(len(start))], jac=True, method="L-BFGS-B",
                      bounds=[(1e-6, unit / SMALLEST)] + [(None, None)] * len(start), options={"maxiter": 1000})
     return -float(found.fun), start + unit * found.x[1:] / found.x[0], float(unit / found.x[0])
+
 
 def log_mass(a, b):
     """ln of the standard normal's probability between a and b, a < b, with its digits far out in either tail."""
