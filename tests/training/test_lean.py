@@ -205,7 +205,7 @@ def test_a_damaged_state_is_an_error_that_says_what_to_do(ids, tmp_path, spoil):
     path = tmp_path / "state"
     Loop(a_run(), ids).save(path)
     path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(ValueError, match="is damaged .*: delete it, and its run begins anew"):
+    with pytest.raises(ValueError, match=r"is damaged .*: delete it, and its run begins anew"):
         Loop(a_run(), ids).load(path)
 
 
