@@ -256,8 +256,8 @@ class Reference:
         done = set(self.rows(each).step[lambda steps: steps <= loop.step])
         if lacking := [step for step in log_spaced(run.steps) if step < loop.step and step not in done]:
             raise ValueError(f"{each}: the state in {str(state)!r} is of step {loop.step}, and "
-                             f"{str(self.out / each.table)!r} lacks checkpoints before it, from step {lacking[0]} on: put "
-                             "that table back, or delete the state, and the run begins anew.")
+                             f"{str(self.out / each.table)!r} lacks checkpoints before it, from step {lacking[0]} on: "
+                             "put that table back, or delete the state, and the run begins anew.")
         for step in [step for step in log_spaced(run.steps) if step >= loop.step and step not in done]:
             while loop.step < step and time.perf_counter() < deadline:
                 clock.advance(loop, step)

@@ -390,8 +390,8 @@ def selection(profile: Profile | HubProfile) -> pd.DataFrame | None:
     """The settings from which the sizes of the default suite were chosen, a row a run; None of any other suite.
 
     They were chosen because RankMe falls again there: what the suite shows of that says nothing of small models at
-    large. Column `compression` says so by raw and averaged weights, as `averaged.compression` does; of older runs, which
-    have no others, by raw ones alone.
+    large. Column `compression` says so by raw and averaged weights, as `averaged.compression` does; of older runs by
+    raw ones alone, as there are no others.
     """
     default = Profile.of(yaml.safe_load((ROOT / "notebooks" / "params" / "tiny.yaml").read_text()))
     same = isinstance(profile, Profile) and all(
