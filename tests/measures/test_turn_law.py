@@ -2,8 +2,8 @@
 
 Trusted: scipy's linear regression and Student's interval, to which the fit comes down where turns are known exactly;
 numpy's least squares for several suites; scipy's own fit of a normal distribution to censored values; and the planted
-exponent, which 95 % intervals must hold in 95 of 100 data sets or more: where turns are known to intervals wider than
-the scatter, all lines that pass through them are as good, and the interval holds them all.
+exponent, which 95 % intervals must not miss much more often than they say. (The few data sets here would show a share
+below some 80 %. Of 500 with a scatter of 0.15 it was 92 %, of 150 with one of 0.5 it was 98 %.)
 """
 
 import numpy as np

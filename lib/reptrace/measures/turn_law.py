@@ -16,7 +16,9 @@ than n ln(1 + t^2 / f), in -2 ln L; n sizes, and t Student's quantile with f deg
 sizes whose turn is seen, less one for each coefficient.
 Where turns are known exactly and none is censored, this is Student's interval of least squares itself; where they are
 known to intervals wider than the scatter, every b whose line passes through all of them is inside, and it is the wider
-for it. In this parametrization, z = (ln T - a - b ln N) / sigma with 1 / sigma, a / sigma and b / sigma free, the
+for it. It is approximate: of turns planted as those of the report are it held the exponent in 92 to 98 of 100 data sets
+(`tests/measures/test_turn_law.py` plants them), least often where intervals are some times as wide as the scatter. In
+this parametrization, z = (ln T - a - b ln N) / sigma with 1 / sigma, a / sigma and b / sigma free, the
 likelihood is concave (Olsen 1978), so there is one best fit, and the interval is one.
 
 Why not a package's model: scipy.odr and odrpack take errors in both variables, and N has none; mixed models
