@@ -46,7 +46,8 @@ OUT, BUILD = ROOT / "data" / "results" / "reference", ROOT / "build" / "referenc
 SAVE_SECONDS = 300  # between two states on the disk
 CHUNK_SECONDS = 2  # of training between two looks at the clock
 KEY = ["seed", "step", "weights"]  # of a row
-ASKED = ["sequences", "length", "averaging"]  # columns of what is set beside a run's identity
+# columns of what is set beside a run's identity; another tokenizer is known by the number of tokens
+ASKED = ["sequences", "length", "averaging", "unique_tokens"]
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ class Reference:
         self.keep_state = plan["groups"][group]["keep_state"]
         self.planned = list(planned(plan, group, text.facts["train_fingerprint"]))
         self.averaging, self.probe = Averaging(**plan["averaging"]), text.probe[: plan["sequences"]]
-        self.asked = dict(zip(ASKED, (*self.probe.shape, str(self.averaging)), strict=True))
+        self.asked = dict(zip(ASKED, (*self.probe.shape, str(self.averaging), len(text.train)), strict=True))
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device == "cpu":
             torch.set_num_threads(1)
@@ -253,6 +254,10 @@ class Reference:
         deadline = min(deadline, time.perf_counter() + (each.seconds or float("inf")))
         measured, clock, saved = Measured(self, run), Clock(self, run), time.perf_counter()
         done = set(self.rows(each).step[lambda steps: steps <= loop.step])
+        if lacking := [step for step in log_spaced(run.steps) if step < loop.step and step not in done]:
+            raise ValueError(f"{each}: the state in {str(state)!r} is of step {loop.step}, and "
+                             f"{str(self.out / each.table)!r} lacks checkpoints before it, from step {lacking[0]} on: "
+                             "put that table back, or delete the state, and the run begins anew.")
         for step in [step for step in log_spaced(run.steps) if step >= loop.step and step not in done]:
             while loop.step < step and time.perf_counter() < deadline:
                 clock.advance(loop, step)
@@ -381,7 +386,7 @@ class Measured:
         first, last = found.alpha.ranks if found.alpha else (0, 0)
         return {"width": run.width, "layers": run.layers, "seed": run.seed, "step": step, "weights": kind,
                 "parameters": run.parameters, "tokens": step * run.tokens_per_step,
-                "unique_tokens": len(text.train), "rankme": found.rankme, "rankme_stderr": found.rankme_stderr,
+                "rankme": found.rankme, "rankme_stderr": found.rankme_stderr,
                 "alpha": found.alpha.alpha if found.alpha else float("nan"), "alpha_stderr": found.alpha_stderr,
                 "alpha_first": first, "alpha_last": last, "largest_influence": found.largest_influence,
                 "half_variance": found.half_variance, "eigenvalues": found.eigenvalues.astype(np.float32),

@@ -155,6 +155,13 @@ def test_time_that_is_up_before_the_first_step_leaves_a_whole_checkpoint(text, t
     assert list(read(tmp_path).step) == [0] and len(list(tmp_path.glob("build/*/state.pt"))) == 1
 
 
+def test_time_that_is_up_before_anything_is_trained_is_said_and_leaves_nothing(text, tmp_path, capsys):
+    suite = reference.Reference(PLAN, "cpu", text, tmp_path / "out", tmp_path / "build")
+    reference.train([suite], 0.0)
+    assert capsys.readouterr().out == "time is up before cpu, width 32, seed 0\n"
+    assert not list(tmp_path.glob("**/*.p*"))
+
+
 def test_time_that_is_up_before_the_next_step_leaves_the_row_of_a_stop_as_it_is(text, tmp_path, monkeypatch):
     ticks = iter(range(10**9))
     monkeypatch.setattr(reference.time, "perf_counter", lambda: next(ticks))
@@ -164,6 +171,17 @@ def test_time_that_is_up_before_the_next_step_leaves_the_row_of_a_stop_as_it_is(
     assert 0 < stopped.step.max() < 80 and stopped[stopped.step > 0].query("weights == 'raw'").train_loss.notna().all()
     suite.go_on(suite.planned[0], 0.0)
     pd.testing.assert_frame_equal(suite.rows(suite.planned[0]), stopped)
+
+
+def test_a_state_is_not_gone_on_with_where_the_table_lacks_what_came_before_it(text, tmp_path, monkeypatch):
+    ticks = iter(range(10**9))
+    monkeypatch.setattr(reference.time, "perf_counter", lambda: next(ticks))
+    suite = reference.Reference(PLAN, "cpu", text, tmp_path / "out", tmp_path / "build")
+    suite.go_on(suite.planned[0], next(ticks) + 40)
+    elsewhere = reference.Reference(PLAN, "cpu", text, tmp_path / "elsewhere", tmp_path / "build")
+    with pytest.raises(ValueError, match=r"elsewhere/cpu-d16\.parquet' lacks checkpoints before it, from step 0"):
+        elsewhere.go_on(elsewhere.planned[0], float("inf"))
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_text_is_made_anew_for_other_settings(monkeypatch, tmp_path):
@@ -214,6 +232,13 @@ def test_a_run_is_not_continued_with_other_settings(whole, text, changed, said):
     with pytest.raises(ValueError, match=rf"width 32, seed 0 in .*cpu-d32.parquet' .* other settings: {said}"):
         reference.train([reference.Reference(plan, "cpu", text, whole / "out", whole / "build")], float("inf"))
     assert (whole / "out/cpu-d16.parquet").read_bytes() == before
+
+
+def test_a_run_is_not_continued_with_another_tokenizer(whole, text):
+    many = len(text.train)
+    text = replace(text, train=text.train[:-1])  # as another one would cut it
+    with pytest.raises(ValueError, match=f"other settings: unique_tokens {many}, not {many - 1}"):
+        reference.train([reference.Reference(PLAN, "cpu", text, whole / "out", whole / "build")], float("inf"))
 
 
 def test_a_table_that_does_not_say_how_it_was_measured_is_not_gone_on_with(whole, text, tmp_path):
@@ -285,7 +310,7 @@ def test_a_tracked_table_is_small_and_holds_what_the_plan_says(path):
         assert set(every) - set(part.step) == (
             {step for step in every if step < reference.AVERAGED_FROM} if weights == "averaged" else set())
     averaging = Averaging(**REPOSITORY_PLAN["averaging"])
-    assert table[reference.ASKED].drop_duplicates().values.tolist() == [
+    assert table[["sequences", "length", "averaging"]].drop_duplicates().values.tolist() == [
         [REPOSITORY_PLAN["sequences"], REPOSITORY_PLAN["length"], str(averaging)]]
     assert table.code.str.match(r"^\d+\.\d+\.\d+").all() and table.packages.str.contains('"torch"').all()
 

@@ -256,6 +256,10 @@ def several_gguf(world):
     return checkpoints(str(world.folder))
 
 
+def unknown_split(world):
+    return load_tokenizer(str(written(world.folder / "tiny.gguf", *tiny_llama(), rule="deepseek-llm")))
+
+
 def cut_gguf(path):
     content = written(path, *tiny_llama()).read_bytes()
     path.write_bytes(content[:-1000])
@@ -495,6 +499,7 @@ CASES = {
         of_gguf(lambda path: written(path, *tiny_llama(), further={"blk.0.attn_q.bias": [1.0] * 64})),
     "A GGUF file whose positions are stretched (YaRN and the like)":
         of_gguf(lambda path: written(path, *tiny_llama(), facts={"llama.rope.scaling.type": "yarn"})),
+    "A GGUF file whose tokenizer splits texts by a rule that transformers does not know": unknown_split,
     "A model with Python code of its own": own_code,
     "A model whose code lies in another repository": others_code,
     "Files that change while they are measured": rewritten_meanwhile,

@@ -37,6 +37,7 @@ def cache(hub_cache):
 @pytest.mark.parametrize("name", [
     "step{step}", "stage1-step{step}-tokens{tokens}B", "stage2-ingredient3-step{step}-tokens{tokens}B", "step_{step}",
     "checkpoint-{step}", "global_step{step}", "runs/checkpoint-{step}",
+    "main:step-{step}", "main:global_step_{step}/actor",
 ])
 def test_the_step_is_read_from_the_names_in_use(name, step):
     tokens = math.ceil(step * TOKENS_A_STEP / 1e9)

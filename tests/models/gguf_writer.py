@@ -50,11 +50,13 @@ def as_stored(key, weight):
     return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
-def written(path, model, tokenizer=None, kind=Type.F32, further=None, facts=None, architecture="llama"):
+def written(path, model, tokenizer=None, kind=Type.F32, further=None, facts=None, architecture="llama",
+            rule="gpt-2"):
     """Write a model as a GGUF file.
 
     kind : type of all matrices (norms stay in float32), or a mapping from names to types
     further : mapping of more tensors, name -> array; facts: of more (or other) values of the header
+    rule : how the tokenizer is said to split texts
     """
     config, writer = model.config, gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.num_hidden_layers)
@@ -70,7 +72,7 @@ def written(path, model, tokenizer=None, kind=Type.F32, further=None, facts=None
     for name, value in (facts or {}).items():
         (writer.add_string if isinstance(value, str) else writer.add_uint32)(name, value)
     if tokenizer is not None:
-        add_tokenizer(writer, tokenizer)
+        add_tokenizer(writer, tokenizer, rule)
     tied = config.tie_word_embeddings
     tensors = {gguf_name(key): as_stored(key, weight) for key, weight in model.state_dict().items()
                if not (tied and key == "lm_head.weight")}
@@ -87,13 +89,13 @@ def written(path, model, tokenizer=None, kind=Type.F32, further=None, facts=None
     return path
 
 
-def add_tokenizer(writer, tokenizer):
+def add_tokenizer(writer, tokenizer, rule):
     """A byte-level BPE: vocabulary, merges and special tokens."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)
     special = set(tokenizer.all_special_tokens)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(rule)
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens])
     writer.add_token_merges([" ".join(pair) for pair in model["merges"]])

@@ -17,6 +17,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from gguf_writer import HEADS, KEY_HEADS, TEXTS, gguf_name, tiny_llama, written
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, pre_tokenizers
 
 import reptrace
 from reptrace.__main__ import main
@@ -210,6 +211,8 @@ SPOILT = {
     "empty": (cut(0), "is no GGUF file: it begins with b''"),
     "a page": (lambda path, llama: path.write_text("<html>not found"), "is no GGUF file: it begins with b'<htm', a GG"),
     "an old version": (lambda path, llama: path.write_bytes(b"GGUF\1\0\0\0" + bytes(64)), "of version 1; read are"),
+    "an alignment to 0 bytes": (lambda path, llama: written(path, *llama, facts={"general.alignment": 0}),
+                                r"the header of '.*tiny.gguf' cannot be read: .* or damaged \(.* by zero"),
     "no facts": (lambda path, llama: path.write_bytes(b"GGUF\3\0\0\0" + bytes(64)), "not say of which architecture"),
     "another architecture": (lambda path, llama: written(path, *llama, architecture="gptneox"),
                              r"architecture 'gptneox', which transformers .* does not open .* gemma2, .* llama, .*"),
@@ -221,6 +224,10 @@ SPOILT = {
     "tensors that are missing": (lacking, r"lack 1 tensors \(model.layers.1.mlp.up_proj.weight, "),
     "stretched positions": (lambda path, llama: written(path, *llama, facts={"llama.rope.scaling.type": "yarn"}),
                             r"stretches its positions \(yarn\), which transformers leaves out"),
+    "stretched by a factor alone": (lambda path, llama: written(path, *llama, facts={"llama.rope.scaling.factor": 4}),
+                                    r"stretches its positions \(linear\), which transformers leaves out"),
+    "stretched in an older file": (lambda path, llama: written(path, *llama, facts={"llama.rope.scale_linear": 2}),
+                                   r"stretches its positions \(linear\), which transformers leaves out"),
     "factors of other positions": (lambda path, llama: written(path, *llama, further={"rope_freqs.weight": [1., 2.]}),
                                    "divides its rotary frequencies .* has none of that number"),
 }
@@ -275,6 +282,20 @@ def test_a_folder_with_several_and_a_revision_of_a_file_are_errors(tmp_path, fil
 def test_a_file_without_a_tokenizer_says_so(tmp_path, llama):
     path = written(tmp_path / "tiny.gguf", llama[0])
     with pytest.raises(FileNotFoundError, match=r"has no tokenizer in it: name one .*--tokenizer"):
+        load_tokenizer(str(path))
+
+
+def test_a_tokenizer_that_takes_digits_one_by_one_splits_before_them(tmp_path, llama):
+    model, tokenizer = llama
+    own, text = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), "two  12 three   345\n  6"
+    own.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), own.pre_tokenizer])
+    path = written(tmp_path / "tiny.gguf", model, tokenizer, rule="smollm")
+    assert load_tokenizer(str(path))(text).input_ids == own.encode(text).ids != tokenizer(text).input_ids
+
+
+def test_a_tokenizer_that_splits_by_an_unknown_rule_is_refused(tmp_path, llama):
+    path = written(tmp_path / "tiny.gguf", *llama, rule="deepseek-llm")
+    with pytest.raises(GGUFError, match=r"splits texts by the rule 'deepseek-llm', which transformers .*--tokenizer"):
         load_tokenizer(str(path))
 
 

@@ -197,6 +197,18 @@ def test_a_state_of_other_settings_is_refused_by_name(ids, tmp_path, change, nam
         Loop(a_run(**change), ids).load(tmp_path / "state")
 
 
+@pytest.mark.parametrize("spoil", [
+    lambda content: content[: len(content) // 2], lambda content: b"PK", lambda content: b"",
+    lambda content: content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1])
+    + content[len(content) // 2 + 1 :]], ids=["cut short", "two bytes", "empty", "a bit flipped"])
+def test_a_damaged_state_is_an_error_that_says_what_to_do(ids, tmp_path, spoil):
+    path = tmp_path / "state"
+    Loop(a_run(), ids).save(path)
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"is damaged .*: delete it, and its run begins anew"):
+        Loop(a_run(), ids).load(path)
+
+
 def test_what_cannot_be_trained_is_said(ids):
     with pytest.raises(ValueError, match="less than one context"):
         Loop(a_run(), ids[:10])

@@ -113,7 +113,7 @@ def _header(name: str, inode: int, size: int, changed: int) -> Header:
                         "whole, and not a page that says why there is no file, or Git LFS's pointer?")
     try:
         facts, entries, start = _Reading(path).all()
-    except (struct.error, IndexError, UnicodeDecodeError, OverflowError, MemoryError) as error:
+    except (struct.error, IndexError, UnicodeDecodeError, ArithmeticError, TypeError, MemoryError) as error:
         raise GGUFError(f"the header of {name!r} cannot be read: the file, of {size:,} bytes, is cut short or damaged "
                         f"({error}). Fetch it again.") from error
     if "general.architecture" not in facts:

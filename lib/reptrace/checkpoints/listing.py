@@ -14,7 +14,7 @@ from reptrace.support.arguments import shown
 
 # step1000, stage1-step1000-tokens3B, step_40, checkpoint-500, ckpt-500, iter_0000500, global_step500, epoch=1-step=500
 TOKENS = re.compile(r"-tokens(\d+)B(?=$|[-_])")
-STEP = re.compile(r"(?:^|[-_/:])(?:step|checkpoint|ckpt|iter(?:ation)?)[-_=]?(\d+)(?=$|[-_])", re.IGNORECASE)
+STEP = re.compile(r"(?:^|[-_/:])(?:step|checkpoint|ckpt|iter(?:ation)?)[-_=]?(\d+)(?=$|[-_/])", re.IGNORECASE)
 LARGEST = 2**62  # numbers beyond are no steps, and would not fit into a table
 
 

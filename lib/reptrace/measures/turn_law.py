@@ -16,7 +16,9 @@ than n ln(1 + t^2 / f), in -2 ln L; n sizes, and t Student's quantile with f deg
 sizes whose turn is seen, less one for each coefficient.
 Where turns are known exactly and none is censored, this is Student's interval of least squares itself; where they are
 known to intervals wider than the scatter, every b whose line passes through all of them is inside, and it is the wider
-for it. In this parametrization, z = (ln T - a - b ln N) / sigma with 1 / sigma, a / sigma and b / sigma free, the
+for it. It is approximate: of turns planted as those of the report are it held the exponent in 92 to 98 of 100 data sets
+(`tests/measures/test_turn_law.py` plants them), least often where intervals are some times as wide as the scatter. In
+this parametrization, z = (ln T - a - b ln N) / sigma with 1 / sigma, a / sigma and b / sigma free, the
 likelihood is concave (Olsen 1978), so there is one best fit, and the interval is one.
 
 Why not a package's model: scipy.odr and odrpack take errors in both variables, and N has none; mixed models
@@ -117,8 +119,8 @@ def fit(sizes: pd.DataFrame) -> Law:
     Parameters
     ----------
     sizes : columns suite, parameters, low, high; a row a size, see `by_size`
-        low is 0 or high infinite where the turn is censored. A suite of one size says nothing of the exponent and is
-        left out.
+        low is 0 or high infinite where the turn is censored. A size where it is both says nothing and is left out, as
+        is a suite of one size, which says nothing of the exponent.
 
     Raises
     ------
@@ -127,6 +129,7 @@ def fit(sizes: pd.DataFrame) -> Law:
     """
     if not (sizes.parameters > 0).all() or not (sizes.low < sizes.high).all():
         raise ValueError("parameters must be positive, and low below high.")
+    sizes = sizes[(sizes.low > 0) | np.isfinite(sizes.high)]
     sizes = sizes[sizes.groupby("suite").parameters.transform("nunique") > 1]
     with np.errstate(divide="ignore"):
         x, low, high = (np.log(sizes[name].to_numpy(float)) for name in ("parameters", "low", "high"))
@@ -180,6 +183,7 @@ def _best(low: np.ndarray, high: np.ndarray, design: np.ndarray) -> tuple[float,
     found = minimize(worse, np.r_[1, np.zeros(len(start))], jac=True, method="L-BFGS-B",
                      bounds=[(1e-6, unit / SMALLEST)] + [(None, None)] * len(start), options={"maxiter": 1000})
     return -float(found.fun), start + unit * found.x[1:] / found.x[0], float(unit / found.x[0])
+
 
 def log_mass(a, b):
     """ln of the standard normal's probability between a and b, a < b, with its digits far out in either tail."""

@@ -20,6 +20,10 @@ from reptrace.models.positions import rope_parameters, text_config
 
 ROTARY = "rope_freqs.weight"  # by what each rotary frequency is divided (Llama 3.1 and later)
 HEAD = "output.weight"
+# Rules by which byte-level tokenizers split a text before they merge, by llama.cpp's names (its src/llama-vocab.cpp):
+# as GPT-2 does, which transformers takes for every name that it does not know; so, and each digit by itself before
+AS_GPT2 = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling"}
+DIGITS_FIRST = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 BLOCK = 32  # weights of a row that share a scale, in Q8_0, Q5_0 and Q4_0
 
 
@@ -29,7 +33,7 @@ def opened(loader, name: str, **options):
     Raises
     ------
     GGUFError
-        It is no whole GGUF, or one of an architecture or types that transformers does not open.
+        It is no whole GGUF, or one of an architecture, types or a rule of splitting that transformers does not know.
     FileNotFoundError
         It has no tokenizer, if that is asked for.
     ImportError
@@ -47,7 +51,10 @@ def opened(loader, name: str, **options):
     elif "tokenizer.ggml.tokens" not in header.facts:
         raise FileNotFoundError(f"{name!r} has no tokenizer in it: name one that gives the ids that the model was "
                                 "trained on (tokenizer=..., --tokenizer).")
-    return _from_file(loader, header, **options)
+    found = _from_file(loader, header, **options)
+    if "Tokenizer" in loader.__name__:
+        _split_as_stated(header, found)
+    return found
 
 
 def finish(name: str, model: nn.Module, unexpected: Collection[str], head: bool) -> None:
@@ -77,9 +84,9 @@ def finish(name: str, model: nn.Module, unexpected: Collection[str], head: bool)
     if unexpected or count != taken:
         raise GGUFError(f"{name!r} holds {count:,} weights, {type(model).__name__} has {taken:,}: without the others "
                         f"its numbers would be wrong. {_unplaced(unexpected or stored, model)}")
-    scaling = str(header.facts.get(f"{header.architecture}.rope.scaling.type", "none"))
+    scaling = _stretched(header)
     taken = any(each.get("rope_type", "default") != "default" for each in rope_parameters(model.config))
-    if scaling != "none" and not taken:
+    if scaling and not taken:
         raise GGUFError(f"{name!r} stretches its positions ({scaling}), which transformers leaves out when it opens a "
                         "GGUF file: its numbers would be wrong. Take the model's own weights (safetensors).")
     if rotary is not None:
@@ -148,6 +155,23 @@ def quantize(model: nn.Module, kind: str) -> dict:
             "weight_error": (moved / total) ** 0.5}
 
 
+def _split_as_stated(header: Header, tokenizer) -> None:
+    """Have a byte-level tokenizer split texts as its file says, where transformers does not."""
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import __version__
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    rule = header.facts.get("tokenizer.ggml.pre")
+    if header.facts.get("tokenizer.ggml.model") != "gpt2" or rule in {*AS_GPT2, *GGUF_PRE_TOKENIZER_SPLITS}:
+        return
+    if rule not in DIGITS_FIRST:
+        raise GGUFError(f"the tokenizer in {str(header.path)!r} splits texts by the rule {rule!r}, which transformers "
+                        f"{__version__} does not know: its token ids would not be those that the model was trained on. "
+                        "Name the model's own tokenizer (tokenizer=..., --tokenizer).")
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True),
+                                                          ByteLevel(add_prefix_space=False)])
+
+
 def _check_architecture(header: Header) -> None:
     from transformers import __version__
     from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
@@ -182,6 +206,15 @@ def _unplaced(names: Collection[str], model: nn.Module) -> str:
         own = {known.get_name(key, (".weight", ".bias")) for key in model.state_dict()}
         names = [name for name in names if name not in own]
     return f"It may be {', '.join(list(names)[:3])}{', ...' if len(names) > 3 else ''}." if names else ""
+
+
+def _stretched(header: Header) -> str:
+    """How a file stretches the positions, "" if it doesn't; one that states a factor alone does so linearly."""
+    kind, *factors = (header.facts.get(f"{header.architecture}.rope.{name}")
+                      for name in ("scaling.type", "scaling.factor", "scale_linear"))
+    if kind is None:
+        return "linear" if set(factors) - {None, 0, 1} else ""
+    return "" if kind == "none" else str(kind)
 
 
 def _divide_frequencies(header: Header, rotary: Tensor, model: nn.Module) -> None:

@@ -27,9 +27,13 @@ def averaged_phases(raw: pd.DataFrame, averaged: pd.DataFrame) -> Phases:
 
 
 def compression(raw: Phases, averaged: Phases | None) -> str:
-    """Whether RankMe surely falls after its peak, by both; by the first alone where there is no average to ask.
+    """Whether RankMe surely falls after its peak, by both; by the first alone where there is no average to ask."""
+    return by_both(*(found and claims(found)["compression"] for found in (raw, averaged)))
 
-    "yes" where both say so; else what the first says where that is not "yes", or what the other says.
+
+def by_both(raw: str, averaged: str | None) -> str:
+    """What is said of both kinds of weights from what is said of each: "yes" where both say so.
+
+    Else what the first says where that is not "yes", or what the other says; None: there is no other.
     """
-    first = claims(raw)["compression"]
-    return first if first != "yes" or averaged is None else claims(averaged)["compression"]
+    return raw if raw != "yes" or averaged is None else averaged

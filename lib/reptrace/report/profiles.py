@@ -23,6 +23,7 @@ from reptrace.checkpoints.suites import Checkpoint
 from reptrace.measures.spectra import Geometry
 from reptrace.records.store import Store, provenance
 from reptrace.report.archive import VARIABLE, Answers, geometry_of, geometry_row, processor
+from reptrace.report.averaged import by_both
 from reptrace.support import arguments
 from reptrace.support.fingerprints import fingerprint
 from reptrace.support.processes import cores
@@ -388,13 +389,18 @@ def _scale(sizes: Sequence[Sequence[Run]] | Sequence[Sequence[HubRun]]) -> str:
 def selection(profile: Profile | HubProfile) -> pd.DataFrame | None:
     """The settings from which the sizes of the default suite were chosen, a row a run; None of any other suite.
 
-    They were chosen because RankMe falls again there, column `compression`: what the suite shows of that says nothing
-    of small models at large.
+    They were chosen because RankMe falls again there: what the suite shows of that says nothing of small models at
+    large. Column `compression` says so by raw and averaged weights, as `averaged.compression` does; of older runs by
+    raw ones alone, as there are no others.
     """
     default = Profile.of(yaml.safe_load((ROOT / "notebooks" / "params" / "tiny.yaml").read_text()))
     same = isinstance(profile, Profile) and all(
         getattr(profile, name) == getattr(default, name) for name in ("sizes", "training", "corpus"))
-    return pd.read_csv(TRACKED) if same else None
+    if not same:
+        return None
+    tried = pd.read_csv(TRACKED)
+    said = zip(tried.compression, tried.averaged_compression, strict=True)  # the other is nan where there is none
+    return tried.assign(compression=[by_both(raw, other if other == other else None) for raw, other in said])
 
 
 def span(counts: Sequence[float]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +65,6 @@ class Loop:
         The training text, as `Suite.token_file` keeps it.
     averaging : Averaging, optional
     device : str or torch.device, default "cpu"
-    compiled : bool, optional
-        Whether torch.compile is used; by default on a GPU alone.
 
     Attributes
     ----------
@@ -77,7 +76,7 @@ class Loop:
     """
 
     def __init__(self, run: Run, ids: np.ndarray, averaging: Averaging | None = None,
-                 device: str | torch.device = "cpu", compiled: bool | None = None):
+                 device: str | torch.device = "cpu"):
         blocks = blocks_of(ids, run)
         self.run, self.averaging, self.device, self.step = run, averaging, torch.device(device), 0
         self.model = initial_model(run).to(self.device)
@@ -89,14 +88,13 @@ class Loop:
         self._optimizer = torch.optim.AdamW(_groups(self.model, run.weight_decay), lr=run.learning_rate,
                                             betas=(0.9, 0.95), eps=1e-8, fused=True)
         self._share_of_rate = rate_by_step(run, self._optimizer)
-        self._head, self._forward = HEADS[run.loss], self._by_transformers
-        if self.device.type == "cpu" and not compiled:
+        if self.device.type == "cpu":
             self._forward = neox.Forward(self.model, run.context)
             self._head = {**HEADS, LOSSES[0]: neox.head_loss}[run.loss]
-        elif compiled is not False:
+        else:
             for block in self.model.gpt_neox.layers:
                 block.compile(dynamic=False)  # one piece of code for all: seconds, where a whole model takes a minute
-            self._head = torch.compile(self._head, dynamic=False)
+            self._forward, self._head = self._by_transformers, torch.compile(HEADS[run.loss], dynamic=False)
 
     def advance(self, steps: int) -> dict[str, float]:
         """Train so many steps more, or up to the run's end.
@@ -162,7 +160,8 @@ class Loop:
         Raises
         ------
         ValueError
-            It is the state of a run with other settings or on another text; the message names what differs.
+            It is the state of a run with other settings or on another text; the message names what differs. Or its file
+            is damaged.
         """
         return self._load(path, self._identity)
 
@@ -185,6 +184,7 @@ class Loop:
         self._load(path, self._identity_of(of), of)
 
     def _load(self, path: str | Path, identity: dict, of: Run | None = None) -> list:
+        _check_whole(path)
         state = torch.load(path, map_location=self.device, weights_only=True)
         check_same(state["identity"], identity, f"the state in {str(path)!r}")
         for run in (of, self.run) if of else ():
@@ -212,6 +212,17 @@ def check_same(found: Mapping, wanted: Mapping, what: str) -> None:
         differ = ", ".join(f"{key} {found.get(key)!r}, not {wanted.get(key)!r}" for key in keys)
         raise ValueError(f"{what} is of a run with other settings: {differ}. Go on with those, or begin anew in "
                          "another folder.")
+
+
+def _check_whole(path: str | Path) -> None:
+    """ValueError where a saved state is cut short or altered; torch, which reads it, compares no checksums."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            wrong = file.testzip()
+    except zipfile.BadZipFile as error:
+        wrong = str(error)
+    if wrong:
+        raise ValueError(f"the state in {str(path)!r} is damaged ({wrong}): delete it, and its run begins anew.")
 
 
 def initial_model(run: Run) -> GPTNeoXForCausalLM:

@@ -26,7 +26,7 @@ class Run:
     Parameters
     ----------
     width, layers : int
-        Hidden size (a multiple of 16, the width of a head, or 8 or 24 with one head) and number of blocks.
+        Hidden size (a multiple of `head_width`, or half or one and a half of it with one head) and number of blocks.
     steps : int
         Optimizer steps of batch * context tokens each.
     seed : int
