@@ -240,7 +240,7 @@ def test_the_number_of_a_result_is_short_and_has_an_interval(changed, expected):
     ("tiny.yaml", True), ("paper.yaml", False), ("of_a_stranger.yaml", False), (None, False)])
 def test_that_no_published_model_was_traced_is_said_where_it_is_known(parameters, trained):
     said = findings_words.models(findings.joined(planted().assign(parameters=parameters)))
-    assert ("No published model was traced here" in said) == trained
+    assert ("None of those was traced here" in said) == trained
 
 
 def test_a_number_says_whether_it_has_an_interval():

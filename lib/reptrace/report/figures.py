@@ -179,7 +179,7 @@ def turns(ax, runs: pd.DataFrame, law, per_parameter: bool = False) -> None:
     per_parameter : bool, default False
         Tokens a parameter in place of tokens.
     """
-    for (suite, its), marker in zip(runs.groupby("suite", sort=False), "osD^vP", strict=False):
+    for (suite, its), marker in zip(runs.groupby("suite", sort=False), "osD^vh", strict=False):
         colour = PUBLISHED if its.published.all() else OURS
         seed = its.groupby("parameters").cumcount() - (its.groupby("parameters").parameters.transform("size") - 1) / 2
         x, unit = its.parameters * 1.12**seed, its.parameters if per_parameter else 1

@@ -150,7 +150,7 @@ def models(found: pd.DataFrame) -> str:
     """How big the models are, here and in the paper, and whether published ones were traced: Markdown, in one line."""
     theirs = span([*published.landmarks().parameters.dropna()])
     ours = [row.scale for row in telling(found)]
-    others = " No published model was traced here; values shown of them are others'." if _trained(found) else ""
+    others = " None of those was traced here; values shown of them are others'." if _trained(found) else ""
     return f"**Models:** {ours[0] if ours else 'none'}. Those of the paper's Fig 2: {theirs} weights.{others}"
 
 
