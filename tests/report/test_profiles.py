@@ -45,15 +45,9 @@ def test_a_suite_may_set_what_a_size_overrides_and_is_the_same_without_it(open_p
 
 def test_runs_of_an_archive_are_named_by_the_recipe_that_they_were_trained_with(open_profile, tmp_path):
     answers = Answers(tmp_path / "archive")
-    for recipe in ({}, {"recipe": 2}):  # older archives don't say it
-        answers.write("suite", pd.DataFrame([{"parameters": open_profile().describe(), "text": "t", **recipe}]))
-        kept = replace(open_profile(), archive=str(answers.folder))
-        assert {run.recipe for run in kept.runs} == {recipe.get("recipe", 1)}
-        if recipe:
-            with pytest.raises(FileNotFoundError, match="trace_averaged"):
-                kept.trace_averaged()
-        else:
-            assert kept.trace_averaged() == {}  # none were averaged
+    for recipe in (2, 3):
+        answers.write("suite", pd.DataFrame([{"parameters": open_profile().describe(), "text": "t", "recipe": recipe}]))
+        assert {run.recipe for run in replace(open_profile(), archive=str(answers.folder)).runs} == {recipe}
 
 
 def test_the_runs_of_the_tracked_archive_are_those_it_holds():

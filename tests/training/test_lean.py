@@ -98,45 +98,13 @@ def test_a_loop_that_goes_on_from_its_state_ends_as_one_that_was_never_stopped_b
 
 # Branches: a run at its constant rate, and others that are the same until their decay begins
 
-TRUNK = {"schedule": "constant_with_warmup", "steps": 20}
 DECAY = {"schedule": "warmup_stable_decay", "steps": 18, "decay_steps": 6}
-
-
-@pytest.fixture
-def trunk(ids, tmp_path):
-    """State of a run at constant rate at step 12."""
-    loop = Loop(a_run(**TRUNK), ids, Averaging(0.2, every=2))
-    loop.advance(12)
-    loop.save(tmp_path / "trunk")
-    return tmp_path / "trunk"
-
-
-@pytest.mark.parametrize("end", [DECAY, DECAY | {"decay_steps": 2}, TRUNK | {"steps": 16}])
-def test_a_branch_ends_as_the_uninterrupted_run_of_its_own_settings_bit_for_bit(ids, trunk, end):
-    branch, whole = (Loop(a_run(**end), ids, Averaging(0.2, every=2)) for _ in range(2))
-    branch.branch(trunk, of=a_run(**TRUNK))
-    assert branch.step == 12
-    branch.advance(99)
-    whole.advance(99)
-    for ours, theirs in zip(weights(branch) + branch.average, weights(whole) + whole.average, strict=True):
-        assert torch.equal(ours, theirs)
 
 
 def test_the_rate_falls_linearly_to_nearly_0_in_the_last_steps(ids):
     loop = Loop(a_run(**DECAY), ids)
     rates = [loop.advance(1)["learning_rate"] / 4e-3 for _ in range(18)]
     np.testing.assert_allclose(rates, [0, 0.25, 0.5, 0.75, *[1] * 9, *np.arange(5, 0, -1) / 6], rtol=1e-12)
-
-
-@pytest.mark.parametrize(("end", "of", "said"), [
-    (DECAY | {"learning_rate": 1e-3}, TRUNK, "other settings: learning_rate 0.004, not 0.001"),
-    (DECAY | {"decay_steps": 7}, TRUNK, r"step 12: a run of 18 .* \(decay_steps 7\) has its peak rate until step 11"),
-    ({}, TRUNK, "schedule cosine .* until step 0"),
-    (DECAY, TRUNK | {"seed": 1}, "seed 1, not 0"),
-    (DECAY, TRUNK | {"steps": 21}, "the state in .* other settings: steps 20, not 21")])
-def test_a_branch_of_a_run_that_was_not_the_same_until_then_is_refused(ids, trunk, end, of, said):
-    with pytest.raises(ValueError, match=said):
-        Loop(a_run(**end), ids, Averaging(0.2, every=2)).branch(trunk, of=a_run(**of))
 
 
 def test_the_averaged_weights_are_a_plain_mean_first_and_an_exponential_average_later(ids):

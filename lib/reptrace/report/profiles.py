@@ -160,7 +160,7 @@ class Profile:
         if found.parameters != self.describe():
             raise ValueError(f"the archive in {self.archive!r} is of the suite {found.parameters}, not of "
                              f"{self.describe()}: take its parameters, or make report.")
-        return pd.Series({"recipe": 1, **found})  # older archives don't say it
+        return found
 
     @cached_property
     def answers(self) -> Answers:
@@ -209,12 +209,9 @@ class Profile:
             {run: self.suite.checkpoints(run) for run in self.runs}, BATCH_SIZE, DTYPE, cores(), progress)))
 
     def trace_averaged(self, progress: bool = True) -> dict[Run, pd.DataFrame]:
-        """The same of the averaged weights, which there are from step AVERAGED_FROM on: a table a run that has any.
-
-        There are none in an archive of runs by recipe 1, and of runs that end before.
-        """
+        """The same of the averaged weights, which there are from step AVERAGED_FROM on: a table a run that has any."""
         kept = [run for run in self.runs if run.averaged_steps]
-        if self.origin.recipe == 1 or not kept:
+        if not kept:
             return {}
         points = {run: self.suite.checkpoints(run, averaged=True) for run in kept} if not self.archive else {}
         return self.by_run(self.asked("trace_averaged", lambda: self._traced(points, BATCH_SIZE, DTYPE, cores(),

@@ -16,6 +16,7 @@ from reptrace.checkpoints import published
 from reptrace.checkpoints import suites as registry
 from reptrace.measures.phases import Phases, find_phases
 from reptrace.measures.turn_law import Law, by_size, fit, place
+from reptrace.report.averaged import trajectory
 from reptrace.report.profiles import ROOT, HubProfile, Profile
 from reptrace.report.verdicts import NOT, OPEN, REPRODUCED
 from reptrace.training.runs import Run
@@ -35,10 +36,11 @@ def reference(pattern: str = "data/results/reference/*.parquet") -> pd.DataFrame
 
 def of_reference(tables: pd.DataFrame) -> pd.DataFrame:
     """A row a run of `reference` and kind of weights, as of `turns_of`."""
-    rows = []
-    for (suite, width, seed, weights), its in tables.groupby(["suite", "width", "seed", "weights"], sort=False):
+    rows, runs = [], dict(list(tables.groupby(["suite", "width", "seed", "weights"], sort=False)))
+    for (suite, width, seed, weights), its in runs.items():
         run = Run(**json.loads(its.identity.iloc[0]))
-        found = find_phases(its.tokens, its.rankme, its.rankme_stderr)
+        whole = its if weights == RAW else trajectory(runs[suite, width, seed, RAW], its)
+        found = find_phases(whole.tokens, whole.rankme, whole.rankme_stderr)
         rows.append(_row(suite, f"d = {width}, seed {seed}", run, found, weights, run.tokens_per_step,
                          its.tokens.max()))
     return pd.DataFrame(rows)

@@ -163,35 +163,9 @@ class Loop:
             It is the state of a run with other settings or on another text; the message names what differs. Or its file
             is damaged.
         """
-        return self._load(path, self._identity)
-
-    def branch(self, path: str | Path, of: Run) -> None:
-        """Go on from the state of another run that was the same as this one until then: the end is another.
-
-        Parameters
-        ----------
-        path : what a loop of that run saved
-        of : Run
-            May differ in steps, schedule and decay_steps. Neither rate may have left its peak but for the warmup.
-
-        Raises
-        ------
-        ValueError
-            They were not the same until then; the message names what differs.
-        """
-        ends = dict.fromkeys(("steps", "schedule", "decay_steps"))
-        check_same({**self._identity_of(of), **ends}, {**self._identity, **ends}, f"the run that {str(path)!r} is of")
-        self._load(path, self._identity_of(of), of)
-
-    def _load(self, path: str | Path, identity: dict, of: Run | None = None) -> list:
         _check_whole(path)
         state = torch.load(path, map_location=self.device, weights_only=True)
-        check_same(state["identity"], identity, f"the state in {str(path)!r}")
-        for run in (of, self.run) if of else ():
-            if state["step"] > run.peak_until:
-                raise ValueError(f"the state in {str(path)!r} is of step {state['step']}: a run of {run.steps} steps "
-                                 f"with the schedule {run.schedule} (decay_steps {run.decay_steps}) has its peak rate "
-                                 f"until step {run.peak_until}, and beyond it the two runs are not the same.")
+        check_same(state["identity"], self._identity, f"the state in {str(path)!r}")
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.average, self.step = state["average"], state["step"]
@@ -199,10 +173,7 @@ class Loop:
 
     @property
     def _identity(self) -> dict:
-        return self._identity_of(self.run)
-
-    def _identity_of(self, run: Run) -> dict:
-        return {**run.identity, "averaging": self.averaging and str(self.averaging), "blocks": len(self._blocks)}
+        return {**self.run.identity, "averaging": self.averaging and str(self.averaging), "blocks": len(self._blocks)}
 
 
 def check_same(found: Mapping, wanted: Mapping, what: str) -> None:

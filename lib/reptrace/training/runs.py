@@ -141,11 +141,6 @@ class Run:
         """Of a block."""
         return max(1, self.width // self.head_width)
 
-    @property
-    def peak_until(self) -> int:
-        """Steps up to which warmup and peak alone give the rate, wherever the run ends; 0 with most schedules."""
-        return {"constant_with_warmup": self.steps, DECAYING: self.steps - self.decay_steps}.get(self.schedule, 0)
-
     @cached_property
     def config(self):
         from transformers import GPTNeoXConfig
