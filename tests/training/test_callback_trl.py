@@ -6,7 +6,8 @@ states, RankMe by numpy.
 
 import copy
 import gc
-from dataclasses import replace
+import json
+import re
 
 import numpy as np
 import peft
@@ -26,6 +27,7 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 import reptrace
+from reptrace.report.profiles import ROOT
 
 WORDS = ["<pad>", "<end>", "sort", "=", *map(str, range(12))]
 SIZES = {"vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -92,7 +94,7 @@ def trainer_of(kind, model, out, every=None, peft_config=None, **arguments):
     """Four steps of two batches each; `every`: with the callback."""
     trainer_class, settings, columns = TRAINERS[kind]
     arguments = {"max_steps": STEPS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
-                 "learning_rate": 0.03, "logging_steps": 2, "use_cpu": True, "bf16": False, "report_to": "none",
+                 "learning_rate": 0.1, "logging_steps": 2, "use_cpu": True, "bf16": False, "report_to": "none",
                  "save_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": False,
                  "activation_checkpointing": False, **ONLY.get(kind, {}), **arguments}
     rewarded = {"reward_funcs": share_right} if kind == "GRPO" else {}
@@ -176,11 +178,13 @@ def test_the_reference_model_is_left_alone(trained):
 
 def test_an_adapter_that_is_trained_on_is_measured_and_not_the_copy_that_dpo_keeps_of_it(folders, tmp_path):
     torch.manual_seed(0)
-    first = peft.get_peft_model(MODELS["Llama"](), replace(ADAPTERS["Llama"], init_lora_weights=False))
-    trainer = trainer_of("DPO", first, tmp_path, every=2)
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False, **LORA)  # that does something already
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folders["Llama"]), config)
+    trainer = trainer_of("DPO", model, tmp_path, every=2)
     trainer.train()
     assert set(trainer.model.peft_config) == {"default", "ref"}
-    assert list(logged(trainer, "geometry/adapter/default")) == [0, 2, 4] and not logged(trainer, "geometry/adapter/ref")
+    assert list(logged(trainer, "geometry/adapter/default")) == [0, 2, 4]
+    assert not logged(trainer, "geometry/adapter/ref")
     assert logged(trainer)[STEPS] == pytest.approx(rankme_by_others(trainer.model), rel=1e-4)  # as above
 
 
@@ -218,3 +222,62 @@ def test_a_resumed_gpt_neox_goes_on_as_itself_once_its_unembedding_is_put_in(kin
     second.model.load_state_dict(AutoModelForCausalLM.from_pretrained(checkpoint).state_dict())
     second.train(resume_from_checkpoint=checkpoint)
     assert_went_on_as_one(whole, second)
+
+
+# The book's page
+
+
+PAGE = (ROOT / "book/own_posttraining.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+ON_A_CPU = "use_cpu=True, bf16=False"  # as the page says
+SMALLER = {"max_steps=300": f"max_steps=2, {ON_A_CPU}", "max_steps=600": f"max_steps=4, {ON_A_CPU}",
+           "checkpoint-300": "checkpoint-2", "every=50": "every=1", "sequences=2000": "sequences=40",
+           '("grpo", ': '("grpo", max_completion_length=4, '}
+
+
+def smaller(code):
+    for given, here in SMALLER.items():
+        code = code.replace(given, here)
+    return code
+
+
+def as_lines(columns):
+    return "\n".join(json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
+
+
+@pytest.fixture
+def elsewhere(folders, tmp_path, monkeypatch):
+    """The files that the page names, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "MODEL").symlink_to(folders["GPT-NeoX"])
+    tokenizer().save_pretrained("MODEL")
+    numbers = np.random.default_rng(0).integers(0, 12, (40, 32))
+    (tmp_path / "held_out.txt").write_text("\n\n".join(map(text, numbers)))
+    (tmp_path / "held_out.jsonl").write_text(as_lines({"prompt": [f"sort{text(row[:8])} =" for row in numbers]}))
+    for name, kind in (("pairs", "SFT"), ("preferences", "DPO"), ("problems", "GRPO")):
+        (tmp_path / f"{name}.jsonl").write_text(as_lines(PROBLEMS | TRAINERS[kind][2]))
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # TRL's own default
+def test_the_page_s_code_runs_and_each_way_takes_six_lines(elsewhere, capsys):
+    assert all(given in "".join(BLOCKS) for given in SMALLER) and f"`{ON_A_CPU}`" in PAGE
+    names, trained = {}, []
+    for block in BLOCKS:
+        exec(smaller(block), names)
+        if "trainer.train(" in block:
+            assert len([line for line in block.splitlines() if line.strip()]) <= 6
+            trained.append(names["trainer"])
+    assert [type(trainer).__name__ for trainer in trained] == [
+        "SFTTrainer", "DPOTrainer", "GRPOTrainer", "SFTTrainer", "SFTTrainer"]
+    for trainer, last in zip(trained, (2, 2, 2, 2, 4), strict=True):
+        for name in ("geometry/text/rankme", "geometry/prompts/rankme", "geometry/text/alpha"):
+            assert list(logged(trainer, name)) == list(range(last + 1))
+    assert [bool(logged(trainer, "geometry/adapter/default")) for trainer in trained] == [0, 0, 0, 1, 0]
+    assert "geometry/prompts/rankme" in capsys.readouterr().out  # the table
+
+
+def test_the_page_names_what_a_row_holds(trained):
+    rows = [row for row in trained[1].state.log_history if "geometry/time_share" in row]
+    named = {name.replace("geometry/", "geometry/text/") if "rankme" in name or "alpha" in name else name
+             for row in rows for name in row if not name.endswith("_stderr")}
+    assert all(f"`{name}`" in PAGE for name in named - {"epoch"})
