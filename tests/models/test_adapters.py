@@ -17,6 +17,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from reptrace.models.decoders import adapters
 from reptrace.models.hidden_states import last_token_states
 
 SEQUENCES = [torch.arange(length).mul(7 + length).remainder(50).tolist() for length in (5, 9, 1, 12, 9)]
@@ -116,7 +117,23 @@ def test_the_active_adapter_counts_and_none_that_is_disabled():
     assert torch.equal(last_token_states(model, SEQUENCES)["final"], first) and not torch.equal(first, other)
     with model.disable_adapter():
         plain = last_token_states(model, SEQUENCES)["final"]
+        assert adapters(model) == []
     assert torch.equal(plain, last_token_states(llama(), SEQUENCES)["final"])
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_adapters_named_are_those_that_peft_calls_active(name):
+    model = adapted(ADAPTERS[name])
+    assert adapters(model) == peft.get_model_status(model).active_adapters == ["default"]
+
+
+def test_none_is_named_that_is_inactive_merged_or_not_there():
+    model = adapted(ADAPTERS["LoRA"])
+    model.add_adapter("other", peft.LoraConfig(r=2, target_modules=["v_proj"], **TASK))
+    assert adapters(model) == ["default"] and adapters(llama()) == []
+    model.set_adapter("other")
+    assert adapters(model) == peft.get_model_status(model).active_adapters == ["other"]
+    assert adapters(model.merge_and_unload()) == []
 
 
 PROMPTS = {

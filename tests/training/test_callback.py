@@ -15,6 +15,7 @@ import pytest
 import torch
 from limits import run
 from transformers import (
+    BatchEncoding,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
@@ -62,7 +63,8 @@ def lora(model):
     return peft.get_peft_model(model, config)
 
 
-def train(tmp_path, model=None, reporter=None, trainer_class=Trainer, tokens=8, arguments=None, beside=(), **options):
+def train(tmp_path, model=None, reporter=None, trainer_class=Trainer, tokens=8, arguments=None, beside=(),
+          sequences=SEQUENCES, **options):
     """Six steps; the callback takes part where it has options."""
     data = [{"input_ids": torch.arange(tokens) % (k + 2), "labels": torch.arange(tokens) % (k + 2)} for k in range(40)]
     settings = TrainingArguments(str(tmp_path), **{
@@ -72,7 +74,7 @@ def train(tmp_path, model=None, reporter=None, trainer_class=Trainer, tokens=8, 
     trainer = trainer_class(neox() if model is None else model, settings, train_dataset=data,
                             callbacks=[*beside, reporter])
     if options:
-        trainer.add_callback(reptrace.GeometryCallback(trainer, SEQUENCES, **options))
+        trainer.add_callback(reptrace.GeometryCallback(trainer, sequences, **options))
     trainer.train()
     return trainer, reporter
 
@@ -621,7 +623,27 @@ def test_when_and_how_to_measure_must_make_sense(options, message):
 def test_a_single_step_or_layer_counts_as_a_list_of_one(tmp_path):
     trainer, _ = train(tmp_path, steps=4, layers=1)
     assert [row["step"] for row in trainer.state.log_history if "geometry/rankme" in row] == [4]
-    assert reptrace.GeometryCallback(trainer, Probe("x", SEQUENCES, 16, 1), every=1).sequences is SEQUENCES
+    assert reptrace.GeometryCallback(trainer, Probe("x", SEQUENCES, 16, 1), every=1).probes[""] is SEQUENCES
+
+
+def test_probes_of_several_names_are_logged_by_them(tmp_path):
+    few = SEQUENCES[:20]
+    trainer, _ = train(tmp_path, sequences={"text": SEQUENCES, "prompts": Probe("x", few, 16, 1)}, steps=6,
+                       layers=[0, "final"])
+    for name, sequences in (("text", SEQUENCES), ("prompts", few)):
+        for layer, states in last_token_states(trainer.model, sequences, [0, "final"]).items():
+            found = logged(trainer, f"geometry/{name}/{layer}/rankme")
+            assert found == {6: pytest.approx(rankme_by_numpy(states), rel=1e-6)}  # same features, float64
+    assert sum("geometry/time_share" in row for row in trainer.state.log_history) == 1
+
+
+def test_what_a_tokenizer_gives_is_not_taken_for_probes_by_name():
+    with pytest.raises(TypeError, match=r'of what a tokenizer gives, its \["input_ids"\]'):
+        made({"every": 1}, sequences=BatchEncoding({"input_ids": SEQUENCES, "attention_mask": SEQUENCES}))
+    with pytest.raises(ValueError, match="at least one probe"):
+        made({"every": 1}, sequences={})
+    with pytest.raises(ValueError, match="sequence 1 holds token id 50"):
+        made({"every": 1}, neox(), {"text": SEQUENCES, "prompts": [[1], [2, 50]]})
 
 
 @pytest.mark.parametrize(("sequences", "steps", "told"), [

@@ -71,6 +71,13 @@ def _check_adapters(model: nn.Module) -> None:
                             "measured.")
 
 
+def adapters(model: nn.Module) -> list[str]:
+    """Names of PEFT's adapters that a pass through a model's text decoder goes through, in alphabetical order."""
+    layers = [module for module in text_decoder(model).modules() if hasattr(module, "adapter_layer_names")]
+    return sorted({name for layer in layers if not layer.disable_adapters for name in layer.active_adapters
+                   if any(name in getattr(layer, part, {}) for part in layer.adapter_layer_names)})
+
+
 def block_list(module: nn.Module) -> nn.ModuleList | None:
     """The list among a module's children that holds as many blocks as the configuration says; None where none does."""
     count = getattr(text_config(module.config), "num_hidden_layers", None)

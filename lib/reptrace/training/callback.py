@@ -1,4 +1,4 @@
-"""RankMe and alpha during anybody's training with transformers' Trainer."""
+"""RankMe and alpha during anybody's training with transformers' Trainer, or one of TRL's, which are made of it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import random
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from reptrace.measures.spectra import alpha_req, geometry
 from reptrace.models.batches import check_batch_size, is_out_of_memory
+from reptrace.models.decoders import adapters
 from reptrace.models.hidden_states import FINAL, check_sequences, last_token_states
 
 logger = logging.get_logger("reptrace")
@@ -33,13 +34,17 @@ class GeometryCallback(TrainerCallback):
 
     `trainer.add_callback(GeometryCallback(trainer, probe.sequences, every=500))`. Logged: `geometry/rankme`,
     `geometry/rankme_stderr`, `geometry/alpha`, `geometry/alpha_stderr` (per layer, `geometry/3/rankme`, if several are
-    asked for) and `geometry/time_share`, the share of the training time so far that measuring took.
+    asked for), `geometry/time_share`, the share of the training time so far that measuring took, and, by its name, each
+    adapter of PEFT that was part of the model: `geometry/adapter/default`, 1.
 
     A measurement that fails, for whatever reason (out of memory, NaN in the weights, a model that cannot be measured),
     is a warning, and training goes on as if nothing had been asked: `geometry/time_share` is then all that is logged.
     What fails for the same reason later is counted, and said at the end of training. Measuring leaves random states,
     training modes, gradients and hooks as they were, so that the trained weights are the same, bit for bit, with and
     without it. Errors of a reporter, which the Trainer's log calls, are not caught.
+
+    It works alike in TRL's trainers, where the model is the policy: the reference model is not touched, and a step is
+    an update of the weights, whatever was generated or accumulated for it.
 
     The model is measured without dropout and in the dtype of its weights, outside of autocast. Where PEFT has put an
     adapter such as LoRA into it, the active adapters are part of it; so they are under torch.compile and
@@ -49,10 +54,11 @@ class GeometryCallback(TrainerCallback):
 
     Parameters
     ----------
-    trainer : transformers.Trainer
-        Its `log` is called, as TRL's callbacks do: one given to Trainer(callbacks=...) would come after the reporters.
-    sequences : M lists of token ids, without padding, or the Probe that holds them
-        M well above the width; a thousand or two costs little and moves RankMe by a few percent against 15,000.
+    trainer : transformers.Trainer, or of a class made of it
+        What is measured goes to its log by hand: a callback given to Trainer(callbacks=...) comes after the reporters.
+    sequences : M lists of token ids, without padding, or the Probe that holds them; or a dict of several such, by name
+        M well above the width; a thousand or two costs little and moves RankMe by a few percent against 15,000. Of a
+        dict, the names are logged: {"text": ..., "prompts": ...} gives `geometry/text/rankme`.
     every : int, optional
         Measure every so many steps, and at step 0. Give this or `steps`.
     steps : list of int, optional
@@ -67,7 +73,7 @@ class GeometryCallback(TrainerCallback):
         the trainer's model (ids outside of its vocabulary, longer than its context), unknown layers, impossible ranks.
     """
 
-    def __init__(self, trainer, sequences: Sequence[Sequence[int]], every: int | None = None,
+    def __init__(self, trainer, sequences: Sequence | Mapping[str, Sequence], every: int | None = None,
                  steps: Sequence[int] | None = None, layers: Sequence[int | str] | str = (FINAL,),
                  batch_size: int | str = 16, ranks: tuple[int, int] | None = (12, 100)):
         if (every is None) == (steps is None):
@@ -79,15 +85,17 @@ class GeometryCallback(TrainerCallback):
         steps = [steps] if isinstance(steps, int) else steps
         if steps is not None and (len(steps) == 0 or any(int(step) != step or step < 0 for step in steps)):
             raise ValueError(f"steps must be whole numbers, 0 or more, and at least one, got {list(steps)}.")
-        sequences = getattr(sequences, "sequences", sequences)
-        if len(sequences) < 2:
-            raise ValueError(f"a spectrum needs at least 2 sequences, got {len(sequences)}.")
+        probes = {name: getattr(each, "sequences", each) for name, each in _by_name(sequences).items()}
+        for each in probes.values():
+            if len(each) < 2:
+                raise ValueError(f"a spectrum needs at least 2 sequences, got {len(each)}.")
         check_batch_size(batch_size)
         if ranks is not None:
             alpha_req(np.arange(max(3, *ranks), 0, -1), ranks)  # of a spectrum that is long enough
         layers = (layers,) if isinstance(layers, (str, int)) and layers != "all" else layers
-        _check_call(getattr(trainer, "model", None), sequences, layers)
-        self.sequences, self.every, self.steps = sequences, every, None if steps is None else set(steps)
+        for each in probes.values():
+            _check_call(getattr(trainer, "model", None), each, layers)
+        self.probes, self.every, self.steps = probes, every, None if steps is None else set(steps)
         self.layers, self.batch_size, self.ranks = layers, batch_size, ranks
         self.trainer = trainer
         self._begin()
@@ -136,23 +144,30 @@ class GeometryCallback(TrainerCallback):
         # The Trainer takes any log for its own of this step: it would leave out the loss, in this process alone, and
         # the others would wait for ever for theirs to be added.
         should_log = control.should_log
-        self.trainer.log(logs)
+        # Not the trainer's own `log`: TRL's puts the means of what was counted since the last row (reward, entropy,
+        # margins) into whatever row comes next, and begins them anew; they would be missing in the row of the loss.
+        Trainer.log(self.trainer, logs)
         control.should_log = self.trainer.control.should_log = should_log
 
     def _measure(self, model: nn.Module) -> dict[str, float]:
         _check_whole(model)
+        logs = {}
         with _as_if_nothing_happened(model):
-            features = last_token_states(model, self.sequences, self.layers, self.batch_size)
-            logs = {}
-            for layer, matrix in features.items():
-                prefix = "geometry/" if len(features) == 1 else f"geometry/{layer}/"
-                found = geometry(matrix, self.ranks, shorten=True)
-                logs |= {f"{prefix}rankme": found.rankme, f"{prefix}rankme_stderr": found.rankme_stderr}
-                if found.alpha:
-                    logs |= {f"{prefix}alpha": found.alpha.alpha, f"{prefix}alpha_stderr": found.alpha_stderr}
-                if found.dominated and not self._told_of_few:
-                    self._told_of_few = True
-                    logger.warning(f"layer {layer}: {found.few}. Not told again.")
+            for name, sequences in self.probes.items():
+                features = last_token_states(model, sequences, self.layers, self.batch_size)
+                for layer, matrix in features.items():
+                    parts = ["geometry", *[name] * bool(name), *[str(layer)] * (len(features) > 1)]
+                    logs |= self._logs("/".join(parts), layer, matrix)
+        return logs | {f"geometry/adapter/{name}": 1.0 for name in adapters(model)}  # reporters take numbers alone
+
+    def _logs(self, prefix: str, layer: int | str, matrix: torch.Tensor) -> dict[str, float]:
+        found = geometry(matrix, self.ranks, shorten=True)
+        if found.dominated and not self._told_of_few:
+            self._told_of_few = True
+            logger.warning(f"layer {layer}: {found.few}. Not told again.")
+        logs = {f"{prefix}/rankme": found.rankme, f"{prefix}/rankme_stderr": found.rankme_stderr}
+        if found.alpha:
+            logs |= {f"{prefix}/alpha": found.alpha.alpha, f"{prefix}/alpha_stderr": found.alpha_stderr}
         return logs
 
     def _miss(self, step: int, error: Exception) -> None:
@@ -170,6 +185,15 @@ class GeometryCallback(TrainerCallback):
         told = str(error).strip().split("\n")[0].rstrip(".")
         logger.warning(f"no geometry at step {step}, training goes on: {kind[0]}{told and ': '}{told}.{advice} Further "
                        "failures of this kind are counted and not told until the end.")
+
+
+def _by_name(sequences) -> Mapping:
+    """Probes by name; the name of a single one is empty, and not logged."""
+    if isinstance(sequences, Mapping) and "input_ids" in sequences:
+        raise TypeError("sequences are the lists of token ids alone: of what a tokenizer gives, its [\"input_ids\"].")
+    if isinstance(sequences, Mapping) and not sequences:
+        raise ValueError("name at least one probe, or give its sequences.")
+    return sequences if isinstance(sequences, Mapping) else {"": sequences}
 
 
 def _check_call(model: nn.Module | None, sequences: Sequence[Sequence[int]], layers) -> None:
