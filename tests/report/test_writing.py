@@ -49,12 +49,12 @@ def profile(tmp_path):
               for name, step in (("own", 0), ("loop", 16))]
     return SimpleNamespace(
         runs=[RUN], kept=kept, suite=SimpleNamespace(tokenizer=lambda vocabulary: tokenizer),
-        checkpoints=lambda run: points, probe=lambda run: held, trace=lambda: {RUN: curve(5)},
+        checkpoints=lambda run: points, probe=lambda run: held,
         by_run=lambda table: {RUN: table}, asked=lambda name, make: kept.setdefault(name, make()))
 
 
 def test_a_model_that_says_one_token_repeats_all_but_one_stretch(profile):
-    table = writing.written(profile)[RUN]
+    table = writing.written(profile, {RUN: 16})[RUN]
     assert list(table.columns) == writing.COLUMNS and list(profile.kept) == [writing.TABLE]
     assert table.groupby(["step", "way"]).size().to_dict() == {
         (step, way): writing.PROMPTS for step in (0, 16) for way in WAYS}
@@ -65,8 +65,9 @@ def test_a_model_that_says_one_token_repeats_all_but_one_stretch(profile):
     assert found.repeated[GREEDY, 16] == pytest.approx(1 - 1 / stretches)
 
 
-def test_the_minimum_is_where_the_collapse_ends(profile):
-    assert writing.minima(profile) == {RUN: 16}
+def test_the_minimum_is_where_the_collapse_ends():
+    flat = curve(5).assign(rankme=20.0)
+    assert writing.minima({RUN: curve(5), "flat": flat}) == {RUN: 16, "flat": None}
 
 
 def rows(early, late, real=0.02, texts=20):

@@ -27,27 +27,27 @@ POINTS = 7  # checkpoints of a run, spread, and that of RankMe's minimum
 TOLD = 0.1  # repeated stretches beyond those of real text, as a share of all, from which on a text repeats itself
 
 
-def written(profile: Profile) -> dict[Run, pd.DataFrame]:
-    """What some checkpoints of each run write after the first tokens of held-out texts.
+def written(profile: Profile, early: Mapping[Run, int | None]) -> dict[Run, pd.DataFrame]:
+    """What some checkpoints of each run, the `early` step included, write after the first tokens of held-out texts.
 
     Columns: model, revision, step, tokens, way (of WAYS), prompt (its number), repeated (share of stretches of four
     tokens that stood in the text before; nan where it ended early, as short texts repeat less), real (the same of what
     follows in the held-out text), ended; and of the first EXAMPLES prompts prompt_text, written, follows, else empty.
     """
-    return profile.by_run(profile.asked(TABLE, lambda: _written(profile)))
+    return profile.by_run(profile.asked(TABLE, lambda: _written(profile, early)))
 
 
-def minima(profile: Profile) -> dict[Run, int | None]:
-    """The step at which each run's collapse ends, RankMe's minimum; None where there is none."""
+def minima(curves: Mapping[Run, pd.DataFrame]) -> dict[Run, int | None]:
+    """The step at which each run's collapse ends, RankMe's minimum; None where there is none. `curves`: its trace."""
     found = {}
-    for run, curve in profile.trace().items():
+    for run, curve in curves.items():
         end = find_phases(curve.tokens, curve.rankme, curve.rankme_stderr).collapse_end
         found[run] = int(curve.step.iloc[end.index]) if end else None
     return found
 
 
-def _written(profile: Profile) -> pd.DataFrame:
-    early, texts, rows = minima(profile), {}, []
+def _written(profile: Profile, early: Mapping[Run, int | None]) -> pd.DataFrame:
+    texts, rows = {}, []
     for run in profile.runs:
         key = run.vocabulary, run.context
         if key not in texts:
