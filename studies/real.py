@@ -33,6 +33,7 @@ import yaml
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
+from reptrace.measures.echoes import echoes
 from reptrace.measures.spectra import eigenspectrum, geometry, rankme
 from reptrace.models import loading
 from reptrace.models.decoders import block_list, final_norm, text_decoder
@@ -228,7 +229,7 @@ class Study:
             for way in tqdm(("greedy", "sampled"), desc=f"writing, {place}", leave=False):
                 written[way] = continued(self.model, prompts, asked["tokens"], way == "sampled", asked["seed"])
             rows += [{"document": row, "place": place, "prompt_tokens": length, "way": way,
-                      **repetition(prompts[row].tolist(), made[row].tolist(), asked["gram"]),
+                      **echoes(prompts[row].tolist(), made[row].tolist(), asked["gram"]),
                       "written": json.dumps(self.tokenizer.decode(made[row]), ensure_ascii=False)}
                      for way, made in written.items() for row in range(len(ids))]
         return rows
@@ -402,14 +403,6 @@ def continued(model, prompts: torch.Tensor, tokens: int, sampled: bool, seed: in
         made = model.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=tokens,
                               min_new_tokens=tokens, **options)
     return made[:, prompts.shape[1] :]
-
-
-def repetition(prompt: Sequence[int], written: Sequence[int], gram: int) -> dict[str, float]:
-    """Shares of the stretches of `gram` tokens of what was written: those that stood in it before (`repeated`), and
-    those that stand in the prompt (`copied`)."""
-    there = {tuple(prompt[k : k + gram]) for k in range(len(prompt) - gram + 1)}
-    each = [tuple(written[k : k + gram]) for k in range(len(written) - gram + 1)]
-    return {"repeated": 1 - len(set(each)) / len(each), "copied": sum(one in there for one in each) / len(each)}
 
 
 if __name__ == "__main__":

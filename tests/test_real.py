@@ -183,11 +183,6 @@ def test_the_greedy_continuation_is_the_likeliest_token_each_time(model, sequenc
     assert (sampled[0] == sampled[1]).all() and (sampled[0] != sampled[2]).any()
 
 
-def test_repetition_counts_stretches_that_stood_before():
-    assert real.repetition([1, 2, 3], [4, 5, 4, 5, 4], 2) == {"repeated": 0.5, "copied": 0}  # 45, 54, then again
-    assert real.repetition([1, 2, 3], [1, 2, 3, 9, 9], 2) == {"repeated": 0, "copied": 0.5}
-
-
 # Fetching
 
 

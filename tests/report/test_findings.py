@@ -175,7 +175,7 @@ def test_the_opening_page_answers_and_shows_the_most_telling_results(tmp_path):
     assert "**Models:** 3 runs of small models. Those of the paper's Fig 2: 1.01 to 11.8 billion weights." in text
     assert text.startswith("# A\n") and text.endswith("<!-- /findings -->\n\nprose\n")
     assert "images/phases.svg" in text and (tmp_path / "images/phases.svg").read_bytes() == b"<svg/>"
-    assert ("**No page yet:** Fig 5 (post-training), 6 (generated text), 7 to 11 (robustness), 14 (fine-tuning)."
+    assert ("**No page yet:** Fig 5 (post-training), 7 to 11 (robustness), 14 (fine-tuning)."
             ) in text
     assert "it falls early (in 2 of 3 runs), then grows" in text
     assert text.count("Fig02-compression & more") == text.count("“2 to 3” is a range over runs") == 1

@@ -257,9 +257,10 @@ def default_packages() -> list[str]:
     return [line for line in PACKAGES.read_text().splitlines() if line and not line.startswith("#")]
 
 
-def train_tokenizer(documents: Sequence[str], vocabulary: int):
+def train_tokenizer(documents: Sequence[str], vocabulary: int, digits: bool = False):
     """Byte-level BPE of `vocabulary` entries (`tokenizers`), as a transformers tokenizer with end-of-text and pad.
 
+    With `digits`, each digit is a token of its own, whatever stands beside it: a model can then do sums by columns.
     Too few entries for all 256 bytes (below 258, at least 8) give one for each of the commonest bytes, and no pairs;
     the other bytes then become the end-of-text token.
     """
@@ -272,7 +273,9 @@ def train_tokenizer(documents: Sequence[str], vocabulary: int):
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     few = vocabulary < len(alphabet) + 2
     tokenizer = Tokenizer(models.BPE(unk_token=END_OF_TEXT) if few else models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if digits:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), bytewise])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[END_OF_TEXT, PADDING], show_progress=False,
                                   **({"limit_alphabet": vocabulary - 2} if few else {"initial_alphabet": alphabet}))
