@@ -171,8 +171,9 @@ def emptied(checkpoint):
     checkpoint.mkdir()
 
 
-@pytest.mark.parametrize("spoil", [without_a_tokenizer, with_half_a_tokenizer, with_half_a_configuration, emptied])
-@pytest.mark.parametrize("broken", [1, 2])
+@pytest.mark.parametrize(("spoil", "broken"), [
+    (without_a_tokenizer, 1), (with_half_a_tokenizer, 1), (with_half_a_configuration, 1), (emptied, 1),
+    (with_half_a_tokenizer, 2)])
 def test_a_run_whose_last_checkpoints_are_broken_is_measured_with_the_nearest_ones_tokenizer(
         folder, own_run, tmp_path, capsys, spoil, broken):
     whole = ["checkpoint-0", "checkpoint-8", "checkpoint-64"][: 3 - broken]

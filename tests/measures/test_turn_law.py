@@ -75,7 +75,7 @@ def test_its_intercept_and_scatter_are_those_that_scipy_fits_to_the_censored_res
 
 
 @pytest.mark.parametrize("censored", [False, True])
-@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("exponent", [0.0, 1.0])
 def test_the_interval_holds_the_planted_exponent_as_often_as_it_says(exponent, censored):
     rng = np.random.default_rng(3)
     laws = [fit(planted(rng, exponent, censored=censored)) for _ in range(25)]
