@@ -347,5 +347,13 @@ def test_the_changelog_s_sentences_about_the_gpu_s_tables_are_what_the_detector_
                      f"at {ratios.min():.1f} to {ratios.max():.1f} tokens a weight",
                      f"peak at width 768 was {share * 100:.0f} %"):
         assert sentence in said
-    sizes = [str(width) for width in sorted(raw.width.unique())]
-    assert f"width {', '.join(sizes[:-1])} and {sizes[-1]}" in (ROOT / "README.md").read_text()
+
+
+def test_readme_says_which_widths_are_tracked():
+    widths = {"from a CPU": set(), "from one GPU": set()}
+    for path in TRACKED:
+        widths["from one GPU" if path.name.startswith("gpu-") else "from a CPU"] |= set(pd.read_parquet(path).width)
+    text = " ".join((ROOT / "README.md").read_text().split())
+    for where, its in widths.items():
+        *first, last = (str(width) for width in sorted(its))
+        assert f"width {', '.join(first)} and {last} {where}" in text
