@@ -53,7 +53,7 @@ toy: setup ## the toy model's phases over starts and settings; writes data/resul
 	$(RUN) studies/toy_starts.py
 	$(RUN) studies/toy_prevalence.py
 
-causes: setup ## train with one cause of the phases changed at a time; writes data/results/causes*.csv (14 minutes)
+causes: setup ## train with one cause of the phases changed at a time; writes data/results/causes*.csv (19 minutes)
 	$(RUN) studies/causes.py
 
 reference: setup ## the reference suite, goes on where it stood; writes data/results/reference (hours; HOURS=2.5 stops it)
