@@ -145,6 +145,17 @@ def test_the_interval_of_a_crossing_covers_as_often_as_it_says_and_seeds_widen_i
     assert plain.sure and wider.low < plain.low and wider.high > plain.high
 
 
+def test_curves_that_meet_at_the_largest_k_have_crossed_before():
+    one, ahead = np.full((3, 4), 0.5), np.array([0.1, -0.1, -0.1, 0.0])
+    assert crossing(one, one + ahead, [1, 4, 8, 16]).k == pytest.approx(2, rel=1e-12)  # half way in ln k
+    assert crossing(one, one + np.array([0.1, 0.1, 0.1, 0.0]), [1, 4, 8, 16]).k is None
+
+
+def test_differences_that_are_alike_but_for_rounding_are_alike():
+    rounded = mean(np.array([0.3 - 0.2, 0.1] * 10), -1, 1)
+    assert rounded == pytest.approx(mean(np.full(20, 0.1), -1, 1), abs=1e-12) and rounded.high - rounded.low > 0.1
+
+
 @pytest.mark.parametrize(("made", "message"), [
     (lambda: unbiased(8, 9, 1), "right must be whole numbers from 0 to 8, got int64 0 to 9"),
     (lambda: unbiased(8, 1.5, 1), "right must be whole numbers"),
@@ -153,6 +164,10 @@ def test_the_interval_of_a_crossing_covers_as_often_as_it_says_and_seeds_widen_i
     (lambda: exact(np.nan, 1), "at most 0, got nan"),
     (lambda: mean([0.5]), "two problems or more"),
     (lambda: mean([0.5, np.nan]), "all known"),
+    (lambda: mean([45, 50]), r"from 0 to 1; got shape \(2,\), 45 to 50"),
+    (lambda: crossing(np.zeros((1, 2)), np.ones((1, 2)), [1, 2]), "two problems or more"),
+    (lambda: crossing(np.zeros((2, 2)), np.full((2, 2), np.nan), [1, 2]), "all known"),
+    (lambda: crossing(np.zeros((2, 2)), np.ones((2, 2)), [0, 2]), "rising from 1"),
     (lambda: difference([0.5, 0.1], [0.5]), r"not of the same problems: shapes \(2,\) and \(1,\)"),
     (lambda: crossing(np.zeros((4, 2)), np.zeros((4, 2)), [2, 1]), "two or more k, rising")])
 def test_what_cannot_be_told_is_refused(made, message):

@@ -2,6 +2,7 @@
 step; probabilities from a forward pass, with counts that must scatter about them as those of independent draws do.
 """
 
+import copy
 from itertools import product
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from scipy.stats import chisquare
 from transformers import GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from reptrace.models.generation import log_probability, write
+from reptrace.models.hidden_states import NonFiniteError
 from reptrace.texts.corpora import train_tokenizer
 
 END, PAD = 2, 0  # of the models of `architectures`
@@ -215,6 +217,16 @@ def test_models_without_a_head_and_tokenizers_that_end_a_prompt_are_refused(smal
         write(small, Ending(**vars(IDS)), ["a"], 5)
     with pytest.raises(ValueError, match="each prompt has an answer: got 1 and 2"):
         log_probability(small, Ending(**{**vars(IDS), "eos_token_id": 7}), ["a"], ["b", "c"])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_damaged_weights_write_nothing(small, temperature, value):
+    damaged = copy.deepcopy(small)
+    with torch.no_grad():
+        damaged.get_output_embeddings().weight[3, 0] = value
+    with pytest.raises(NonFiniteError, match="a logit is NaN or infinite"):
+        write(damaged, IDS, [[5]], 5, temperature=temperature)
 
 
 def test_no_prompts_give_no_texts(small):

@@ -640,6 +640,8 @@ def test_probes_of_several_names_are_logged_by_them(tmp_path):
 def test_what_a_tokenizer_gives_is_not_taken_for_probes_by_name():
     with pytest.raises(TypeError, match=r'of what a tokenizer gives, its \["input_ids"\]'):
         made({"every": 1}, sequences=BatchEncoding({"input_ids": SEQUENCES, "attention_mask": SEQUENCES}))
+    with pytest.raises(TypeError, match="names of probes are texts, not empty, got 1"):
+        made({"every": 1}, sequences={1: SEQUENCES})
     with pytest.raises(ValueError, match="at least one probe"):
         made({"every": 1}, sequences={})
     with pytest.raises(ValueError, match="sequence 1 holds token id 50"):

@@ -95,14 +95,15 @@ def mean(passes: ArrayLike, least: float = 0.0, most: float = 1.0) -> Mean:
     """
     values = np.atleast_2d(np.asarray(passes, float))
     seeds, problems = values.shape
-    if problems < 2 or not np.isfinite(values).all():
-        raise ValueError(f"a mean needs two problems or more, all known; got shape {np.shape(passes)}.")
+    if problems < 2 or not np.isfinite(values).all() or values.min() < least or values.max() > most:
+        raise ValueError(f"a mean needs two problems or more, all known and from {least:g} to {most:g}; got shape "
+                         f"{np.shape(passes)}, {values.min(initial=np.inf):g} to {values.max(initial=-np.inf):g}.")
     middle = float(values.mean())
-    if np.ptp(values) == 0:
+    if np.ptp(values) < 1e-12:  # rounding of differences
         far = 1 - TAIL ** (1 / problems)
         return Mean(middle, middle - far * (middle - least), middle + far * (most - middle))
     half = _half_width(values, seeds, problems)
-    return Mean(middle, max(least, middle - half), min(most, middle + half))
+    return Mean(middle, float(max(least, middle - half)), float(min(most, middle + half)))
 
 
 def _half_width(values: np.ndarray, seeds: int, problems: int) -> float:
@@ -138,8 +139,10 @@ def crossing(one: ArrayLike, other: ArrayLike, k: ArrayLike, draws: int = DRAWS,
     k = np.asarray(k, float)
     ahead = _paired(one, other)
     ahead = ahead[None] if ahead.ndim == 2 else ahead
-    if ahead.ndim != 3 or ahead.shape[2] != len(k) or len(k) < 2 or (np.diff(k) <= 0).any():
-        raise ValueError(f"curves have problems and two or more k, rising; got shape {np.shape(one)} and {len(k)} k.")
+    if ahead.ndim != 3 or ahead.shape[2] != len(k) or len(k) < 2 or k[0] < 1 or (np.diff(k) <= 0).any():
+        raise ValueError(f"curves have problems and two or more k, rising from 1; got shape {np.shape(one)} and {k}.")
+    if ahead.shape[1] < 2 or not np.isfinite(ahead).all():
+        raise ValueError(f"a crossing needs two problems or more, all known; got shape {np.shape(one)}.")
     seeds, problems, _ = ahead.shape
     rng = np.random.default_rng(seed)
     times = [rng.multinomial(each, np.full(each, 1 / each), draws) / each for each in (seeds, problems)]
@@ -152,7 +155,8 @@ def crossing(one: ArrayLike, other: ArrayLike, k: ArrayLike, draws: int = DRAWS,
 
 def _falls_behind(ahead: np.ndarray, k: np.ndarray) -> np.ndarray:
     """Of mean differences by k, shape (draws, K): from which k on they are below 0 after they were above; 0 where they
-    never were above, inf where they are not below in the end."""
+    never were above, inf where they are not below in the end: at the last k that tells them apart, as two curves that
+    both come to 1 meet there."""
     above = ahead > 0
     last = len(k) - 1 - above[:, ::-1].argmax(1)  # that is above
     following = np.minimum(last + 1, len(k) - 1)
@@ -162,7 +166,8 @@ def _falls_behind(ahead: np.ndarray, k: np.ndarray) -> np.ndarray:
         part = before / (before - after)
         found = np.exp(np.log(k[last]) + part * (np.log(k[following]) - np.log(k[last])))
     never = ~above.any(1)
-    below = np.where(never, (ahead < 0).any(1), ahead[:, -1] < 0)
+    apart = len(k) - 1 - (ahead != 0)[:, ::-1].argmax(1)
+    below = ahead[rows, apart] < 0
     return np.where(below, np.where(never, 0.0, found), np.inf)
 
 

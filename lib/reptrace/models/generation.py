@@ -22,6 +22,7 @@ from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, T
 
 from reptrace.models import batches
 from reptrace.models.decoders import devices_of, vocabulary
+from reptrace.models.hidden_states import NonFiniteError
 from reptrace.models.independence import passes_alone
 from reptrace.models.modes import evaluating
 from reptrace.models.positions import context, rotaries
@@ -181,7 +182,7 @@ def _generated(model: nn.Module, tokenizer, rows: Sequence[list[int]], tokens: i
             longest = max(lengths[row] for row in part)
             ids = torch.tensor([[tokenizer.pad_token_id] * (longest - lengths[row]) + rows[row] for row in part])
             mask = torch.arange(longest) >= longest - torch.tensor([lengths[row] for row in part])[:, None]
-            chain = [] if drawn is None else [*warpers, _Drawn(drawn[part], longest)]
+            chain = [_Known(), *([] if drawn is None else [*warpers, _Drawn(drawn[part], longest)])]
             made = model.generate(ids.to(device), attention_mask=mask.long().to(device), generation_config=settings,
                                   logits_processor=LogitsProcessorList(chain))
             for row, new in zip(part, made[:, longest:].tolist(), strict=True):
@@ -205,6 +206,15 @@ def _warpers(temperature: float, top_p: float, top_k: int) -> list[LogitsProcess
     found = [] if temperature == 1 else [TemperatureLogitsWarper(float(temperature))]
     found += [TopKLogitsWarper(top_k)] if top_k else []
     return found + ([TopPLogitsWarper(float(top_p))] if top_p < 1 else [])
+
+
+class _Known(LogitsProcessor):
+    """Refuses logits that choose nothing: of NaN the likeliest token is just some token."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not torch.isfinite(scores.amax(-1)).all():
+            raise NonFiniteError("a logit is NaN or infinite: damaged weights, or numbers too large for the dtype.")
+        return scores
 
 
 class _Drawn(LogitsProcessor):

@@ -50,16 +50,18 @@ def summary(runs: pd.DataFrame, references: Mapping[str, str]) -> pd.DataFrame:
     DataFrame
         By condition: `seeds`; how many of them have each fate (`fell`, `kept`, `highest`); the mean change from peak to
         end (`change`, `low`, `high`: -0.02 for a fall by 2 %); the mean change over the reference's of the same seed
-        (`apart`, `apart_low`, `apart_high`; nan for a reference); `theory`, "fall" or "no fall"; its `verdict`.
+        (`apart`, `apart_low`, `apart_high`); `theory`, "fall" or "no fall"; its `verdict`. A seed at its highest counts
+        as no change; where the seeds are all alike there is no scatter and no mean (nan), as of a reference against
+        itself.
     """
     logs = runs.assign(late=np.log(late_change(runs).late_ratio)).pivot(index="seed", columns="condition",
                                                                         values="late")
     rows = {}
     for name, group in runs.groupby("condition", sort=False):
         counts = fates(group).value_counts().reindex(FATES, fill_value=0)
-        change = np.expm1(mean_over(logs[name]))
+        change = _over_seeds(logs[name])
         reference = references[name]
-        apart = np.expm1(mean_over(logs[name] - logs[reference])) if reference != name else np.full(3, np.nan)
+        apart = _over_seeds(logs[name] - logs[reference])
         rows[name] = {"seeds": len(group), **dict(zip(("fell", "kept", "highest"), counts, strict=True)),
                       **dict(zip(("change", "low", "high"), change, strict=True)),
                       **dict(zip(("apart", "apart_low", "apart_high"), apart, strict=True)),
@@ -67,6 +69,11 @@ def summary(runs: pd.DataFrame, references: Mapping[str, str]) -> pd.DataFrame:
     table = pd.DataFrame.from_dict(rows, orient="index")
     table["verdict"] = [_verdict(row, table.loc[references[name]]) for name, row in table.iterrows()]
     return table
+
+
+def _over_seeds(logs: pd.Series) -> np.ndarray:
+    """Mean change and its interval; nan where all are alike."""
+    return np.expm1(mean_over(logs)) if np.ptp(logs) else np.full(3, np.nan)
 
 
 def _verdict(row: pd.Series, reference: pd.Series) -> str:

@@ -53,6 +53,9 @@ def _written(profile: Profile, early: Mapping[Run, int | None]) -> pd.DataFrame:
         if key not in texts:
             texts[key] = [list(text[: LENGTH + FURTHER]) for text in profile.probe(run).sequences
                           if len(text) >= LENGTH + FURTHER][:PROMPTS]
+            if not texts[key]:
+                raise ValueError(f"no sequence of the probe has {LENGTH + FURTHER} tokens, {LENGTH} to begin with and "
+                                 f"{FURTHER} to compare: take a larger context than {run.context}.")
         points = profile.checkpoints(run)
         chosen = {*spread(points, min(POINTS, len(points))), *(point for point in points if point.step == early[run])}
         for point in (each for each in points if each in chosen):

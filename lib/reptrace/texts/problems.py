@@ -97,7 +97,8 @@ def right(problem: Problem, answer: str, end: str = "") -> bool:
     ----------
     answer : all that was written; decoded with special tokens (skip_special_tokens=False), as a padding or end token
         amid the digits is not seen otherwise
-    end : how the end token reads, which then must follow the answer at once and last; "": no end is demanded
+    end : how the end token reads, which then must follow the answer at once and last; "": no end is demanded. The
+        texts of `models.generation.write` are without it: there the answer must be right and have `ended`.
     """
     if not isinstance(answer, str):
         raise TypeError(f"an answer is a text, got {arguments.shown(answer)}.")

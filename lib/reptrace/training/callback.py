@@ -101,7 +101,8 @@ class GeometryCallback(TrainerCallback):
         self._begin()
 
     def _begin(self) -> None:
-        self._started, self.seconds, self._measured, self._told_of_few = time.perf_counter(), 0.0, 0, False
+        self._started, self.seconds, self._measured = time.perf_counter(), 0.0, 0
+        self._told_of_few: set[str] = set()  # probes
         self._failed: Counter[tuple] = Counter()  # by kind of error and where it was raised
         self._first: dict[tuple, int] = {}  # step
 
@@ -157,14 +158,14 @@ class GeometryCallback(TrainerCallback):
                 features = last_token_states(model, sequences, self.layers, self.batch_size)
                 for layer, matrix in features.items():
                     parts = ["geometry", *[name] * bool(name), *[str(layer)] * (len(features) > 1)]
-                    logs |= self._logs("/".join(parts), layer, matrix)
+                    logs |= self._logs("/".join(parts), name, layer, matrix)
         return logs | {f"geometry/adapter/{name}": 1.0 for name in adapters(model)}  # reporters take numbers alone
 
-    def _logs(self, prefix: str, layer: int | str, matrix: torch.Tensor) -> dict[str, float]:
+    def _logs(self, prefix: str, probe: str, layer: int | str, matrix: torch.Tensor) -> dict[str, float]:
         found = geometry(matrix, self.ranks, shorten=True)
-        if found.dominated and not self._told_of_few:
-            self._told_of_few = True
-            logger.warning(f"layer {layer}: {found.few}. Not told again.")
+        if found.dominated and probe not in self._told_of_few:
+            self._told_of_few.add(probe)
+            logger.warning(f"{probe and f'{probe}, '}layer {layer}: {found.few}. Not told again.")
         logs = {f"{prefix}/rankme": found.rankme, f"{prefix}/rankme_stderr": found.rankme_stderr}
         if found.alpha:
             logs |= {f"{prefix}/alpha": found.alpha.alpha, f"{prefix}/alpha_stderr": found.alpha_stderr}
@@ -193,6 +194,8 @@ def _by_name(sequences) -> Mapping:
         raise TypeError("sequences are the lists of token ids alone: of what a tokenizer gives, its [\"input_ids\"].")
     if isinstance(sequences, Mapping) and not sequences:
         raise ValueError("name at least one probe, or give its sequences.")
+    if isinstance(sequences, Mapping) and not all(isinstance(name, str) and name for name in sequences):
+        raise TypeError(f"the names of probes are texts, not empty, got {', '.join(map(repr, sequences))}.")
     return sequences if isinstance(sequences, Mapping) else {"": sequences}
 
 
