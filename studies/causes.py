@@ -83,7 +83,7 @@ def outcome(profile: Profile, condition: str, predicted: dict[str, bool], run: R
         **{f"predicted_{phase}": {True: "yes", False: "no", None: ""}[predicted.get(phase)] for phase in PHASES},
         **row(profile, run, raw, averaged),
         **{prefix + key: value for prefix, its in late.items() for key, value in its.items()},
-        "accuracy": accuracy(model(profile, raw.iloc[-1]), fresh),
+        "accuracy": accuracy(model(profile, run.repository, "main"), fresh),
         # the least fall from a peak of this value and error that the detector would call one
         "smallest_fall": critical_value(len(raw)) * np.sqrt(2) * raw.rankme_stderr.iloc[-1] / raw.rankme.iloc[-1]}
 
@@ -95,8 +95,8 @@ def late_change(profile: Profile, table: pd.DataFrame, fresh: list[list[int]]) -
     peak, last = table.iloc[lowest + int(table.rankme.iloc[lowest:].argmax())], table.iloc[-1]
     ratio = low = high = 1.0  # the last checkpoint is the highest
     if peak.tokens != last.tokens:
-        ratio, low, high = paired_ratio(*(last_token_states(model(profile, each), fresh, (FINAL,), 128)[FINAL]
-                                          for each in (peak, last)))
+        models = [model(profile, each.model, each.revision) for each in (peak, last)]
+        ratio, low, high = paired_ratio(*(last_token_states(each, fresh, (FINAL,), 128)[FINAL] for each in models))
     return {"peak_tokens": peak.tokens, "late_ratio": ratio, "late_low": low, "late_high": high}
 
 
@@ -117,9 +117,8 @@ def paired_ratio(before, after, draws: int = DRAWS, seed: int = 0) -> tuple[floa
     return tuple(float(np.exp(centre + shift)) for shift in (0, -half, half))
 
 
-def model(profile: Profile, checkpoint: pd.Series):
-    """Of a row of a trace."""
-    return from_pretrained(GPTNeoXForCausalLM, checkpoint.model, checkpoint.revision, profile.suite.hub).eval()
+def model(profile: Profile, repository: str, revision: str):
+    return from_pretrained(GPTNeoXForCausalLM, repository, revision, profile.suite.hub).eval()
 
 
 def accuracy(trained, sequences: list[list[int]]) -> float:
@@ -146,8 +145,8 @@ def texts(profile: Profile) -> list[dict]:
 def trial(profile: Profile, run: Run, fresh: dict) -> dict:
     return {"loss": run.loss, "learning_rate": run.learning_rate, "tokens": run.training_tokens, "seed": run.seed,
             "final_loss": profile.log(run).loss.iloc[-1],
-            "accuracy": accuracy(model(profile, pd.Series({"model": run.repository, "revision": "main"})),
-                                 fresh[run.vocabulary, run.frequencies]), **provenance()}
+            "accuracy": accuracy(model(profile, run.repository, "main"), fresh[run.vocabulary, run.frequencies]),
+            **provenance()}
 
 
 def write(name: str, rows: list[dict]) -> None:

@@ -16,7 +16,7 @@ from reptrace.checkpoints import published
 from reptrace.checkpoints import suites as registry
 from reptrace.measures.phases import Phases, find_phases
 from reptrace.measures.turn_law import Law, by_size, fit, place
-from reptrace.report.averaged import trajectory
+from reptrace.report.averaged import averaged_phases
 from reptrace.report.profiles import ROOT, HubProfile, Profile
 from reptrace.report.verdicts import NOT, OPEN, REPRODUCED
 from reptrace.training.runs import Run
@@ -39,8 +39,8 @@ def of_reference(tables: pd.DataFrame) -> pd.DataFrame:
     rows, runs = [], dict(list(tables.groupby(["suite", "width", "seed", "weights"], sort=False)))
     for (suite, width, seed, weights), its in runs.items():
         run = Run(**json.loads(its.identity.iloc[0]))
-        whole = its if weights == RAW else trajectory(runs[suite, width, seed, RAW], its)
-        found = find_phases(whole.tokens, whole.rankme, whole.rankme_stderr)
+        found = (find_phases(its.tokens, its.rankme, its.rankme_stderr) if weights == RAW
+                 else averaged_phases(runs[suite, width, seed, RAW], its))
         rows.append(_row(suite, f"d = {width}, seed {seed}", run, found, weights, run.tokens_per_step,
                          its.tokens.max()))
     return pd.DataFrame(rows)
