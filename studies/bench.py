@@ -92,8 +92,8 @@ def main() -> None:
         rows += [{"device": "cpu", **row} for row in infinity_gram(default_tokens())]
         write("bench", table_of(rows + lean_training() + toy_model()))
     else:
-        for part in set(kinds) & set(PARTS):
-            new, old = table_of(PARTS[part]()), pd.read_csv(RESULTS / "bench.csv")
+        for part in (PARTS[name] for name in PARTS if name in kinds):
+            new, old = table_of(part()), pd.read_csv(RESULTS / "bench.csv")
             write("bench", pd.concat([new, old[~old.what.isin(new.what)]]))
     if "gpu" in kinds:
         rows = gpu_spectrum() + [row for case in GPU_CASES for row in extraction(case)]
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def table_of(rows: list[dict]) -> pd.DataFrame:
-    table = pd.DataFrame([{**row, "threads": torch.get_num_threads(), **provenance()} for row in rows])
+    table = pd.DataFrame([{"threads": torch.get_num_threads(), **row, **provenance()} for row in rows])
     return table[[*COLUMNS, *table.columns.difference(COLUMNS, sort=False)]]
 
 
@@ -176,7 +176,7 @@ def spectrum() -> list[dict]:
 
 
 def lean_training() -> list[dict]:
-    return [row(**{"device": "cpu", **each}) for each in training(np.fromfile(default_tokens(), np.uint16))]
+    return [row(device="cpu", **each) for each in training(np.fromfile(default_tokens(), np.uint16))]
 
 
 def gpu_spectrum() -> list[dict]:
