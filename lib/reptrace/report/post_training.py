@@ -161,7 +161,7 @@ def stages_verdict(found: pd.DataFrame, scale: str) -> Verdict:
         "fig05-stages", of_parts(parts),
         f"RankMe, by paired intervals: {said}. Surely the other way: {also}. All three stages go the paper's way on "
         f"both probes in {whole.sum()} of {len(whole)} seeds.",
-        "change of RankMe over RLVR after DPO, on ordinary text, mean over seeds", *mean_over(last.change),
+        "change of RankMe over RLVR after DPO, on ordinary text, mean over runs", *mean_over(last.change),
         int(whole.sum()), len(whole), scale)
 
 

@@ -114,7 +114,7 @@ def pass_at_k_verdict(passes: pd.DataFrame, scale: str) -> Verdict:
         f"{points(many)} in {MANY}, of problems and seeds. Where the curves cross: "
         f"{crossing_in_words(pass_at_k.crossing(one, other, K))}. Surely more in {FEW} and fewer in {MANY} is it in "
         f"{said.count('yes')} of {len(said)} seeds, surely not so in {said.count('no')}.",
-        f"change of pass@{MANY} from DPO to RLVR, mean over problems and seeds", *many, said.count("yes"), len(said),
+        f"change of pass@{MANY} from DPO to RLVR, mean over problems and runs", *many, said.count("yes"), len(said),
         scale)
 
 
@@ -133,7 +133,7 @@ def pass_at_256_verdict(found: pd.DataFrame, passes: pd.DataFrame, scale: str) -
         f"Along RLVR from DPO pass@{MANY} changes by {points(change)}, of problems and seeds; it surely falls in "
         f"{tries.count('falls')} of {len(tries)} seeds and surely rises in {tries.count('rises')}. It and RankMe both "
         f"surely fall in {together}; one of the two surely rises in {apart}.",
-        f"change of pass@{MANY} along RLVR, mean over problems and seeds", *change, sum(both), len(both), scale)
+        f"change of pass@{MANY} along RLVR, mean over problems and runs", *change, sum(both), len(both), scale)
 
 
 def _both_fall(tries: list[str], rankme: pd.Series) -> list[str]:

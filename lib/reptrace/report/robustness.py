@@ -144,8 +144,8 @@ def decided(parts: Mapping[str, Sequence[str]], reach: float) -> tuple[str, int,
 
 def counts(parts: Mapping[str, Sequence[str]]) -> str:
     """How many seeds say yes and no to each part."""
-    return "; ".join(f"{name}: {list(said).count('yes')} of {len(said)}, surely not in {list(said).count('no')}"
-                     for name, said in parts.items())
+    return "; ".join(f"{name}, in {list(said).count('yes')} of {len(said)} seeds, surely not in "
+                     f"{list(said).count('no')}" for name, said in parts.items())
 
 
 def loss_verdicts(tuned: pd.DataFrame, scale: str) -> list[Verdict]:
@@ -161,14 +161,14 @@ def loss_verdicts(tuned: pd.DataFrame, scale: str) -> list[Verdict]:
     first = Verdict(
         "fig05-robustness", verdict,
         f"{where}Loss in distribution falls while loss out of it rises, or falls less than {SATURATED:g} times as "
-        f"fast, by seeds: {counts(slow)}.{_short(verdict, reach)}",
-        "relative change of the loss on another task for each doubling of tokens, mean over seeds",
+        f"fast: {counts(slow)}.{_short(verdict, reach)}",
+        "relative change of the loss on another task for each doubling of tokens, mean over runs",
         *mean_over(slopes["reverse"]), whole, of, scale)
     verdict, whole, of = decided(rising, reach)
     second = Verdict(
         "fig14-robustness", verdict,
-        f"{where}Loss out of distribution rises, by seeds: {counts(rising)}.{_short(verdict, reach)}",
-        "relative change of the loss on another task for each doubling of tokens, mean over seeds",
+        f"{where}Loss out of distribution rises: {counts(rising)}.{_short(verdict, reach)}",
+        "relative change of the loss on another task for each doubling of tokens, mean over runs",
         *mean_over(slopes["reverse"]), whole, of, scale)
     return [first, second]
 
@@ -190,34 +190,42 @@ def win_trends(wins: pd.DataFrame) -> dict[tuple[str, str, str], pd.DataFrame]:
 
 def win_verdicts(bases: pd.DataFrame, wins: pd.DataFrame, scale: str) -> list[Verdict]:
     """Of Fig 5B and 14: `fig05-win-rate` (against the twin, beside RankMe of the base) and `fig14-win-rates`."""
-    reach, by = reached(bases), win_trends(wins)
-    rankme = trends(bases, bases.text_rankme)
-    names = {key: f"{AGAINST[key[0]]}, {PROMPTS[key[1]]}, {JUDGES[key[2]]}" for key in by}
-    falling = {names[key]: _said(found, "falls") for key, found in by.items()}
-    beside = {names[key]: both_of(_said(found, "falls"), _said(rankme, "rises"))
-              for key, found in by.items() if key[0] == "twin"}
+    reach, by, rankme = reached(bases), win_trends(wins), trends(bases, bases.text_rankme)
+    falling = {key: _said(found, "falls") for key, found in by.items()}
+    beside = {key: both_of(said, _said(rankme, "rises")) for key, said in falling.items() if key[0] == "twin"}
     main = by.get(("twin", "reverse", "exact"))
     slope = mean_over(main.slope) if main is not None else (np.nan,) * 3
-    stand_in = (f"No chat was judged: the models answer problems, and {JUDGES['exact']} or {JUDGES['likelihood']} "
-                "stands in for a language model. ")
+    quantity = ("change of the win rate against the twin on B's prompts, exact checker, for each doubling of tokens, "
+                "mean over runs")
+    stand_in = (f"No chat was judged: the models answer problems, and an {JUDGES['exact']} or a {JUDGES['likelihood']} "
+                f"stands in for a language model. From {LATE} to {reach:.0f} tokens a parameter ")
     verdict, whole, of = decided(beside, reach)
-    mean, low, high = mean_over(rankme.slope) if len(rankme) else (np.nan,) * 3
+    said = {way: int((rankme.says == way).sum()) for way in ("rises", "falls")}
+    change = "{:+.2f} ({:+.2f} to {:+.2f})".format(*(mean_over(rankme.slope) if len(rankme) else (np.nan,) * 3))
+    points = "{:+.1f} points ({:+.1f} to {:+.1f})".format(*(100 * each for each in slope))
     first = Verdict(
         "fig05-win-rate", verdict,
-        f"{stand_in}RankMe of the base on ordinary text changes by {mean:+.2f} ({low:+.2f} to {high:+.2f}) with each "
-        f"doubling of tokens from {LATE} a parameter on, the win rate on B's prompts against the twin by "
-        f"{100 * slope[0]:+.1f} points ({100 * slope[1]:+.1f} to {100 * slope[2]:+.1f}), by the exact checker. The win "
-        f"rate falls while RankMe rises, by seeds: {counts(beside)}.{_short(verdict, reach)}",
-        "change of the win rate against the twin on B's prompts, exact checker, for each doubling of tokens, mean over "
-        "seeds", *slope, whole, of, scale)
+        f"{stand_in}each doubling changes RankMe of the base on ordinary text by {change}, which surely rises in "
+        f"{said['rises']} of {len(rankme)} seeds and surely falls in {said['falls']}, and the win rate on B's prompts, "
+        f"by the exact checker, by {points}. The win rate falls {_wins_counted(falling, 'twin')}; it does so while "
+        f"RankMe rises in {whole} of {of} seeds by all of these.{_short(verdict, reach)}", quantity, *slope, whole, of,
+        scale)
     verdict, whole, of = decided(falling, reach)
     second = Verdict(
         "fig14-win-rates", verdict,
-        f"{stand_in}Win rates fall with tokens from {LATE} a parameter on, by seeds: {counts(falling)}."
-        f"{_short(verdict, reach)}",
-        "change of the win rate against the twin on B's prompts, exact checker, for each doubling of tokens, mean over "
-        "seeds", *slope, whole, of, scale)
+        f"{stand_in}win rates fall {_wins_counted(falling, 'twin')}; and {_wins_counted(falling, 'final')}."
+        f"{_short(verdict, reach)}", quantity, *slope, whole, of, scale)
     return [first, second]
+
+
+def _wins_counted(falling: Mapping[tuple, Sequence[str]], against: str) -> str:
+    """In how many seeds win rates fall, and don't, against one opponent, by prompts and judges."""
+    parts = []
+    for prompts, name in PROMPTS.items():
+        said = [falling.get((against, prompts, judge), []) for judge in JUDGES]
+        yes, no = (" and ".join(str(list(each).count(word)) for each in said) for word in ("yes", "no"))
+        parts.append(f"on {name} in {yes} of {max(map(len, said))} seeds (surely not in {no})")
+    return f"against {AGAINST[against]} {' and '.join(parts)}, by {' and '.join(JUDGES.values())}"
 
 
 def relative(slope: tuple[float, float, float]) -> str:
