@@ -230,10 +230,10 @@ def test_intervals_of_trends_hold_the_planted_slope_in_95_of_100():
     rng, held = np.random.default_rng(0), []
     frame = pd.DataFrame([(seed, 2.0**k, 2.0**k) for seed in range(5) for k in range(5, 10)],
                          columns=["seed", "tokens", "per_parameter"])
-    for _ in range(300):
+    for _ in range(100):
         found = robustness.trends(frame, -0.3 * np.log2(frame.tokens) + rng.standard_normal(len(frame)))
         held += list((found.low < -0.3) & (found.high > -0.3))
-    assert np.mean(held) == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 300))  # five of a draw go together
+    assert np.mean(held) == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 100))  # five of a draw go together
 
 
 @pytest.mark.parametrize(("slopes", "saturates", "rises"), [
@@ -287,6 +287,7 @@ def test_too_few_seeds_or_checkpoints_leave_every_verdict_open():
                      robustness.loss_verdicts(late(planted.tuned(seeds=1)), "small"),
                      robustness.loss_verdicts(late(planted.tuned(tokens=planted.TOKENS[:3])), "small")):
         assert [each.verdict for each in verdicts] == [OPEN, OPEN]
+    assert "Fewer than 3 checkpoints" in verdicts[0].here
 
 
 def test_damage_is_what_tuning_adds_to_the_base_s_loss():

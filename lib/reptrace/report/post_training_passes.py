@@ -197,7 +197,8 @@ def sampled_check(sampled: pd.DataFrame, passes: pd.DataFrame, k=(1, 16, 256)) -
     """Drawn answers against exact probabilities, a row a model and seed.
 
     Columns: arm, stage, seed, problems, samples, z, and for each k pass@k drawn (without bias) and exact.
-    `z` : right answers less those that exact probabilities foresee, over their binomial scatter.
+    `z` : right answers less those that exact probabilities foresee, over their binomial scatter. Of the k, those up to
+    the number of answers drawn to a problem are taken.
     """
     keys = ["seed", "arm", "stage", "step", "problem"]
     both = sampled.merge(passes[[*keys, "log_probability"]], on=keys, how="left", validate="1:1")
@@ -209,7 +210,7 @@ def sampled_check(sampled: pd.DataFrame, passes: pd.DataFrame, k=(1, 16, 256)) -
         scatter = np.sqrt((count * p * (1 - p)).sum())
         rows.append({"arm": arm, "stage": stage, "seed": seed, "problems": len(its), "samples": count,
                      "z": (its.right - count * p).sum() / scatter if scatter else np.nan})
-        for each in k:
+        for each in (each for each in k if each <= count):
             rows[-1] |= {f"drawn_{each}": pass_at_k.unbiased(int(count), its.right.to_numpy(), [each]).mean(),
                          f"exact_{each}": pass_at_k.exact(its.log_probability.to_numpy(float), [each]).mean()}
     return pd.DataFrame(rows)

@@ -16,11 +16,12 @@ from scipy.stats import t as student
 
 from reptrace.report.over_runs import mean_over
 from reptrace.report.profiles import span
-from reptrace.report.verdicts import OPEN, REPRODUCED, Verdict, of_parts, of_runs
+from reptrace.report.verdicts import OPEN, REPRODUCED, Verdict, of_parts, of_runs, untold
 
 LATE = 20  # tokens a parameter: about compute-optimal (Hoffmann et al. 2022)
 REACH = 100  # tokens a parameter that pretraining must come to, before over-training is said to be absent
 FEWEST = 3  # checkpoints of a trend
+TOO_FEW = f"Fewer than {FEWEST} checkpoints lie beyond {LATE} tokens a parameter, so that there is no trend."
 WITHIN = "sort"  # set A
 OUT = {"sort_phrasings": "another phrasing", "reverse": "another task"}  # out of distribution
 SATURATED = 0.25  # of the relative fall in distribution: what falls more slowly counts as saturating
@@ -151,6 +152,8 @@ def counts(parts: Mapping[str, Sequence[str]]) -> str:
 def loss_verdicts(tuned: pd.DataFrame, scale: str) -> list[Verdict]:
     """Of Fig 5B and 14, from models tuned on A: `fig05-robustness` and `fig14-robustness`."""
     reach = reached(tuned)
+    if trends(tuned, tuned[f"loss_{WITHIN}"]).empty:
+        return [untold(claim, TOO_FEW, scale) for claim in ("fig05-robustness", "fig14-robustness")]
     slow = {name: saturates(tuned, out) for out, name in OUT.items()}
     rising = {name: _said(trends(tuned, np.log(tuned[f"loss_{out}"])), "rises") for out, name in OUT.items()}
     slopes = {out: trends(tuned, np.log(tuned[f"loss_{out}"])).slope for out in (WITHIN, *OUT)}
@@ -191,17 +194,18 @@ def win_trends(wins: pd.DataFrame) -> dict[tuple[str, str, str], pd.DataFrame]:
 def win_verdicts(bases: pd.DataFrame, wins: pd.DataFrame, scale: str) -> list[Verdict]:
     """Of Fig 5B and 14: `fig05-win-rate` (against the twin, beside RankMe of the base) and `fig14-win-rates`."""
     reach, by, rankme = reached(bases), win_trends(wins), trends(bases, bases.text_rankme)
+    if rankme.empty or by["twin", "reverse", "exact"].empty:
+        return [untold(claim, TOO_FEW, scale) for claim in ("fig05-win-rate", "fig14-win-rates")]
     falling = {key: _said(found, "falls") for key, found in by.items()}
     beside = {key: both_of(said, _said(rankme, "rises")) for key, said in falling.items() if key[0] == "twin"}
-    main = by.get(("twin", "reverse", "exact"))
-    slope = mean_over(main.slope) if main is not None else (np.nan,) * 3
+    slope = mean_over(by["twin", "reverse", "exact"].slope)
     quantity = ("change of the win rate against the twin on B's prompts, exact checker, for each doubling of tokens, "
                 "mean over runs")
     stand_in = (f"No chat was judged: the models answer problems, and an {JUDGES['exact']} or a {JUDGES['likelihood']} "
                 f"stands in for a language model. From {LATE} to {reach:.0f} tokens a parameter ")
     verdict, whole, of = decided(beside, reach)
     said = {way: int((rankme.says == way).sum()) for way in ("rises", "falls")}
-    change = "{:+.2f} ({:+.2f} to {:+.2f})".format(*(mean_over(rankme.slope) if len(rankme) else (np.nan,) * 3))
+    change = "{:+.2f} ({:+.2f} to {:+.2f})".format(*mean_over(rankme.slope))
     points = "{:+.1f} points ({:+.1f} to {:+.1f})".format(*(100 * each for each in slope))
     first = Verdict(
         "fig05-win-rate", verdict,
