@@ -150,23 +150,17 @@ def stages_verdict(found: pd.DataFrame, scale: str) -> Verdict:
         right = pd.DataFrame({stage: outcomes(says[stage], CLAIMED[stage]) for stage in says}, index=says.index)
         parts += [of_runs(right[stage]) for stage in right]
         whole = (right == "yes").all(axis=1) if whole is None else whole & (right == "yes").all(axis=1)
-    said = "; ".join(f"on {PROBES[probe]} it rises with SFT in {_counted(says, 'SFT', 'rises')}, with DPO in "
-                     f"{_counted(says, 'DPO', 'rises')}, and falls with RLVR in {_counted(says, 'RLVR', 'falls')} seeds"
-                     for probe, says in by_probe.items())
-    also = "; ".join(f"on {PROBES[probe]} it falls with DPO in {_counted(says, 'DPO', 'falls')} and rises with RLVR "
-                     f"in {_counted(says, 'RLVR', 'rises')}" for probe, says in by_probe.items())
+    said = "; ".join(f"on {PROBES[probe]} " + ", ".join(
+        f"with {stage} it rises in {(says[stage] == 'rises').sum()} and falls in {(says[stage] == 'falls').sum()}"
+        for stage in says) for probe, says in by_probe.items())
     last = found[(found.arm == "sequence") & (found.stage == "RLVR") & (found.probe == "text")
                  & (found.statistic == "rankme")]
     return Verdict(
         "fig05-stages", of_parts(parts),
-        f"RankMe, by paired intervals: {said}. Surely the other way: {also}. All three stages go the paper's way on "
-        f"both probes in {whole.sum()} of {len(whole)} seeds.",
+        f"RankMe, by paired intervals, of {len(whole)} seeds: {said}. All three stages go the paper's way on both "
+        f"probes in {whole.sum()} of {len(whole)} seeds.",
         "change of RankMe over RLVR after DPO, on ordinary text, mean over runs", *mean_over(last.change),
         int(whole.sum()), len(whole), scale)
-
-
-def _counted(says: pd.DataFrame, stage: str, way: str) -> str:
-    return f"{(says[stage] == way).sum()} of {len(says)}"
 
 
 # What training said
