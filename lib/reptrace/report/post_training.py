@@ -196,6 +196,7 @@ def training_facts(stages: pd.DataFrame) -> pd.DataFrame:
 
 def scale_of(table: pd.DataFrame) -> str:
     """Sizes and tokens, in words, for a verdict."""
-    per = table.pretraining_tokens / table.parameters
+    ratio = table.pretraining_tokens / table.parameters
+    per = " to ".join(dict.fromkeys(f"{each:.0f}" for each in (ratio.min(), ratio.max())))
     return (f"{table.seed.nunique()} seeds of GPT-NeoX of {span(table.parameters)} weights, "
-            f"{span(table.pretraining_tokens)} tokens of pretraining ({per.min():.0f} a weight)")
+            f"{span(table.pretraining_tokens)} tokens of pretraining ({per} a weight)")
