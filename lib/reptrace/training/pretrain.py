@@ -47,7 +47,7 @@ class Suite:
     ----------
     runs : list of Run
     corpus : Corpus
-        Training text; its fingerprint must be the runs'.
+        Training text; its fingerprint must be the runs'. All runs have tokens for digits, or none.
     folder : Path
         Holds `hub` (the repositories), `training` (what a run needs to resume; emptied at its end), `tokens`, `logs`.
     """
@@ -57,6 +57,9 @@ class Suite:
         for run in self.runs:
             if run.corpus != corpus.fingerprint:
                 raise ValueError(f"{run.repository} is to be trained on text {run.corpus}, not {corpus.fingerprint}.")
+        if len({run.digits for run in self.runs}) > 1:
+            raise ValueError("some of the runs have a token for each digit, others not: make two suites of them.")
+        self.digits = any(run.digits for run in self.runs)
 
     @property
     def hub(self) -> str:
@@ -68,7 +71,7 @@ class Suite:
 
         kept = self._text_file(vocabulary, "tokenizer")
         if not kept.exists():
-            tokenizer = train_tokenizer(self.corpus.documents, vocabulary)
+            tokenizer = train_tokenizer(self.corpus.documents, vocabulary, self.digits)
             with tempfile.TemporaryDirectory() as folder:
                 tokenizer.save_pretrained(folder)
                 files = {path.name: path.read_text() for path in sorted(Path(folder).iterdir())}
@@ -131,6 +134,14 @@ class Suite:
             with _Children() as children, ThreadPoolExecutor(workers) as pool:
                 list(pool.map(lambda run: children.train(run, self.folder, *files[run], advance), missing))
 
+    def train_here(self, run: Run, report: Callable[[int], None]) -> None:
+        """Train one run to its end in this process, on one thread; `report` is given each step that it tells."""
+        if not self.trained(run):
+            work = _work_folder(self.folder, run)
+            work.mkdir(parents=True, exist_ok=True)
+            _train(run, self.folder, self.token_file(run), self._text_file(run.vocabulary, "tokenizer"), report)
+            shutil.rmtree(work)
+
     def trained(self, run: Run) -> bool:
         """Whether the run has come to its end."""
         return "main" in revisions(run.repository, self.hub)
@@ -146,7 +157,7 @@ class Suite:
         return Store(self.folder / "logs").table([run.identity])
 
     def _text_file(self, vocabulary: int, kind: str) -> Path:
-        return self.folder / "tokens" / f"{self.corpus.fingerprint}-{vocabulary}.{kind}"
+        return self.folder / "tokens" / f"{self.corpus.fingerprint}-{vocabulary}{'-digits' * self.digits}.{kind}"
 
 
 def publish(files: Path, repository: str, revision: str, cache_dir: str | Path) -> None:
@@ -227,7 +238,7 @@ def _read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path) -> None:
+def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path, report: Callable[[int], None]) -> None:
     """Train one run to its end in this process, from its last saved state if there is one."""
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -248,7 +259,7 @@ def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path) -> None:
         for step in sorted(stop for stop in stops if stop >= loop.step):
             if step > loop.step:
                 log.add(step - loop.step, loop.advance(step - loop.step))
-                print(step, flush=True)  # a closed pipe, the parent's death, ends this process too
+                report(step)
             if step in averaged:
                 _keep(loop.averaged_model, run.averaged_repository, step, folder, tokenizer)
             if step in keep:
@@ -320,7 +331,8 @@ def main() -> None:
         run, folder = Run(**order["run"]), Path(order["folder"])
         with open(_work_folder(folder, run) / MESSAGES, "a") as messages:
             os.dup2(messages.fileno(), sys.stderr.fileno())
-        _train(run, folder, Path(order["tokens"]), Path(order["tokenizer"]))
+        # a closed pipe, the parent's death, ends this process too
+        _train(run, folder, Path(order["tokens"]), Path(order["tokenizer"]), lambda step: print(step, flush=True))
         print(DONE, end="", flush=True)
 
 
