@@ -63,21 +63,26 @@ def influences(features: torch.Tensor, mean: torch.Tensor, vectors: torch.Tensor
     dtype = products_dtype(features.dtype, features.shape[1])
     mean, vectors = mean.to(dtype), vectors.to(dtype)
     if dtype == torch.float64 or len(features) <= 2 * (2 * SURE + CHANCE):
-        found, distances = _of_rows(features, mean, vectors, s, gradients)
+        phi, distances = of_rows(features, mean, vectors, s, gradients)
+        found = np.square(phi)
         return Influences(found.sum(0), float(found[:, 0].max()), distances)
     return _from_a_part(features, mean, vectors, s, gradients)
 
 
-def _of_rows(features, mean, vectors, s, gradients) -> tuple[np.ndarray, np.ndarray]:
-    """phi^2, shape (rows, 2), and squared distances along these vectors, shape (rows,)."""
-    squares, distances = [], []
+def of_rows(features: torch.Tensor, mean: torch.Tensor, vectors: torch.Tensor, s: np.ndarray,
+            gradients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """phi of each row, shape (rows, 2), and its squared distance along these vectors, shape (rows,); float64.
+
+    The products are of the mean's dtype. Parameters as of `influences`.
+    """
+    influence, distances = [], []
     on_device, expected = (torch.as_tensor(array, device=features.device) for array in (gradients, s @ gradients))
     for block in features.split(BLOCK_ROWS):
         z = (block.to(mean.dtype) - mean) @ vectors
         z_squares = z.double().square()
-        squares.append((z_squares @ on_device - expected).square().cpu())
+        influence.append((z_squares @ on_device - expected).cpu())
         distances.append(z_squares.sum(1).cpu())
-    return torch.cat(squares).numpy(), torch.cat(distances).numpy()
+    return torch.cat(influence).numpy(), torch.cat(distances).numpy()
 
 
 def _from_a_part(features, mean, vectors, s, gradients) -> Influences:
@@ -87,7 +92,7 @@ def _from_a_part(features, mean, vectors, s, gradients) -> Influences:
     others = np.setdiff1d(np.arange(len(features)), sure)
     chance = np.random.default_rng(0).choice(others, CHANCE, replace=False)
     rows = torch.as_tensor(np.concatenate([sure, chance]), device=features.device)
-    known = _of_rows(features[rows], mean, vectors, s, gradients)[0][:, 0]
+    known = np.square(of_rows(features[rows], mean, vectors, s, gradients)[0][:, 0])
     wrong = known[len(sure) :] - guesses[chance, 0]
     rankme = known[: len(sure)].sum() + guesses[others, 0].sum() + len(others) * wrong.mean()
     # Never less than what was seen, however bad the guesses.

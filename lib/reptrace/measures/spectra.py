@@ -237,6 +237,39 @@ def geometry(features, ranks: tuple[int, int] = (12, 100), shorten: bool = False
         Where `shorten` leaves fewer than three ranks, or with `ranks=None`, RankMe alone is measured and alpha is None.
     """
     features = _as_tensor(features)
+    samples, read = len(features), decompose(features, ranks, shorten)
+    found = influences(features, read.mean, read.vectors, read.eigenvalues, read.gradients)
+    rankme_stderr, alpha_stderr = np.sqrt(found.squares) / samples
+    return Geometry(read.eigenvalues, read.rankme, float(rankme_stderr), read.alpha,
+                    float(alpha_stderr) if read.alpha else float("nan"), samples,
+                    float(found.largest / found.squares[0]) if found.squares[0] else 1 / samples,
+                    _half(found.distances))
+
+
+@dataclass(frozen=True)
+class Decomposed:
+    """A feature matrix's mean and spectrum, what is read off it, and how that responds to an eigenvalue.
+
+    Attributes
+    ----------
+    mean, vectors : tensor, shape (d,) and (d, d), float64, on the features' device; eigenvectors are columns
+    eigenvalues : array, shape (d,), float64, largest first
+    rankme, alpha : float, AlphaFit or None
+    gradients : array, shape (d, 2), float64
+        Derivatives of RankMe and of alpha by the eigenvalues; zeros where there is no alpha.
+    """
+
+    mean: torch.Tensor
+    vectors: torch.Tensor
+    eigenvalues: np.ndarray
+    rankme: float
+    alpha: AlphaFit | None
+    gradients: np.ndarray
+
+
+def decompose(features, ranks: tuple[int, int] | None = (12, 100), shorten: bool = False) -> Decomposed:
+    """What `geometry` and `paired.paired_change` begin with; parameters and errors of the former."""
+    features = _as_tensor(features)
     samples, width = features.shape
     moments = Moments(width, features.device).update(features)
     ascending, vectors = torch.linalg.eigh(moments.comoment / samples)  # of the lower triangle
@@ -254,11 +287,7 @@ def geometry(features, ranks: tuple[int, int] = (12, 100), shorten: bool = False
     if fit is not None:
         window = slice(fit.ranks[0] - 1, fit.ranks[1])
         gradients[window, 1] = _alpha_coefficients(*fit.ranks)[0] / s[window]
-    found = influences(features, moments.mean, vectors, s, gradients)
-    rankme_stderr, alpha_stderr = np.sqrt(found.squares) / samples
-    return Geometry(s, value, float(rankme_stderr), fit, float(alpha_stderr) if fit else float("nan"), samples,
-                    float(found.largest / found.squares[0]) if found.squares[0] else 1 / samples,
-                    _half(found.distances))
+    return Decomposed(moments.mean, vectors, s, value, fit, gradients)
 
 
 def _half(parts: np.ndarray) -> int:
