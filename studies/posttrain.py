@@ -2,6 +2,7 @@
 
     make posttrain             # 25 minutes on two cores; go on with it at any time
     make posttrain SMOKE=1     # every stage and both arms, in a minute, into build/posttrain-smoke/tables
+    .venv/bin/python studies/posttrain.py --group gpu    # larger models, on a GPU; a table holds the rows of all groups
 
 Settings: posttrain.yaml. Bases are trained on ordinary text amid problems (texts.problems), as a suite; their
 checkpoints are post-trained by `training.posttrain`, stage by stage, and asked held-out problems. Whatever is trained
@@ -37,7 +38,6 @@ from tqdm import tqdm
 
 from reptrace.checkpoints.listing import Checkpoint
 from reptrace.records.store import Store, provenance, write_atomically
-from reptrace.report.profiles import ROOT
 from reptrace.support.fingerprints import fingerprint
 from reptrace.support.processes import cores
 from reptrace.texts import problems
@@ -46,6 +46,7 @@ from reptrace.training.pretrain import Suite
 from reptrace.training.runs import Run
 
 PLAN = Path(__file__).with_suffix(".yaml")
+ROOT = Path(__file__).parents[1]
 RESULTS, BUILD = ROOT / "data" / "results", ROOT / "build" / "posttrain"
 SEQUENCE, DIRECT = ARMS = ("sequence", "direct")
 SETS = {"A": "sort", "B": "reverse"}  # what SFT along pretraining teaches
@@ -53,6 +54,7 @@ OTHERS = [name for name in problems.PHRASINGS if name != problems.QUESTION]
 SEED_OF = {"held out": 10_000, "SFT": 20_000, "DPO": 30_000, "RLVR": 40_000, "A": 50_000, "B": 60_000}  # of problems
 # Seconds of a core, for the time left alone: a step of each training, and measuring a checkpoint.
 COST = {"base": 0.007, "SFT": 0.03, "DPO": 0.06, "RLVR": 0.17, "measured": 4, "tuned": 3, "drawn": 0.0006}
+_told = None  # of a process: the queue of seconds that it has worked
 JUDGED = 4  # answers drawn to a problem for the likelihood judge
 
 
@@ -72,27 +74,39 @@ class Job:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="every stage for some steps, in a folder of its own")
+    parser.add_argument("--group", default="cpu", help="of the plan: cpu, gpu, or smoke (some steps of everything)")
     parser.add_argument("--trials", action="store_true", help="the settings to try, after the study's own")
     parser.add_argument("--workers", type=int, default=cores(), help="processes side by side; default one a core")
     parser.add_argument("--plan", type=Path, default=PLAN, help="another file of settings")
     parser.add_argument("--build", type=Path, help="folder of what is trained")
     parser.add_argument("--out", type=Path, help="folder of the tables")
+    parser.add_argument("--prepare", action="store_true", help="make the text alone, for a machine that lacks packages")
+    parser.add_argument("--join", type=Path, metavar="FOLDER", help="put the tables of a folder into --out, and end")
     asked = parser.parse_args(arguments)
-    plan = yaml.safe_load(asked.plan.read_text())
-    changes = plan.pop("smoke")
-    if asked.smoke:
-        plan = changed(plan, changes)
-    build = asked.build or (BUILD.with_name("posttrain-smoke") if asked.smoke else BUILD)
-    out = asked.out or (build / "tables" if asked.smoke else RESULTS)
+    if asked.join:
+        join(asked.join, asked.out or RESULTS)
+        return
+    plan = plan_of(yaml.safe_load(asked.plan.read_text()), asked.group)
+    build = asked.build or BUILD.with_name(f"posttrain-{asked.group}" if asked.group != "cpu" else "posttrain")
+    out = asked.out or (build / "tables" if asked.group == "smoke" else RESULTS)
     started = time.perf_counter()
     study = Study(plan, build)
     study.prepare()
+    if asked.prepare:
+        return
     run(study, asked.workers, asked.trials)
     study.write(out, asked.trials)
     spent = os.times()
     print(f"{time.perf_counter() - started:.0f} s, processor "
           f"{spent.user + spent.system + spent.children_user + spent.children_system:.0f} s", flush=True)
+
+
+def plan_of(plan: dict, group: str) -> dict:
+    """The plan as a group has it: the common one, with some of its values changed."""
+    groups = plan.pop("groups")
+    if group not in groups:
+        raise SystemExit(f"a group must be one of {', '.join(groups)}, got {group!r}")
+    return {"group": group, **changed(plan, groups[group] or {})}
 
 
 def changed(plan: dict, changes: dict) -> dict:
@@ -140,7 +154,8 @@ def _begin(told) -> None:
     disable_progress_bar()  # there is one for all
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    globals()["_told"] = told
+    global _told
+    _told = told
 
 
 def _work(plan: dict, build: Path, job: Job) -> None:
@@ -213,7 +228,16 @@ class Study:
     @property
     def grades(self) -> list[problems.Grade]:
         """Those that are trained on."""
-        return problems.grades(*(range(first, last + 1) for first, last in (self.plan["lists"], self.plan["sums"])))
+        return self._grades(longer=0)
+
+    @property
+    def grades_asked(self) -> list[problems.Grade]:
+        """The same, and lists of one digit more."""
+        return self._grades(longer=1)
+
+    def _grades(self, longer: int) -> list[problems.Grade]:
+        (least, most), (first, last) = self.plan["lists"], self.plan["sums"]
+        return problems.grades(range(least, most + 1 + longer), range(first, last + 1))
 
     @cached_property
     def suite(self) -> Suite:
@@ -236,13 +260,13 @@ class Study:
         """Sequences whose last tokens are measured: held-out ordinary text, and held-out questions."""
         asked = self.plan["probes"]
         text = probe(self.texts["held_out"], self.tokenizer, asked["sequences"], asked["length"], asked["min_length"])
-        drawn = problems.draw(asked["sequences"], True, SEED_OF["held out"] + 1)
+        drawn = problems.draw(asked["sequences"], True, SEED_OF["held out"] + 1, self.grades_asked)
         return {"text": text.sequences, "prompts": self.tokenizer([each.prompt() for each in drawn])["input_ids"]}
 
     @cached_property
     def asked(self) -> list[problems.Problem]:
-        """Held-out problems, longer ones than were trained on included."""
-        return problems.draw(self.plan["asked"]["problems"], True, SEED_OF["held out"])
+        """Held-out problems, longer lists than were trained on included."""
+        return problems.draw(self.plan["asked"]["problems"], True, SEED_OF["held out"], self.grades_asked)
 
     def bases(self, seed: int) -> list[Checkpoint]:
         """Averaged weights along pretraining."""
@@ -283,7 +307,10 @@ class Study:
 
     def base(self, seed: int, progress: Progress) -> None:
         """Pretraining of one seed."""
-        self.suite.train_here(self.run_of(seed), progress.steps("base"))
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.suite.train_here(self.run_of(seed), progress.steps("base"), device)
 
     def sequence(self, seed: int, progress: Progress) -> None:
         """SFT, DPO, RLVR, one after the other, and what their checkpoints answer."""
@@ -452,7 +479,7 @@ class Study:
                          report=report)[-1]
         model, found = self.opened(point), {"tokens": start.tokens, "tuned": name, "repository": point.model,
                                             "revision": point.revision}
-        found |= {key: value for key, value in self.geometry(model).items()}
+        found |= self.geometry(model)
         for task in problems.PHRASINGS[problems.QUESTION]:
             asked = self.held_out(task)
             for label, phrasings in ((task, [problems.QUESTION]), (f"{task}_phrasings", OTHERS)):
@@ -519,8 +546,9 @@ class Study:
         for seed in self.plan["seeds"]:
             for arm in ARMS:
                 for name, start, point in self.points(seed, arm):
-                    row, key = self.measured(seed, point, start), {"group": "cpu", "seed": seed, "arm": arm,
-                                                                    "stage": name, "step": start and point.step or 0}
+                    key = {"group": self.plan["group"], "seed": seed, "arm": arm, "stage": name,
+                           "step": point.step if start else 0}
+                    row = self.measured(seed, point, start)
                     told = row.pop("log_probability")
                     stages.append({**key, "repository": point.model, "revision": point.revision,
                                    "parameters": self.run_of(seed).parameters, "pretraining_tokens": point.tokens,
@@ -536,16 +564,16 @@ class Study:
         seeds = [seed for seed in self.plan["seeds"] for _ in range(len(rows) // len(self.plan["seeds"]))]
         parameters = self.run_of(self.plan["seeds"][0]).parameters
         table(out / "posttrain_stages.csv", stages)
-        write_atomically(out / "posttrain_passes.parquet", pd.DataFrame(passes).to_parquet(index=False,
-                                                                                           compression="zstd"))
+        table(out / "posttrain_passes.parquet", passes)
         table(out / "posttrain_sampled.csv", sampled)
         table(out / "robustness_tuned.csv", [
-            {"group": "cpu", "seed": seed, "parameters": parameters, **_own(row), **_made(row)}
+            {"group": self.plan["group"], "seed": seed, "parameters": parameters, **_own(row), **_made(row)}
             for seed, row in zip(seeds, rows, strict=True)])
-        table(out / "robustness_wins.csv", [win for seed in self.plan["seeds"] for win in wins(
-            seed, [row for its, row in zip(seeds, rows, strict=True) if its == seed])])
+        table(out / "robustness_wins.csv", [
+            {"group": self.plan["group"], "seed": seed, **win} for seed in self.plan["seeds"]
+            for win in wins([row for its, row in zip(seeds, rows, strict=True) if its == seed])])
         if trials:
-            table(out / "posttrain_trials.csv", [{"group": "cpu", **self.trial(seed, each)}
+            table(out / "posttrain_trials.csv", [{"group": self.plan["group"], **self.trial(seed, each)}
                                                  for seed in self.plan["trial_seeds"] for each in self.plan["trials"]])
 
     def sampled(self, point: Checkpoint) -> list[dict]:
@@ -565,8 +593,9 @@ class Study:
         return self.records.table([identity])[["problem", "samples", "right"]].to_dict("records")
 
 
-def wins(seed: int, rows: list[dict]) -> Iterator[dict]:
-    """How often a checkpoint tuned on A is preferred to its twin tuned on B, and to the last one tuned on A."""
+def wins(rows: list[dict]) -> Iterator[dict]:
+    """How often a checkpoint tuned on A is preferred to its twin tuned on B, and to the last one tuned on A: of one
+    seed, from the rows of `tuned_row`."""
     by_key = {(row["tokens"], row["tuned"]): row for row in rows}
     last = max(row["tokens"] for row in rows)
     for tokens in sorted({row["tokens"] for row in rows}):
@@ -580,8 +609,8 @@ def wins(seed: int, rows: list[dict]) -> Iterator[dict]:
                 same = np.array(own[f"said_{task}"]) == np.array(other[f"said_{task}"])
                 said = np.where(same, 0.5, 0.5 + likelier / 2).reshape(len(exact), -1).mean(1)
                 for judge, values, ties in (("exact", exact, np.nan), ("likelihood", said, same.mean())):
-                    yield {"group": "cpu", "seed": seed, "tokens": tokens, "against": against, "prompts": task,
-                           "judge": judge, "win_rate": values.mean(),
+                    yield {"tokens": tokens, "against": against, "prompts": task, "judge": judge,
+                           "win_rate": values.mean(),
                            "win_rate_stderr": values.std(ddof=1) / len(values) ** 0.5, "ties": ties}
 
 
@@ -604,8 +633,30 @@ def _made(row: dict) -> dict:
 
 
 def table(path: Path, rows: list[dict]) -> None:
-    write_atomically(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g").encode())
+    """Write a table, whole or not at all; rows of other groups that stand in it are kept."""
+    made = pd.DataFrame(rows)
+    if path.exists():
+        old = read(path)
+        made = pd.concat([old[~old.group.isin(made.group)], made], ignore_index=True)
+    if path.suffix == ".parquet":
+        content = made.to_parquet(index=False, compression="zstd")
+    else:
+        content = made.to_csv(index=False, float_format="%.6g").encode()
+    write_atomically(path, content)
     print(f"{len(rows)} rows: {path.name}", flush=True)
+
+
+def read(path: Path) -> pd.DataFrame:
+    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+
+
+def join(folder: Path, out: Path) -> None:
+    """Put the tables that another machine has written into others, where the rows of its groups are replaced."""
+    paths = [path for pattern in ("posttrain_*", "robustness_*") for path in sorted(folder.glob(pattern))]
+    if not paths:
+        raise SystemExit(f"there is no table in {str(folder)!r}.")
+    for path in paths:
+        table(out / path.name, read(path).to_dict("records"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a model answers when it is asked problems, drawn and by exact probability: kept beside a checkpoint's geometry."""
+"""What a model answers to problems, drawn and by exact probability: kept beside a checkpoint's geometry."""
 
 from __future__ import annotations
 

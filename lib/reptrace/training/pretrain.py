@@ -134,12 +134,13 @@ class Suite:
             with _Children() as children, ThreadPoolExecutor(workers) as pool:
                 list(pool.map(lambda run: children.train(run, self.folder, *files[run], advance), missing))
 
-    def train_here(self, run: Run, report: Callable[[int], None]) -> None:
+    def train_here(self, run: Run, report: Callable[[int], None], device: str = "cpu") -> None:
         """Train one run to its end in this process, on one thread; `report` is given each step that it tells."""
         if not self.trained(run):
             work = _work_folder(self.folder, run)
             work.mkdir(parents=True, exist_ok=True)
-            _train(run, self.folder, self.token_file(run), self._text_file(run.vocabulary, "tokenizer"), report)
+            _train(run, self.folder, self.token_file(run), self._text_file(run.vocabulary, "tokenizer"), report,
+                   device)
             shutil.rmtree(work)
 
     def trained(self, run: Run) -> bool:
@@ -238,7 +239,8 @@ def _read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path, report: Callable[[int], None]) -> None:
+def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path, report: Callable[[int], None],
+           device: str = "cpu") -> None:
     """Train one run to its end in this process, from its last saved state if there is one."""
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -250,8 +252,8 @@ def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path, report: Callab
     torch.set_flush_denormal(True)
     work = _work_folder(folder, run)
     with FileLock(work / "lock"):
-        loop, state = Loop(run, np.memmap(tokens, np.uint16, "c"), AVERAGING), work / STATE
-        log = Log(run, loop.load(state) if state.exists() else [])
+        loop, state = Loop(run, np.memmap(tokens, np.uint16, "c"), AVERAGING, device), work / STATE
+        log = Log(run, loop.load(state) if state.exists() else [], device)
         keep, averaged = set(run.checkpoint_steps), set(run.averaged_steps)
         save = set(range(run.save_every, run.steps, run.save_every))
         rows = save | set(log_spaced(run.steps, per_doubling=8))  # a mean since the last row must not span a resumption
@@ -282,10 +284,12 @@ class Log:
     run : Run
     rows : list of dict
         Written by an earlier process up to the state that this one goes on from.
+    device : str, default "cpu"
     """
 
-    def __init__(self, run: Run, rows: list[dict]):
+    def __init__(self, run: Run, rows: list[dict], device: str = "cpu"):
         self.run, self.rows = run, rows
+        self._on = {"device": device, "dtype": "bfloat16" if device == "cuda" else "float32"}
         self.started = time.perf_counter() - (rows[-1]["wall_seconds"] if rows else 0)
         self._steps, self._sums, self._rate = 0, np.zeros(2), 0.0
 
@@ -301,7 +305,7 @@ class Log:
             loss, norm = (self._sums / self._steps).tolist()
             self.rows.append({"step": step, "tokens": step * self.run.tokens_per_step, "loss": loss,
                               "gradient_norm": norm, "learning_rate": self._rate, "seed": self.run.seed,
-                              "device": "cpu", "dtype": "float32", "wall_seconds": time.perf_counter() - self.started})
+                              **self._on, "wall_seconds": time.perf_counter() - self.started})
         self._steps, self._sums = 0, np.zeros(2)
 
 
