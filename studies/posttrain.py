@@ -1,7 +1,8 @@
 """Post-training of small models: SFT, DPO and RLVR in sequence, RLVR straight from the base, SFT along pretraining.
 
     make posttrain             # 25 minutes on two cores; go on with it at any time
-    make posttrain SMOKE=1     # every stage and both arms, in a minute, into build/posttrain-smoke/tables
+    make posttrain SMOKE=1     # every stage and both arms, in half a minute, into build/posttrain-smoke/tables
+    make posttrain TRIALS=1    # other settings of single stages, too
     .venv/bin/python studies/posttrain.py --group gpu    # larger models, on a GPU; a table holds the rows of all groups
 
 Settings: posttrain.yaml. Bases are trained on ordinary text amid problems (texts.problems), as a suite; their
