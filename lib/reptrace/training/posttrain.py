@@ -78,7 +78,7 @@ class Stage:
         if self.kind not in KINDS:
             raise ValueError(f"a stage is one of {', '.join(KINDS)}, got {self.kind!r}.")
         for name in ("steps", "every", "batch", "seed"):
-            object.__setattr__(self, name, arguments.whole(getattr(self, name), name, least=name != "seed"))
+            object.__setattr__(self, name, arguments.whole(getattr(self, name), name, int(name != "seed")))
         object.__setattr__(self, "learning_rate", float(self.learning_rate))
         object.__setattr__(self, "settings", _plain(self.settings))
         if self.steps % self.every:
