@@ -509,9 +509,13 @@ def test_data_that_teaches_nothing_is_refused_and_leaves_nothing(kind, columns, 
     assert not (tmp_path / "hub").exists() and not list((tmp_path / "work").glob("plain*/"))
 
 
-def test_rows_that_just_fit_are_taken(starts, tmp_path):
+def test_rows_that_just_fit_are_taken_and_no_other_column_counts(starts, tmp_path):
+    """Of a column "text" TRL would take its end token, in place of the completion's."""
     longest = Dataset.from_dict({"prompt": PROMPTS, "completion": [*RIGHT[:9], text([1] * 26)]})  # 32 with the end
-    assert len(tuned(SFT, starts["plain"], tmp_path, data=longest, steps=2, batch=10)) == 1
+    found = [tuned(SFT, starts["plain"], tmp_path, data=data, steps=2, batch=10)
+             for data in (longest, longest.add_column("text", RIGHT))]
+    assert found[0] != found[1] and len(found[0]) == 1
+    assert_the_same(*found)
 
 
 def test_other_things_than_data_and_a_reward_where_none_is_earned_are_refused(starts, tmp_path):

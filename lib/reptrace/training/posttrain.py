@@ -37,7 +37,7 @@ from reptrace.training.pretrain import publish
 SFT, DPO, RLVR = KINDS = ("SFT", "DPO", "RLVR")
 COLUMNS = {SFT: ("prompt", "completion"), DPO: ("prompt", "chosen", "rejected"), RLVR: ("prompt", "answer")}
 STATE = "trainer_state.json"  # the trainer's log, in each revision
-LAST = "last"  # in the folder of an unfinished stage: the step of the checkpoint that it goes on from
+LAST = "last"  # in the folder of an unfinished stage: name of the checkpoint that it goes on from
 # Settings that a stage itself decides, and with other values could not go on from its checkpoints.
 OWN = ("output_dir", "max_steps", "per_device_train_batch_size", "learning_rate", "seed", "logging_strategy")
 
@@ -160,7 +160,7 @@ def tune(start: Checkpoint, stage: Stage, data, hub: str | Path, work: str | Pat
     stage : Stage
     data : datasets.Dataset
         Columns prompt and completion (SFT), prompt, chosen and rejected (DPO), prompt and answer (RLVR); all texts. TRL
-        puts the end token after completions, and after chosen and rejected ones.
+        puts the end token after completions, and after chosen and rejected ones. A reward may read further columns.
     hub : folder of the repository, `Stage.repository`: revisions `step{n}`, and `main` when the stage is at its end
     work : folder for what an interrupted stage goes on from; what it holds of this stage is removed at its end
     reward : function for RLVR, as TRL's; default `exactly_right`
@@ -268,8 +268,8 @@ def _train(start: Checkpoint, stage: Stage, data, repository: str, hub: str, wor
     if not (refs / f"step{stage.steps}").exists():  # else it ended where only its `main` was missing
         trainer = _trainer(start, stage, data, work, reward)
         trainer.add_callback(_callback(repository, hub, report))
-        last = (work / LAST).read_text() if (work / LAST).exists() else None
-        trainer.train(resume_from_checkpoint=last and str(work / last))
+        last = work / (work / LAST).read_text() if (work / LAST).exists() else None
+        trainer.train(resume_from_checkpoint=str(last) if last and last.is_dir() else None)
     write_atomically(refs / "main", (refs / f"step{stage.steps}").read_bytes())
 
 
@@ -296,6 +296,8 @@ def _trainer(start: Checkpoint, stage: Stage, data, work: Path, reward):
         "activation_checkpointing": False, **({"max_length": None} if stage.kind != RLVR else {}), **device,
         **stage.settings}
     rewarded = {"reward_funcs": reward or exactly_right(tokenizer)} if stage.kind == RLVR else {}
+    if stage.kind != RLVR:  # others, "text" for one, would mean something to TRL; here they are for a reward to read
+        data = data.select_columns(COLUMNS[stage.kind])
     cached = getattr(AutoConfig.from_pretrained(folder), "use_cache", True)
     trainer = _amended(make, cached)(str(folder), args=config(str(work), **settings), train_dataset=data,
                              processing_class=tokenizer, **rewarded)
@@ -428,7 +430,7 @@ def exactly_right(tokenizer) -> Callable[..., list[float]]:
 
 
 def _callback(repository: str, hub: str, report: Callable[[int], None]):
-    """Publishes each checkpoint when the Trainer has written it whole, and says what the trainer's log says ill."""
+    """Publishes each checkpoint when the Trainer has written it whole, and warns where there is nothing to learn."""
     from transformers import TrainerCallback
 
     class Published(TrainerCallback):
