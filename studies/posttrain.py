@@ -276,6 +276,29 @@ class Study:
     def nearest(self, seed: int, tokens: float) -> Checkpoint:
         return min(self.bases(seed), key=lambda point: abs(np.log(point.tokens / tokens)))
 
+    def start(self, seed: int) -> Checkpoint:
+        """Where post-training begins: at so many tokens, or at the first checkpoint that reaches a pass@1."""
+        wanted = self.plan["start"]
+        if not isinstance(wanted, dict):
+            return self.nearest(seed, wanted)
+        for point in self.bases(seed):
+            if self.first_asked(point) >= wanted["pass@1"]:
+                return point
+        raise ValueError(f"seed {seed} never reaches a pass@1 of {wanted['pass@1']}: train it for longer, or ask for "
+                         "less.")
+
+    def first_asked(self, point: Checkpoint) -> float:
+        """pass@1, of other held-out problems than those that are reported."""
+        from reptrace.models.generation import log_probability
+
+        identity = {"first asked": 1, "point": f"{point.model}@{point.revision}", **self.plan["asked"]}
+        if not self.records.done(identity):
+            some = problems.draw(self.plan["asked"]["problems"], True, SEED_OF["held out"] + 3, self.grades_asked)
+            told = log_probability(self.opened(point), self.tokenizer, [each.prompt() for each in some],
+                                   [each.answer for each in some])
+            self.records.write(identity, [{"accuracy": float(np.exp(told).mean())}])
+        return self.records.table([identity]).accuracy.iloc[0]
+
     def stage(self, name: str, seed: int, **changes):
         from reptrace.training.posttrain import Stage
 
@@ -328,12 +351,12 @@ class Study:
     def points(self, seed: int, arm: str, progress: Progress | None = None
                ) -> Iterator[tuple[str, Checkpoint | None, Checkpoint]]:
         """The checkpoints of an arm, trained where they are missing: stage, where it begins, and the checkpoint."""
-        start = self.nearest(seed, self.plan["start"])
+        start = self.start(seed)
         if arm == SEQUENCE:
             stages = ("SFT", "DPO", "RLVR")
             for name in stages:  # all of them before any is measured, as pairs of answers are asked of each
                 start = self.tuned(name, seed, start, progress)[-1]
-            start = self.nearest(seed, self.plan["start"])
+            start = self.start(seed)
             yield "base", None, start
         else:
             stages = ("RLVR",)
@@ -424,7 +447,7 @@ class Study:
 
     def pairs(self, seed: int) -> pd.DataFrame:
         """The pairs that displacement is told by: those of DPO, up to as many as problems are asked."""
-        sft = self.tuned("SFT", seed, self.nearest(seed, self.plan["start"]))[-1]
+        sft = self.tuned("SFT", seed, self.start(seed))[-1]
         return self.preferences(seed, sft).head(self.plan["asked"]["problems"])
 
     def geometry(self, model, start: Checkpoint | None = None) -> dict:
@@ -458,7 +481,8 @@ class Study:
     def tuned_row(self, seed: int, start: Checkpoint, name: str, progress: Progress | None = None) -> dict:
         """What a checkpoint can do, as it is ("none") or tuned on a set."""
         identity = {"robustness": 1, "start": f"{start.model}@{start.revision}", "name": name, "seed": seed,
-                    "plan": self.plan["robustness"], "probes": self.plan["probes"], "asked": self.plan["asked"]}
+                    "judge": self.judge_of(seed), "plan": self.plan["robustness"], "probes": self.plan["probes"],
+                    "asked": self.plan["asked"]}
         if not self.records.done(identity):
             self.records.write(identity, [self._tuned_row(seed, start, name, progress)])
         return self.records.table([identity]).iloc[0].to_dict()
@@ -526,7 +550,7 @@ class Study:
             progress.add(COST["measured"])
 
     def trial(self, seed: int, each: dict, progress: Progress | None = None) -> dict:
-        start = self.nearest(seed, self.plan["start"])
+        start = self.start(seed)
         for name in ("SFT", "DPO", "RLVR"):
             if name == each["of"] or each.get("arm") == DIRECT:
                 break
