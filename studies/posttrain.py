@@ -54,7 +54,7 @@ SETS = {"A": "sort", "B": "reverse"}  # what SFT along pretraining teaches
 OTHERS = [name for name in problems.PHRASINGS if name != problems.QUESTION]
 SEED_OF = {"held out": 10_000, "SFT": 20_000, "DPO": 30_000, "RLVR": 40_000, "A": 50_000, "B": 60_000}  # of problems
 # Seconds of a core, for the time left alone: a step of each training, and measuring a checkpoint.
-COST = {"base": 0.007, "SFT": 0.03, "DPO": 0.06, "RLVR": 0.17, "measured": 4, "tuned": 3, "drawn": 0.0006}
+COST = {"base": 0.007, "SFT": 0.03, "DPO": 0.06, "RLVR": 0.17, "measured": 4, "tuned": 3, "drawn": 0.0003}
 _told = None  # of a process: the queue of seconds that it has worked
 JUDGED = 4  # answers drawn to a problem for the likelihood judge
 
@@ -245,9 +245,13 @@ class Study:
         return Suite([self._run(seed) for seed in self.plan["seeds"]], self.texts["mixed"], self.build)
 
     def _run(self, seed: int) -> Run:
-        base = dict(self.plan["base"])
-        steps = int(base.pop("tokens")) // (base["batch"] * base["context"])
-        return Run(**base, steps=steps, seed=seed, corpus=self.texts["mixed"].fingerprint, digits=True)
+        base = {key: value for key, value in self.plan["base"].items() if key != "tokens"}
+        return Run(**base, steps=self.base_steps, seed=seed, corpus=self.texts["mixed"].fingerprint, digits=True)
+
+    @property
+    def base_steps(self) -> int:
+        base = self.plan["base"]
+        return int(base["tokens"]) // (base["batch"] * base["context"])
 
     def run_of(self, seed: int) -> Run:
         return self.suite.runs[self.plan["seeds"].index(seed)]
@@ -310,7 +314,7 @@ class Study:
     def jobs(self, trials: bool) -> list[Job]:
         """All of them, in the order in which they are to be begun."""
         plan, seeds = self.plan, self.plan["seeds"]
-        base = self._run(seeds[0]).steps * COST["base"]
+        base = self.base_steps * COST["base"]
         steps = {name: plan[name]["stage"]["steps"] * COST[name] for name in ("SFT", "DPO", "RLVR")}
         kept = {name: plan[name]["stage"]["steps"] // plan[name]["stage"]["every"] for name in steps}
         drawn = plan["DPO"]["asked"] * plan["DPO"]["samples"] * COST["drawn"]
