@@ -402,7 +402,7 @@ class Study:
         from reptrace.training.answering import answers, preferences
 
         asked = self.plan["DPO"]
-        identity = {"preferences": 1, "start": f"{start.model}@{start.revision}", "seed": seed,
+        identity = {"preferences": 2, "start": f"{start.model}@{start.revision}", "seed": seed,
                     **{key: asked[key] for key in ("asked", "samples")}, "tokens": self.plan["asked"]["tokens"]}
         if not self.records.done(identity):
             drawn = self.drawn("DPO", seed)

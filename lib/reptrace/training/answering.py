@@ -100,14 +100,15 @@ def kl(answers: Answers, reference: np.ndarray) -> tuple[float, float]:
 def preferences(answers: Answers, problems: Sequence[Problem], tokenizer) -> list[dict[str, str]]:
     """A pair of a right and a wrong answer to each problem that got both: columns prompt, chosen and rejected.
 
-    The wrong one is the first drawn that ended and that reads again as the tokens drawn.
+    The wrong one is the first drawn that ended and that, written after the question, reads again as the tokens drawn.
     """
     found = []
     for k, problem in enumerate(problems):
         if answers.right[k].any():
+            asked = tokenizer(problem.prompt())["input_ids"]
             for text, tokens, right, ended in zip(answers.written.texts[k], answers.written.tokens[k],
                                                   answers.right[k], answers.written.ended[k], strict=True):
-                if ended and not right and tokens and tokenizer(text, add_special_tokens=False)["input_ids"] == tokens:
+                if ended and not right and tokens and tokenizer(problem.prompt() + text)["input_ids"] == asked + tokens:
                     found.append({"prompt": problem.prompt(), "chosen": problem.answer, "rejected": text})
                     break
     return found
