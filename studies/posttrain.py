@@ -335,10 +335,7 @@ class Study:
 
     def base(self, seed: int, progress: Progress) -> None:
         """Pretraining of one seed."""
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.suite.train_here(self.run_of(seed), progress.steps("base"), device)
+        self.suite.train_here(self.run_of(seed), progress.steps("base"), "cpu" if device() == "cpu" else "cuda")
 
     def sequence(self, seed: int, progress: Progress) -> None:
         """SFT, DPO, RLVR, one after the other, and what their checkpoints answer."""
@@ -581,7 +578,7 @@ class Study:
                     told = row.pop("log_probability")
                     stages.append({**key, "repository": point.model, "revision": point.revision,
                                    "parameters": self.run_of(seed).parameters, "pretraining_tokens": point.tokens,
-                                   **_own(row), **_logged(point, start), **_made(row)})
+                                   **_own(row), **_logged(point, start), "device": device(), **_made(row)})
                     passes += [{**key, "problem": k, "task": each.task, "difficulty": each.difficulty,
                                 "log_probability": np.float32(value)}
                                for k, (each, value) in enumerate(zip(self.asked, told, strict=True))]
@@ -596,7 +593,8 @@ class Study:
         table(out / "posttrain_passes.parquet", passes)
         table(out / "posttrain_sampled.csv", sampled)
         table(out / "robustness_tuned.csv", [
-            {"group": self.plan["group"], "seed": seed, "parameters": parameters, **_own(row), **_made(row)}
+            {"group": self.plan["group"], "seed": seed, "parameters": parameters, **_own(row), "device": device(),
+             **_made(row)}
             for seed, row in zip(seeds, rows, strict=True)])
         table(out / "robustness_wins.csv", [
             {"group": self.plan["group"], "seed": seed, **win} for seed in self.plan["seeds"]
@@ -659,6 +657,14 @@ def _own(row: dict) -> dict:
 
 def _made(row: dict) -> dict:
     return {key: row[key] for key in provenance()}
+
+
+@cache
+def device() -> str:
+    """What trains and measures here."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def table(path: Path, rows: list[dict]) -> None:
