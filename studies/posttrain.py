@@ -673,6 +673,8 @@ def table(path: Path, rows: list[dict]) -> None:
     if path.exists():
         old = read(path)
         made = pd.concat([old[~old.group.isin(made.group)], made], ignore_index=True)
+    last = [name for name in made if name in {"device", *provenance()}]
+    made = made[[*(name for name in made if name not in last), *last]]
     if path.suffix == ".parquet":
         content = made.to_parquet(index=False, compression="zstd")
     else:
