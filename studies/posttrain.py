@@ -15,6 +15,7 @@ posttrain_passes.parquet  log-probability of the right answer, a problem and che
 posttrain_sampled.csv     right ones among drawn answers, as a check of these
 robustness_tuned.csv      SFT of checkpoints along pretraining: losses and accuracies
 robustness_wins.csv       their win rates
+posttrain_writing.csv     how much text written along pretraining repeats itself
 posttrain_trials.csv      other settings that were tried (--trials)
 """
 
@@ -54,7 +55,7 @@ SETS = {"A": "sort", "B": "reverse"}  # what SFT along pretraining teaches
 OTHERS = [name for name in problems.PHRASINGS if name != problems.QUESTION]
 SEED_OF = {"held out": 10_000, "SFT": 20_000, "DPO": 30_000, "RLVR": 40_000, "A": 50_000, "B": 60_000}  # of problems
 # Seconds of a core, for the time left alone: a step of each training, and measuring a checkpoint.
-COST = {"base": 0.007, "SFT": 0.03, "DPO": 0.06, "RLVR": 0.17, "measured": 4, "tuned": 3, "drawn": 0.0003}
+COST = {"base": 0.007, "SFT": 0.03, "DPO": 0.06, "RLVR": 0.17, "measured": 4, "tuned": 3, "drawn": 0.0003, "written": 1}
 _told = None  # of a process: the queue of seconds that it has worked
 JUDGED = 4  # answers drawn to a problem for the likelihood judge
 
@@ -323,10 +324,12 @@ class Study:
         each = plan["robustness"]["stage"]["steps"] * COST["SFT"]
         robust = len(plan["robustness"]["tokens"]) * (2 * each + 3 * COST["tuned"])
         judge = {seed: seeds[(k + 1) % len(seeds)] for k, seed in enumerate(seeds)}
+        writing = (len(plan["robustness"]["tokens"]) + 2) * COST["written"]
         found = [Job("base", seed, base) for seed in seeds]
         found += [Job("robustness", seed, robust, (("base", seed), ("base", judge[seed]))) for seed in seeds]
         found += [Job("sequence", seed, chain, (("base", seed),)) for seed in seeds]
         found += [Job("direct", seed, direct, (("sequence", seed),)) for seed in seeds]
+        found += [Job("writing", seed, writing, (("base", seed),)) for seed in seeds]
         if trials:
             found += [Job("trials", seed, sum(each["stage"].get("steps", 100) * COST[each["of"]] + COST["measured"]
                                               for each in plan["trials"]), (("sequence", seed),))
@@ -544,6 +547,29 @@ class Study:
         tokens = sum(len(each.answer) + 1 for each in asked) * len(phrasings)  # a token a digit
         return float(-told.sum() / tokens), np.exp(told).mean(0)
 
+    def writing(self, seed: int, progress: Progress) -> None:
+        """What the base writes along pretraining."""
+        for point in self.written_by(seed):
+            self.written(point)
+            progress.add(COST["written"])
+
+    def written_by(self, seed: int) -> list[Checkpoint]:
+        """The checkpoints that are tuned, and earlier ones: the first average, and half way from there."""
+        first, *later = self.bases(seed)[0].tokens, *self.plan["robustness"]["tokens"]
+        wanted = [first, (first * later[0]) ** 0.5, *later]
+        return sorted({self.nearest(seed, tokens) for tokens in wanted}, key=lambda point: point.step)
+
+    def written(self, point: Checkpoint) -> pd.DataFrame:
+        """Rows of `report.writing`, without the texts."""
+        from reptrace.report.writing import FURTHER, LENGTH, PROMPTS, rows_of
+
+        identity = {"writing": 1, "point": f"{point.model}@{point.revision}", "probes": self.plan["probes"]}
+        if not self.records.done(identity):
+            texts = [text for text in self.probes["text"] if len(text) >= LENGTH + FURTHER][:PROMPTS]
+            self.records.write(identity, rows_of(point, self.tokenizer, texts))
+        kept = ["step", "tokens", "way", "prompt", "repeated", "real", "ended"]
+        return self.records.table([identity])[kept]
+
     def trials(self, seed: int, progress: Progress) -> None:
         """Other settings of single stages."""
         for each in self.plan["trials"]:
@@ -599,6 +625,10 @@ class Study:
         table(out / "robustness_wins.csv", [
             {"group": self.plan["group"], "seed": seed, **win} for seed in self.plan["seeds"]
             for win in wins([row for its, row in zip(seeds, rows, strict=True) if its == seed])])
+        table(out / "posttrain_writing.csv", [
+            {"group": self.plan["group"], "seed": seed, "parameters": parameters, **row}
+            for seed in self.plan["seeds"] for point in self.written_by(seed)
+            for row in self.written(point).to_dict("records")])
         if trials:
             table(out / "posttrain_trials.csv", [{"group": self.plan["group"], **self.trial(seed, each)}
                                                  for seed in self.plan["trial_seeds"] for each in self.plan["trials"]])
