@@ -342,15 +342,23 @@ class Study:
 
     def sequence(self, seed: int, progress: Progress) -> None:
         """SFT, DPO, RLVR, one after the other, and what their checkpoints answer."""
-        for _, start, point in self.points(seed, SEQUENCE, progress):
-            self.measured(seed, point, start)
-            progress.add(COST["measured"])
+        self._arm(seed, SEQUENCE, progress)
 
     def direct(self, seed: int, progress: Progress) -> None:
         """RLVR straight from the base."""
-        for _, start, point in self.points(seed, DIRECT, progress):
+        self._arm(seed, DIRECT, progress)
+
+    def _arm(self, seed: int, arm: str, progress: Progress) -> None:
+        for name, start, point in self.points(seed, arm, progress):
             self.measured(seed, point, start)
+            if self.is_checked(seed, name, point):
+                self.sampled(point)
             progress.add(COST["measured"])
+
+    def is_checked(self, seed: int, name: str, point: Checkpoint) -> bool:
+        """Whether drawn answers are counted, too: at the ends of stages."""
+        last = name == "base" or point.step == self.plan[name]["stage"]["steps"]
+        return last and seed in self.plan["sampled"]["seeds"]
 
     def points(self, seed: int, arm: str, progress: Progress | None = None
                ) -> Iterator[tuple[str, Checkpoint | None, Checkpoint]]:
@@ -608,8 +616,7 @@ class Study:
                     passes += [{**key, "problem": k, "task": each.task, "difficulty": each.difficulty,
                                 "log_probability": np.float32(value)}
                                for k, (each, value) in enumerate(zip(self.asked, told, strict=True))]
-                    last = name == "base" or point.step == self.plan[name]["stage"]["steps"]
-                    if last and seed in self.plan["sampled"]["seeds"]:
+                    if self.is_checked(seed, name, point):
                         sampled += [{**key, **its} for its in self.sampled(point)]
         rows = [self.tuned_row(seed, self.nearest(seed, tokens), name) for seed in self.plan["seeds"]
                 for tokens in self.plan["robustness"]["tokens"] for name in ("none", *SETS)]
