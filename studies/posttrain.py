@@ -282,13 +282,19 @@ class Study:
         return min(self.bases(seed), key=lambda point: abs(np.log(point.tokens / tokens)))
 
     def start(self, seed: int) -> Checkpoint:
-        """Where post-training begins: at so many tokens, or at the first checkpoint that reaches a pass@1."""
+        """Where post-training begins: at so many tokens, or at the checkpoint whose pass@1 is the nearest to one.
+
+        Of the two around it when it is first reached; later ones are not asked.
+        """
         wanted = self.plan["start"]
         if not isinstance(wanted, dict):
             return self.nearest(seed, wanted)
+        before = None
         for point in self.bases(seed):
-            if self.first_asked(point) >= wanted["pass@1"]:
-                return point
+            apart = self.first_asked(point) - wanted["pass@1"]
+            if apart >= 0:
+                return point if before is None or apart <= -before[0] else before[1]
+            before = apart, point
         raise ValueError(f"seed {seed} never reaches a pass@1 of {wanted['pass@1']}: train it for longer, or ask for "
                          "less.")
 
