@@ -35,6 +35,18 @@ def test_a_trajectory_shows_every_value_once_a_phase_in_its_style(run):
     assert left <= 0 and right >= run.tokens.max()
 
 
+def test_runs_are_thin_lines_their_mean_a_thick_one_and_its_interval_a_band():
+    curves = pd.DataFrame({0: [1.0, 2], 1: [3.0, 6], "mean": [2.0, 4], "low": [1.5, 3], "high": [2.5, 5]}, [10, 20])
+    with figures.style():
+        _, axes = figures.grid(1, 1)
+        figures.runs_and_mean(axes[0, 0], curves, "black", "ours")
+    *thin, thick = axes[0, 0].lines
+    assert [list(line.get_ydata()) for line in (*thin, thick)] == [[1, 2], [3, 6], [2, 4]]
+    assert thick.get_linewidth() > 2 * thin[0].get_linewidth() and thick.get_label() == "ours"
+    (band,) = axes[0, 0].collections
+    assert {tuple(point) for point in band.get_paths()[0].vertices} == {(10, 1.5), (20, 3), (10, 2.5), (20, 5)}
+
+
 def test_a_failed_checkpoint_is_a_mark_and_a_gap(run):
     run.loc[3, ["rankme", "rankme_stderr", "alpha", "alpha_stderr"]] = np.nan
     run.loc[3, "status"] = "failed"

@@ -47,7 +47,7 @@ def page(folder, name, concluded):
 @pytest.fixture
 def claims(monkeypatch):
     """Three claims: two that a page decides each, and one that none does."""
-    rows = CLAIMS[CLAIMS.id.isin(["fig02-compression", "fig03-sciq", "fig05-stages"])].reset_index(drop=True)
+    rows = CLAIMS[CLAIMS.id.isin(["fig02-compression", "fig03-sciq", "fig07-layers"])].reset_index(drop=True)
     rows["page"] = ["phases", "tasks", ""]
     for module in (verdicts, findings, findings_words):
         monkeypatch.setattr(module, "claims", lambda: rows)
@@ -98,7 +98,7 @@ def test_the_hash_of_a_notebook_follows_the_tables_that_it_names(tmp_path):
 @pytest.mark.parametrize(("changed", "message"), [
     ({"second": ()}, "fig03-sciq: its page, tasks, states no verdict"),
     ({"first": ("fig02-compression", "fig03-sciq")}, "fig03-sciq: phases decides it, but .* says tasks"),
-    ({"second": ("fig03-sciq", "fig05-stages")}, "fig05-stages: tasks decides it, .* nothing does")])
+    ({"second": ("fig03-sciq", "fig07-layers")}, "fig07-layers: tasks decides it, .* nothing does")])
 def test_what_does_not_fit_the_claims_fails_the_build(tmp_path, claims, changed, message):
     with pytest.raises(ValueError, match=message):
         findings.collect(pages(tmp_path, **changed), "tiny.yaml")
@@ -122,7 +122,7 @@ def test_a_book_without_the_page_of_a_claim_says_so(tmp_path, claims):
     found = findings.joined(findings.collect(pages(tmp_path)[:1], "tiny.yaml")).set_index("id")
     assert found.verdict["fig03-sciq"] == findings.UNDECIDED
     assert found.undecided["fig03-sciq"] == "its page is not in this book"
-    assert found.undecided["fig05-stages"] == claims.undecided[2] != ""
+    assert found.undecided["fig07-layers"] == claims.undecided[2] != ""
 
 
 class Rows(HTMLParser):
@@ -175,7 +175,7 @@ def test_the_opening_page_answers_and_shows_the_most_telling_results(tmp_path):
     assert "**Models:** 3 runs of small models. Those of the paper's Fig 2: 1.01 to 11.8 billion weights." in text
     assert text.startswith("# A\n") and text.endswith("<!-- /findings -->\n\nprose\n")
     assert "images/phases.svg" in text and (tmp_path / "images/phases.svg").read_bytes() == b"<svg/>"
-    assert ("**No page yet:** Fig 5 (post-training), 7 to 11 (robustness), 14 (fine-tuning)."
+    assert ("**No page yet:** Fig 7 to 11 (robustness)."
             ) in text
     assert "it falls early (in 2 of 3 runs), then grows" in text
     assert text.count("Fig02-compression & more") == text.count("“2 to 3” is a range over runs") == 1
@@ -186,7 +186,7 @@ def test_claims_are_counted_by_what_they_are_about_and_our_own_tests_apart():
     found = findings.joined(planted())
     found.loc[found.id == "causes-loss", "where"] = "sec. 3.3, our test"
     assert findings_words.counted(found[found.id.isin([
-        "fig02-loss", "fig02-collapse", "fig03-sciq", "fig05-stages", "fig12-uniform", "tab07-short", "tab08-keep",
+        "fig02-loss", "fig02-collapse", "fig03-sciq", "fig07-layers", "fig12-uniform", "tab07-short", "tab08-keep",
         "tab09-alpha", "theorem-1", "causes-loss"])]) == (
         "**Of 9 claims of the paper,** 6 about language models (Fig 2, 3, Tab 7 to 9): ✓ 4, ◐ 1, ✗ 1; 2 about its toy "
         "model and theorems (Fig 12, Theorem 1): ✓ 2; 1 not decided yet. **1 further test of our own:** ✓ 1.")

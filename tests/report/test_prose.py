@@ -20,6 +20,7 @@ SETTINGS = {  # what a page sets or asks, not what it found
     "fig03_capabilities": r"fewer than 2\.5 or more than 97\.5 %",  # the same level, at either end
     "fig04_toy_dynamics": r"jitter of 0\.001|rate of 0\.25|changes of 2 %|scale 0\.1|more than 5 % of starts",
     "fig12_13_controls": r"fewer than 5 % of starts|in over 5 %|within 1 % of its last value",
+    "fig05_post_training": r"Tulu 3\.1|2606\.04272",  # names
     "settings_tried": r"\*\*Not in the table:\*\*.*",  # runs of which no table is left
     "lab": r"size set \(2 % at first\)|#b=[^\"]*"}
 

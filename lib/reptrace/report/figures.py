@@ -119,6 +119,13 @@ def phase_line(ax, x, y, spans, colour="black", label: str | None = None, shade:
         ax.plot([], [], color=colour, label=label)
 
 
+def runs_and_mean(ax, curves: pd.DataFrame, colour, label: str | None = None, line: str = "-") -> None:
+    """A thin line a run, their mean as a thick one, and a band for its interval: the columns of `over_runs.by_runs`."""
+    ax.plot(curves.index, curves.drop(columns=["mean", "low", "high"]), line, color=colour, linewidth=0.6, alpha=0.5)
+    ax.plot(curves.index, curves["mean"], line, color=colour, linewidth=1.8, label=label)
+    ax.fill_between(curves.index, curves.low, curves.high, color=colour, alpha=0.15, linewidth=0)
+
+
 def step_axis(ax, steps, name: str = "step") -> None:
     """Logarithmic axis of optimizer steps, with room for step 0 at its left end."""
     token_axis(ax, steps)

@@ -48,7 +48,7 @@ QUESTIONS = (
       OPEN: f"whether its causes are the paper's, {CAUSES}, can't be told here",
       UNDECIDED: "its causes are not decided"}))
 # What the paper's figures show of which there is no page yet.
-SUBJECTS = {5: "post-training", **dict.fromkeys(range(7, 12), "robustness"), 14: "fine-tuning"}
+SUBJECTS = dict.fromkeys(range(7, 12), "robustness")
 RULES = {REPRODUCED: "every run shows it beyond its uncertainty", PARTLY: "some runs do, or a part of it holds",
          NOT: "every run, or their mean, surely shows the opposite",
          OPEN: "tested, without a clear result", UNDECIDED: "no page tests it"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from scipy.stats import t as student
 
 NONE = float("nan")
@@ -26,6 +27,16 @@ def ratio_over(ratios: Sequence[float]) -> tuple[float, float, float]:
     """The same of ratios, by their logarithms: (geometric mean, low, high); nan where a ratio is not positive."""
     ratios = np.asarray(ratios, float)
     return tuple(float(np.exp(each)) for each in mean_over(np.log(np.where(ratios > 0, ratios, NONE))))
+
+
+def by_runs(table: pd.DataFrame, x: str, y: str, run: str = "seed") -> pd.DataFrame:
+    """A quantity of several runs side by side: index x, a column a run, and beside them their `mean`, `low`, `high`.
+
+    The interval is `mean_over`'s; of one run `mean` is its value.
+    """
+    runs = table.pivot(index=x, columns=run, values=y).sort_index()
+    over = pd.DataFrame([mean_over(row) for row in runs.to_numpy()], runs.index, ["mean", "low", "high"])
+    return runs.join(over.assign(mean=runs.mean(axis=1)))
 
 
 def half_width(values: Sequence[float]) -> float:
