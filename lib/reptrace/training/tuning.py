@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 from reptrace.checkpoints import weights
 from reptrace.records.store import write_atomically
@@ -158,9 +159,20 @@ def launch(folder: Path, processes: int, device: str) -> None:
                "--dynamo_backend", "no", *where, "-m", "reptrace.training.tuning_process", str(folder)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with open(folder / MESSAGES, "a") as messages:
-        ended = subprocess.run(command, stdout=messages, stderr=subprocess.STDOUT, env=environment).returncode
+        ended = _run(command, messages, environment)
     if ended or not (folder / RESULT).exists():
         lines = (folder / MESSAGES).read_text().splitlines()
-        said = [line for line in lines if ("Error: " in line) and not line.startswith((" ", "subprocess."))]
+        said = [line for line in lines if "Error: " in line and not line.startswith((" ", "subprocess."))]
         raise RuntimeError(f"the tuning in {str(folder)!r} ended with code {ended}: {' '.join(said[-1:])} (all of it: "
                            f"{folder / MESSAGES}). Its checkpoints are kept; the next call goes on from the last.")
+
+
+def _run(command: list[str], messages: IO, environment: Mapping[str, str]) -> int:
+    """The exit code of a command; with this process, however that ends, its processes end: their input is closed."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=messages, stderr=subprocess.STDOUT,
+                          env=environment) as child:
+        try:
+            return child.wait()
+        except BaseException:
+            child.kill()
+            raise
