@@ -4,12 +4,11 @@ Trusted: transformers' own greedy `generate`, the checker of test_final_answers.
 that nothing cut off.
 """
 
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from clusters import wait_until
 from limits import SOON, in_background
 from standin_hub import tiny_model, tiny_tokenizer
 
@@ -96,8 +95,7 @@ def test_what_another_process_writes_is_waited_for(done, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Store, "claim", first_is_taken)
     waiting = in_background(done, few, folder="shared", store="others")
-    while len(list(others.folder.glob("*.parquet"))) < 5 and not waiting.done():  # all but the one
-        time.sleep(0.02)
+    wait_until(lambda: len(list(others.folder.glob("*.parquet"))) == 5, "all but the one are written")
     assert not waiting.done()
     claimed[0].release()
     assert waiting.result(SOON).text.tolist() == whole.text.tolist()
