@@ -73,9 +73,9 @@ def starts(tmp_path_factory):
 
 
 def stage(kind, **changes):
-    """Six steps, kept at every second one; an epoch has three."""
+    """Eight steps, kept at every second one; an epoch has three, so that it ends within one."""
     settings = SETTINGS[kind] | changes.pop("settings", {})
-    return Stage(kind, **{"steps": 6, "every": 2, "batch": 4, "learning_rate": 0.01, "seed": 3, **changes},
+    return Stage(kind, **{"steps": 8, "every": 2, "batch": 4, "learning_rate": 0.01, "seed": 3, **changes},
                  settings=settings)
 
 
@@ -138,6 +138,12 @@ def killed(function):
     assert process.exitcode == -signal.SIGKILL
 
 
+def state():
+    """Of this process, what a training might change."""
+    bars = of_datasets.is_progress_bar_enabled(), of_transformers.is_progress_bar_enabled()
+    return generators(), dict(os.environ), torch.get_num_threads(), torch.is_grad_enabled(), warnings.filters[:3], bars
+
+
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -149,16 +155,15 @@ def test_a_killed_stage_goes_on_to_the_same_weights_and_log_without_a_word(case,
     killed(lambda: tuned(kind, start, tmp_path, lambda step: step == 5 and die()))
     assert [point.step for point in along(expected[0].model, start, tmp_path / "hub")] == [2, 4]
     assert revisions(expected[0].model, str(tmp_path / "hub")) == ["step2", "step4"]
-    before = generators()
+    before = state()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # what pyproject.toml lets pass, a user would see
         found = tuned(kind, start, tmp_path, taken.append)
-    assert tuple(capfd.readouterr()) == ("", "") and generators() == before
-    assert of_datasets.is_progress_bar_enabled() and of_transformers.is_progress_bar_enabled()
-    assert taken == [5, 6]
+    assert tuple(capfd.readouterr()) == ("", "") and state() == before
+    assert taken == [5, 6, 7, 8]
     assert_the_same(found, expected)
-    assert [row["step"] for row in log(found[-1])] == [2, 4, 6]
-    assert not torch.equal(*(weights(point)["lm_head.weight"] for point in found[1:]))
+    assert [row["step"] for row in log(found[-1])] == [2, 4, 6, 8]
+    assert not torch.equal(*(weights(point)["lm_head.weight"] for point in found[2:]))
 
 
 def while_saving():
@@ -209,8 +214,8 @@ def test_a_stage_that_is_killed_at_one_bad_moment_after_another_ends_as_if_it_ha
     work = tmp_path / "work" / expected[0].model.split("/")[1]
     for moment, left in ((while_saving, []), (before_a_checkpoint_is_published, []), (before_it_is_marked, ["step2"]),
                          (while_the_one_before_is_removed, ["step2", "step4"]),
-                         (before_the_end_is_marked, ["step2", "step4", "step6"]),
-                         (before_what_is_left_over_is_removed, ["main", "step2", "step4", "step6"])):
+                         (before_the_end_is_marked, ["step2", "step4", "step6", "step8"]),
+                         (before_what_is_left_over_is_removed, ["main", "step2", "step4", "step6", "step8"])):
         killed(lambda moment=moment: moment() or tuned(SFT, start, tmp_path))
         assert sorted(revisions(expected[0].model, str(tmp_path / "hub"))) == left
         if moment is while_the_one_before_is_removed:
@@ -226,7 +231,7 @@ def test_a_stage_whose_work_was_removed_begins_anew(whole, starts, tmp_path):
     shutil.rmtree(tmp_path / "work")
     taken = []
     found = tuned(SFT, starts["Llama"], tmp_path, taken.append)
-    assert taken == [1, 2, 3, 4, 5, 6]
+    assert taken == [1, 2, 3, 4, 5, 6, 7, 8]
     assert_the_same(found, whole(SFT, "Llama"))
 
 
@@ -382,7 +387,7 @@ def test_a_first_space_counts_with_a_tokenizer_that_leaves_it_out_when_it_reads_
 def test_revisions_are_opened_and_listed_like_any_other_s_with_the_tokenizer_of_the_start(whole, starts, tmp_path):
     found = whole(RLVR, "GPT-NeoX")
     listed = checkpoints(found[0].model, "step*", found[0].cache_dir)
-    assert [(point.revision, point.step) for point in listed] == [("step2", 2), ("step4", 4), ("step6", 6)]
+    assert [(point.revision, point.step) for point in listed] == [(f"step{k}", k) for k in (2, 4, 6, 8)]
     main_weights = weights(replace(found[-1], revision="main"))
     assert all(torch.equal(main_weights[name], value) for name, value in weights(found[-1]).items())
     start, here = folder_of(starts["GPT-NeoX"]), folder_of(found[-1])
@@ -403,7 +408,7 @@ def test_a_sweep_traces_them(whole, tmp_path):
                  str(tmp_path / "text.jsonl"), "--max-length", "8", "--min-length", "4", "--sequences", "40", "--ranks",
                  "2", "10", "--out", str(tmp_path / "out")]) == 0
     table = pd.read_csv(tmp_path / "out" / "table.csv")
-    assert table.step.tolist() == [2, 4, 6]
+    assert table.step.tolist() == [2, 4, 6, 8]
     model, words = opened(found[-1]), tokenizer()
     with torch.inference_mode():
         states = torch.stack([model(**words(each, return_tensors="pt"), output_hidden_states=True).hidden_states[-1][
@@ -418,7 +423,7 @@ def test_a_stage_is_named_by_all_that_makes_it_and_by_the_files_it_begins_from(s
     assert stage(RLVR).repository(copy, DATA[RLVR]) == base  # the same files elsewhere
     (tmp_path / "a/plain/trainer_state.json").write_text("{}")
     assert stage(RLVR).repository(copy, DATA[RLVR]) == base
-    changes = ({}, {"steps": 8}, {"every": 6}, {"batch": 8}, {"learning_rate": 0.02}, {"seed": 4},
+    changes = ({}, {"steps": 6}, {"every": 8}, {"batch": 8}, {"learning_rate": 0.02}, {"seed": 4},
                {"settings": {"beta": 0.0}})
     names = {stage(RLVR, **change).repository(start, DATA[RLVR]) for change in changes}
     names |= {stage(RLVR).repository(start, data) for data in (
@@ -571,7 +576,7 @@ def test_a_model_that_can_t_begin_a_stage_is_refused(make, words, spoil, error, 
 
 def test_a_start_that_is_not_there_is_told_with_what_there_is(whole, tmp_path):
     there = whole(SFT, "GPT-NeoX")[0]
-    with pytest.raises(FileNotFoundError, match=r"no .*@step3 in .*; of that model there is step2, step4, step6, main"):
+    with pytest.raises(FileNotFoundError, match=r"no .*@step3 in .*; of that model there is step2, .*, step8, main"):
         folder_of(replace(there, revision="step3"))
     with pytest.raises(FileNotFoundError, match="there is nothing"):
         folder_of(Checkpoint("some/model", "step3", cache_dir=str(tmp_path)))
