@@ -179,6 +179,7 @@ def test_the_held_out_loss_is_transformers_own_over_the_answers_tokens(opened):
 # As a job
 
 
+@pytest.mark.timeout(900)  # two processes one after the other import torch, then TRL: half a minute on a quiet machine
 def test_checkpoints_are_tuned_by_accelerate_on_a_worker_of_a_cluster_each_once(
         hub, pairs, tmp_path, dask_here, monkeypatch):
     from distributed import Client, LocalCluster
