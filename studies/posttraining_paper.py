@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -99,7 +100,7 @@ class Study:
                    for seed in plan["seeds"] for name in plan["sets"]]
         geometry = GeometryPart(probe, Settings(batch_size="auto"))
         done = run([(points, [part]) for part in (geometry, *tunings)], self.store, self.opening, self.means)
-        bases, *tuned = (in_order(self.store.table([job.identity(part) for job in jobs]), points)
+        bases, *tuned = (in_order(self._table(part, jobs), points)
                          for part, jobs in zip((geometry, *tunings), done, strict=True))
         columns = ["rankme", "rankme_stderr", "alpha", "alpha_stderr"]
         bases = bases.reindex(columns=["model", "revision", *columns])
@@ -187,7 +188,14 @@ class Study:
 
     def _done(self, points: Sequence[Checkpoint], part) -> pd.DataFrame:
         [jobs] = run([(points, [part])], self.store, self.opening, self.means)
-        return self.store.table([job.identity(part) for job in jobs])
+        return self._table(part, jobs)
+
+    def _table(self, part, jobs: Sequence) -> pd.DataFrame:
+        """What was found of a part; gaps are told, too."""
+        table = self.store.table([job.identity(part) for job in jobs])
+        for row in table[table.status == "failed"].itertuples():
+            print(f"{row.model}@{row.revision}: {row.reason}", file=sys.stderr)
+        return table
 
     def _instructions(self) -> published_sets.Rows:
         return published_sets.alpaca_eval(self.plan["judge"]["reference"], self._place("alpaca_eval"))

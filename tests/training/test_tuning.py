@@ -133,7 +133,7 @@ def test_a_tuning_that_died_goes_on_from_its_last_whole_checkpoint_to_the_same_w
 
     def dying(self, *arguments):
         count.append(1)
-        if len(count) == 6:  # in the third step of two batches
+        if len(count) in (6, 10):  # in the third step of two batches, and, after a resumption, in the fourth
             raise KeyboardInterrupt
         return step(self, *arguments)
 
@@ -146,8 +146,11 @@ def test_a_tuning_that_died_goes_on_from_its_last_whole_checkpoint_to_the_same_w
         if state:
             (cut / f"checkpoint-{number}" / "trainer_state.json").write_text(state)
     assert last_checkpoint(cut) == str(cut / "checkpoint-2")
+    with pytest.raises(KeyboardInterrupt):
+        tune(cut)
+    assert last_checkpoint(cut) == str(cut / "checkpoint-3")
     tune(cut)
-    assert len(count) == 6 + 4  # two steps more, of two batches each
+    assert len(count) == 6 + 4 + 2  # two steps of two batches each, cut off at their end; one more
     assert not list(cut.glob("checkpoint-*"))  # with Adam's state they would fill the disk
     ends = [load_file(folder / "final" / "model.safetensors") for folder in (whole, cut)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
@@ -176,6 +179,7 @@ def test_the_held_out_loss_is_transformers_own_over_the_answers_tokens(opened):
 # As a job
 
 
+@pytest.mark.timeout(900)  # two processes one after the other import torch, then TRL: half a minute on a quiet machine
 def test_checkpoints_are_tuned_by_accelerate_on_a_worker_of_a_cluster_each_once(
         hub, pairs, tmp_path, dask_here, monkeypatch):
     from distributed import Client, LocalCluster

@@ -88,10 +88,12 @@ def written(model: Callable, tokenizer, prompts: Sequence[str], writing: Writing
                     claim = store.claim(identities[number])
                     if claim is None:  # another process writes it
                         continue
-                    with claim:
+                    try:
                         if not store.done(identities[number]):
                             rows = _rows(model(), tokenizer, prompts, parts[number], writing, kept)
                             store.write(identities[number], rows)
+                    finally:
+                        claim.release()
                 del parts[number]
                 bar.update()
             if parts:

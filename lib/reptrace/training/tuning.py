@@ -97,7 +97,7 @@ class TuningPart(Part):
 
     def identity(self, job: Job) -> dict:
         return {"tuning": self.tuning.identity, "tuning_method": METHOD, "device": job.opening.device,
-                "beside": job.at.beside, "pairs": dict(self.fingerprints)}
+                "dtype": job.opening.dtype, "beside": job.at.beside, "pairs": dict(self.fingerprints)}
 
     def facts(self, job: Job) -> dict:
         return {**place(job.checkpoint), "weights": job.at.weights, "tuned_on": self.name, **self.tuning.identity,
@@ -158,6 +158,8 @@ def launch(folder: Path, processes: int, device: str) -> None:
                str(processes), "--main_process_port", "0", "--mixed_precision", "bf16" if gpu else "no",
                "--dynamo_backend", "no", *where, "-m", "reptrace.training.tuning_process", str(folder)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if gpu and processes == 1:  # of several it would take all, with as many times the pairs
+        environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     with open(folder / MESSAGES, "a") as messages:
         ended = _run(command, messages, environment)
     if ended or not (folder / RESULT).exists():

@@ -45,12 +45,18 @@ def tune(folder: Path) -> None:
     """Do the order in a folder, from its last whole checkpoint if there is one; the first process writes the result."""
     order = json.loads((folder / ORDER).read_text())
     tuning, tokenizer = Tuning(**order["tuning"]), loading.load_tokenizer(str(folder / "tokenizer"))
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if order["device"].startswith("cuda") else "cpu"
-    model = loading.load(order["model"], order["revision"], order["cache_dir"], device, "float32", head=True)
+    # on the CPU: the trainer takes it to the GPU of this process
+    model = loading.load(order["model"], order["revision"], order["cache_dir"], "cpu", "float32", head=True)
     pairs = {name: [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
              for name, path in order["pairs"].items()}
-    trainer = trainer_of(model, tokenizer, pairs["train"], tuning, folder)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    gpu = order["device"].startswith("cuda")
+    trainer = trainer_of(model, tokenizer, pairs["train"], tuning, folder, bf16=gpu, use_cpu=not gpu,
+                         dataloader_pin_memory=gpu)
+    last = last_checkpoint(folder)
+    for checkpoint in folder.glob("checkpoint-*") if trainer.is_world_process_zero() else ():
+        if not _is_whole(checkpoint):  # the Trainer would keep it as the newest
+            shutil.rmtree(checkpoint)
+    trainer.train(resume_from_checkpoint=last)
     trainer.save_model(str(folder / FINAL))
     if trainer.is_world_process_zero():
         tuned = trainer.accelerator.unwrap_model(trainer.model).to(getattr(torch, order["dtype"]))
@@ -63,14 +69,14 @@ def tune(folder: Path) -> None:
 
 
 def trainer_of(model, tokenizer, pairs: Sequence[Mapping], tuning: Tuning, folder: Path, **arguments) -> SummedTrainer:
-    """A trainer of this process, one of `WORLD_SIZE`, on pairs of prompt and completion."""
-    gpu, others = next(model.parameters()).is_cuda, int(os.environ.get("WORLD_SIZE", 1))
+    """A trainer of this process, one of `WORLD_SIZE`, on pairs of prompt and completion; on the CPU unless told."""
     settings = {
         "per_device_train_batch_size": tuning.per_device, "max_length": tuning.max_length, "seed": tuning.seed,
-        "gradient_accumulation_steps": tuning.batch * tuning.accumulation // (tuning.per_device * others),
+        "gradient_accumulation_steps": tuning.batch * tuning.accumulation // tuning.per_device
+        // int(os.environ.get("WORLD_SIZE", 1)),
         "learning_rate": tuning.learning_rate, "lr_scheduler_type": "linear", "warmup_steps": tuning.warmup,
-        "num_train_epochs": tuning.epochs, "weight_decay": 0.0, "max_grad_norm": 0.0, "bf16": gpu, "use_cpu": not gpu,
-        "dataloader_pin_memory": gpu, "activation_checkpointing": False, "report_to": "none", "disable_tqdm": True,
+        "num_train_epochs": tuning.epochs, "weight_decay": 0.0, "max_grad_norm": 0.0, "bf16": False, "use_cpu": True,
+        "dataloader_pin_memory": False, "activation_checkpointing": False, "report_to": "none", "disable_tqdm": True,
         "logging_steps": 10, "save_steps": tuning.save_steps, "save_total_limit": 1}
     rows = [{"prompt": pair["prompt"], "completion": pair["completion"]} for pair in pairs]
     trainer = SummedTrainer(model, SFTConfig(str(folder), **settings | arguments), processing_class=tokenizer,
@@ -81,14 +87,15 @@ def trainer_of(model, tokenizer, pairs: Sequence[Mapping], tuning: Tuning, folde
 
 def last_checkpoint(folder: Path) -> str | None:
     """The last one that was written whole."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{STATE}") if _is_json(path)]
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+    whole = filter(_is_whole, folder.glob("checkpoint-*"))
+    last = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return None if last is None else str(last)
 
 
-def _is_json(path: Path) -> bool:
+def _is_whole(checkpoint: Path) -> bool:
     try:
-        return bool(json.loads(path.read_text()))
-    except ValueError:
+        return bool(json.loads((checkpoint / STATE).read_text()))
+    except (FileNotFoundError, ValueError):
         return False
 
 
