@@ -22,6 +22,7 @@ posttrain_trials.csv      other settings that were tried (--trials)
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import time
@@ -151,8 +152,11 @@ def _advance(told, bar) -> None:
 def _begin(told) -> None:
     """What a process does first: one thread, and a way to tell what it has done."""
     import torch
+    import trl.trainer.grpo_trainer  # noqa: F401
     from datasets.utils.logging import disable_progress_bar
 
+    gc.collect()
+    gc.freeze()  # what was imported is no garbage: accelerate collects before each of a hundred stages
     disable_progress_bar()  # there is one for all
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
