@@ -44,6 +44,12 @@ def test_seeds_that_disagree_leave_a_stage_in_part_and_one_that_cannot_be_told_l
         assert row.statistic == "rankme" and row.verdict == verdict and row.rises == 4
 
 
+def test_the_whole_pattern_is_counted_by_seed():
+    says = post.patterns(post.changes(planted.stages({("text", "sequence", "RLVR"): 0.5})), "sequence", "text")
+    assert list(says) == ["SFT", "DPO", "RLVR"] and not post.whole_pattern(says).any()
+    assert post.whole_pattern(post.patterns(post.changes(planted.stages()), "sequence", "prompts")).all()
+
+
 def test_a_change_has_its_paired_interval_and_beside_it_the_unpaired_error():
     found = post.changes(planted.stages(stderr=0.02)).query("stage == 'SFT' and statistic == 'rankme'")
     np.testing.assert_allclose(found.high - found.low, 2 * 1.96 * 0.02)
@@ -270,6 +276,13 @@ def test_verdicts_on_win_rates_are_those_of_the_planted_slopes(slope, rankme, ex
     else:
         assert [each.verdict for each in win_verdicts(slope, rankme)] == expected
     assert "No chat was judged" in win_verdicts(slope, rankme)[0].here
+
+
+def test_win_rates_that_go_to_a_draw_from_both_sides_are_told():
+    table = robustness.per_parameter(planted.wins(-0.01), dict.fromkeys(range(5), planted.PARAMETERS))
+    assert robustness.drawn_nearer(table)  # planted: one half at the end
+    away = table.assign(win_rate=table.win_rate.where(table.prompts == "sort", 1.2 - table.win_rate))
+    assert not robustness.drawn_nearer(away)
 
 
 def test_the_final_checkpoint_against_itself_is_no_evidence():

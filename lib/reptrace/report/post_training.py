@@ -142,14 +142,17 @@ def patterns(found: pd.DataFrame, arm: str, probe: str) -> pd.DataFrame:
     return its.pivot(index="seed", columns="stage", values="says")[list(dict.fromkeys(its.stage))]
 
 
+def whole_pattern(says: pd.DataFrame) -> pd.Series:
+    """Of `patterns`, by seed: whether each stage goes the claimed way."""
+    return (says == [CLAIMED[stage] for stage in says]).all(axis=1)
+
+
 def stages_verdict(found: pd.DataFrame, scale: str) -> Verdict:
     """Of Fig 5A: three stages on two probes are six parts, each of which seeds decide."""
     by_probe = {probe: patterns(found, "sequence", probe) for probe in PROBES}
-    parts, whole = [], None
-    for says in by_probe.values():
-        right = pd.DataFrame({stage: outcomes(says[stage], CLAIMED[stage]) for stage in says}, index=says.index)
-        parts += [of_runs(right[stage]) for stage in right]
-        whole = (right == "yes").all(axis=1) if whole is None else whole & (right == "yes").all(axis=1)
+    parts = [of_runs(outcomes(says[stage], CLAIMED[stage])) for says in by_probe.values() for stage in says]
+    right = pd.DataFrame({probe: whole_pattern(says) for probe, says in by_probe.items()})
+    whole = right.all(axis=1)
     said = "; ".join(f"on {PROBES[probe]} " + ", ".join(
         f"with {stage} it rises in {(says[stage] == 'rises').sum()} and falls in {(says[stage] == 'falls').sum()}"
         for stage in says) for probe, says in by_probe.items())
@@ -157,8 +160,9 @@ def stages_verdict(found: pd.DataFrame, scale: str) -> Verdict:
                  & (found.statistic == "rankme")]
     return Verdict(
         "fig05-stages", of_parts(parts),
-        f"RankMe, by paired intervals, of {len(whole)} seeds: {said}. All three stages go the paper's way on both "
-        f"probes in {whole.sum()} of {len(whole)} seeds.",
+        f"RankMe, by paired intervals, of {len(whole)} seeds: {said}. All three stages go the paper's way in "
+        + ", ".join(f"{right[probe].sum()} on {name}" for probe, name in PROBES.items())
+        + f" and {whole.sum()} on both.",
         "change of RankMe over RLVR after DPO, on ordinary text, mean over runs", *mean_over(last.change),
         int(whole.sum()), len(whole), scale)
 

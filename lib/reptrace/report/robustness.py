@@ -160,19 +160,19 @@ def loss_verdicts(tuned: pd.DataFrame, scale: str) -> list[Verdict]:
     each = ", ".join(f"{relative(mean_over(slopes[out]))} ({name})" for out, name in
                      ({WITHIN: "in distribution"} | OUT).items())
     where = f"From {LATE} to {reach:.0f} tokens a parameter each doubling changes the loss after tuning by {each}. "
+    quantity = "relative change of the loss on another task for each doubling of tokens (%), mean over runs"
+    change = 100 * np.expm1(mean_over(slopes["reverse"]))
     verdict, whole, of = decided(slow, reach)
     first = Verdict(
         "fig05-robustness", verdict,
         f"{where}Loss in distribution falls while loss out of it rises, or falls less than {SATURATED:g} times as "
         f"fast: {counts(slow)}.{_short(verdict, reach)}",
-        "relative change of the loss on another task for each doubling of tokens, mean over runs",
-        *mean_over(slopes["reverse"]), whole, of, scale)
+        quantity, *change, whole, of, scale)
     verdict, whole, of = decided(rising, reach)
     second = Verdict(
         "fig14-robustness", verdict,
         f"{where}Loss out of distribution rises: {counts(rising)}.{_short(verdict, reach)}",
-        "relative change of the loss on another task for each doubling of tokens, mean over runs",
-        *mean_over(slopes["reverse"]), whole, of, scale)
+        quantity, *change, whole, of, scale)
     return [first, second]
 
 
@@ -191,22 +191,32 @@ def win_trends(wins: pd.DataFrame) -> dict[tuple[str, str, str], pd.DataFrame]:
             for (against, prompts, judge), its in wins.groupby(["against", "prompts", "judge"], sort=False)}
 
 
+def drawn_nearer(wins: pd.DataFrame) -> bool:
+    """Whether all mean win rates against the twin are nearer to one half at the end than where the late part begins.
+
+    So they are where both models come to solve nearly all problems, which says nothing of robustness.
+    """
+    late = wins[(wins.against == "twin") & (wins.per_parameter >= LATE)]
+    rates = late.pivot_table(index="tokens", columns=["prompts", "judge"], values="win_rate").sort_index()
+    return len(rates) > 1 and bool(((rates.iloc[-1] - 0.5).abs() < (rates.iloc[0] - 0.5).abs()).all())
+
+
 def win_verdicts(bases: pd.DataFrame, wins: pd.DataFrame, scale: str) -> list[Verdict]:
     """Of Fig 5B and 14: `fig05-win-rate` (against the twin, beside RankMe of the base) and `fig14-win-rates`."""
     reach, by, rankme = reached(bases), win_trends(wins), trends(bases, bases.text_rankme)
-    if rankme.empty or by["twin", "reverse", "exact"].empty:
+    if rankme.empty or not by or by["twin", "reverse", "exact"].empty:
         return [untold(claim, TOO_FEW, scale) for claim in ("fig05-win-rate", "fig14-win-rates")]
     falling = {key: _said(found, "falls") for key, found in by.items()}
     beside = {key: both_of(said, _said(rankme, "rises")) for key, said in falling.items() if key[0] == "twin"}
-    slope = mean_over(by["twin", "reverse", "exact"].slope)
-    quantity = ("change of the win rate against the twin on B's prompts, exact checker, for each doubling of tokens, "
-                "mean over runs")
+    slope = mean_over(100 * by["twin", "reverse", "exact"].slope)
+    quantity = ("change of the win rate against the twin on B's prompts, exact checker, for each doubling of tokens "
+                "(points), mean over runs")
     stand_in = (f"No chat was judged: the models answer problems, and an {JUDGES['exact']} or a {JUDGES['likelihood']} "
                 f"stands in for a language model. From {LATE} to {reach:.0f} tokens a parameter ")
     verdict, whole, of = decided(beside, reach)
     said = {way: int((rankme.says == way).sum()) for way in ("rises", "falls")}
     change = "{:+.2f} ({:+.2f} to {:+.2f})".format(*mean_over(rankme.slope))
-    points = "{:+.1f} points ({:+.1f} to {:+.1f})".format(*(100 * each for each in slope))
+    points = "{:+.1f} points ({:+.1f} to {:+.1f})".format(*slope)
     first = Verdict(
         "fig05-win-rate", verdict,
         f"{stand_in}each doubling changes RankMe of the base on ordinary text by {change}, which surely rises in "
@@ -214,10 +224,12 @@ def win_verdicts(bases: pd.DataFrame, wins: pd.DataFrame, scale: str) -> list[Ve
         f"by the exact checker, by {points}. The win rate falls {_wins_counted(falling, 'twin')}; it does so while "
         f"RankMe rises in {whole} of {of} seeds by all of these.{_short(verdict, reach)}", quantity, *slope, whole, of,
         scale)
+    nearer = (" Against the twin all come nearer to one half, from above on one set's prompts and from below on the "
+              "other's, as both models solve more." if drawn_nearer(wins) else "")
     verdict, whole, of = decided(falling, reach)
     second = Verdict(
         "fig14-win-rates", verdict,
-        f"{stand_in}win rates fall {_wins_counted(falling, 'twin')}; and {_wins_counted(falling, 'final')}."
+        f"{stand_in}win rates fall {_wins_counted(falling, 'twin')}; and {_wins_counted(falling, 'final')}.{nearer}"
         f"{_short(verdict, reach)}", quantity, *slope, whole, of, scale)
     return [first, second]
 
