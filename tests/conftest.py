@@ -37,6 +37,7 @@ torch.set_num_threads(1)
 LONGEST = ("report/test_making.py", "training/test_pretrain.py", "training/test_callback.py", "report/test_lab.py",
            "measures/test_phases.py", "sweeps/test_dispatch.py", "sweeps/test_sweep_hub.py",
            "report/test_paper_profile.py", "sweeps/test_measurement.py", "training/test_callback_trl.py",
+           "training/test_posttrain.py",
            "test_main.py", "checkpoints/test_weights.py")
 
 

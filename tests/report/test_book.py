@@ -25,7 +25,7 @@ from reptrace.report.executing import execute, page_of
 from reptrace.report.profiles import ROOT
 
 pytestmark = pytest.mark.timeout(1200)  # the whole book takes three minutes on a quiet machine
-PROSE = ["method", "own_model", "own_posttraining", "refused", "glossary", "references"]
+PROSE = ["method", "own_model", "own_posttraining", "posttraining_paper", "refused", "glossary", "references"]
 NOTEBOOK = "notebooks/trace_real_suite"  # in its place, for own_model.md links to it
 DESKTOP, PHONE = (1400, 1000, False), (390, 844, True)  # width, height, whether it is a phone
 LAPTOP = (1300, 900, False)

@@ -13,7 +13,8 @@ import pytest
 from reptrace.report.profiles import ROOT
 
 PAGES = (*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "book/index.md", ROOT / "book/lab.md",
-         ROOT / "book/own_model.md", ROOT / "book/own_posttraining.md", ROOT / "book/glossary.md")
+         ROOT / "book/own_model.md", ROOT / "book/own_posttraining.md", ROOT / "book/posttraining_paper.md",
+         ROOT / "book/glossary.md")
 NUMBER = r"\d[\d,]*\.\d+|\d[\d,]* (?:%|minutes?|seconds?|hours?|thousand|million|billion|of \d+)"
 NOT_MEASURED = r"section \d\.\d|95 %|95 of 100|about 3 %"  # a place in the paper, levels, how well a figure is read
 SETTINGS = {  # what a page sets or asks, not what it found

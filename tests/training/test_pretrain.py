@@ -163,8 +163,8 @@ def test_runs_of_the_default_suite_keep_the_names_they_were_trained_under():
               warmup_steps=20, schedule="cosine", weight_decay=0.01, corpus="b8298810550a394e", recipe=1)
     assert run.repository == "reptrace/neox-d16-seed0-350eb9bc"  # named before `loss` and `frequencies` existed
     changes = ({"loss": "squared error"}, {"frequencies": "flattened"}, {"head_width": 8}, {"rotary": 1.0},
-               {"schedule": "warmup_stable_decay", "decay_steps": 1})
-    assert len({replace(run, **change).repository for change in changes} - {run.repository}) == 5
+               {"schedule": "warmup_stable_decay", "decay_steps": 1}, {"digits": True})
+    assert len({replace(run, **change).repository for change in changes} - {run.repository}) == 6
 
 
 @pytest.mark.parametrize(("width", "rotary", "turned"), [(32, 0.25, 4), (32, 1.0, 16), (24, 0.25, 6), (8, 1.0, 8)])
@@ -246,6 +246,55 @@ def test_impossible_runs_are_refused(change, message):
 def test_a_suite_refuses_another_text(tmp_path):
     with pytest.raises(ValueError, match="is to be trained on text"):
         Suite([a_run(corpus="another")], CORPUS, tmp_path)
+
+
+def test_runs_with_a_token_for_each_digit_have_a_tokenizer_of_their_own_and_a_suite_of_their_own(tmp_path):
+    counted = Corpus("counted", ["1024 1024 1024 2048 rain " * 20])
+    plain, digits = (a_run(corpus=counted.fingerprint, digits=each) for each in (False, True))
+    with pytest.raises(ValueError, match="make two suites"):
+        Suite([plain, digits], counted, tmp_path)
+    told = {}
+    for run in (plain, digits):  # in one folder
+        suite = Suite([run], counted, tmp_path)
+        words = suite.tokenizer(run.vocabulary)
+        told[run] = words.convert_ids_to_tokens(words("1024")["input_ids"])
+        ids = np.fromfile(suite.token_file(run), dtype=np.uint16)
+        assert words.decode(ids) == counted.documents[0] + words.eos_token
+    assert told[digits] == ["1", "0", "2", "4"] and len(told[plain]) < 4
+    assert sorted(path.suffix for path in (tmp_path / "tokens").iterdir()) == [".tokenizer"] * 2 + [".tokens"] * 2
+
+
+def test_a_run_that_is_trained_in_this_process_ends_with_the_weights_of_one_that_was_not(trained, tmp_path):
+    run, told = RUNS[0], []
+    here = Suite([run], CORPUS, tmp_path)
+    here.train_here(run, told.append)
+    torch.set_flush_denormal(False)
+    assert told[-1] == run.steps and told == sorted(set(told))
+    assert [point.step for point in here.checkpoints(run)] == run.checkpoint_steps
+    for point in here.checkpoints(run):
+        expected = weights(trained, run, point.revision)
+        assert all(torch.equal(value, expected[name]) for name, value in weights(here, run, point.revision).items())
+    assert here.log(run).loss.tolist() == trained.log(run).loss.tolist()
+    assert not list((tmp_path / "training").glob("neox*"))
+    here.train_here(run, lambda step: pytest.fail("it was trained twice"))
+
+
+def test_a_run_that_was_killed_goes_on_in_this_process(trained, tmp_path):
+    run = RUNS[0]
+    here = Suite([run], CORPUS, tmp_path)
+
+    def stop(step):
+        if step > 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        here.train_here(run, stop)
+    assert not here.trained(run) and list((tmp_path / "training").glob("neox*/state.pt"))
+    told = []
+    here.train_here(run, told.append)
+    torch.set_flush_denormal(False)
+    assert told[0] > 3 and here.log(run).loss.tolist() == trained.log(run).loss.tolist()
+    assert torch.equal(*(weights(suite, run)["lm_head.weight"] for suite in (here, trained)))
 
 
 def test_a_failing_run_says_why_and_where(tmp_path):

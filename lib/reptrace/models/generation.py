@@ -84,8 +84,7 @@ def write(model: nn.Module, tokenizer, prompts: Sequence, tokens: int, samples: 
         Settings out of bounds; a tokenizer without such tokens, or that ends a prompt by itself; a prompt that is too
         long, empty, or of other ids than the model's.
     """
-    _check_model(model)
-    _check_tokenizer(tokenizer)
+    check_can_write(model, tokenizer)
     tokens, samples = arguments.whole(tokens, "tokens"), arguments.whole(samples, "samples")
     seed, top_k = arguments.whole(seed, "seed", 0), arguments.whole(top_k, "top_k", 0)
     batch_size = arguments.whole(batch_size, "batch_size")
@@ -124,6 +123,13 @@ def log_probability(model: nn.Module, tokenizer, prompts: Sequence[str], answers
         raise ValueError(f"each prompt has an answer: got {len(read)} and {len(given)}.")
     sequences = [[*prompt, *answer, tokenizer.eos_token_id] for prompt, answer in zip(read, given, strict=True)]
     return score(model, sequences, [len(prompt) for prompt in read], batch_size).log_probability
+
+
+def check_can_write(model: nn.Module, tokenizer) -> None:
+    """TypeError unless a model can generate; ValueError unless its tokenizer has an end and a pad token, which differ.
+    """
+    _check_model(model)
+    _check_tokenizer(tokenizer)
 
 
 def _check_model(model: nn.Module) -> None:

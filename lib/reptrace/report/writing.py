@@ -13,11 +13,12 @@ from reptrace.measures.echoes import echoes
 from reptrace.measures.pass_at_k import difference
 from reptrace.measures.phases import find_phases
 from reptrace.report.over_runs import mean_over
-from reptrace.report.profiles import DEVICE, DTYPE, Profile
+from reptrace.report.profiles import DEVICE, DTYPE, ROOT, Profile
 from reptrace.report.verdicts import NOT, OPEN, Verdict, of_parts, of_runs
 from reptrace.training.runs import Run
 
 TABLE = "writing"
+BASES = ROOT / "data" / "results" / "posttrain_writing.csv"
 COLUMNS = ["model", "revision", "step", "tokens", "way", "prompt", "repeated", "real", "ended", "prompt_text",
            "written", "follows"]
 GREEDY, DRAWN = WAYS = ("greedy", "drawn")  # the likeliest token each time, or one drawn at temperature 1
@@ -35,6 +36,12 @@ def written(profile: Profile, early: Mapping[Run, int | None]) -> dict[Run, pd.D
     follows in the held-out text), ended; and of the first EXAMPLES prompts prompt_text, written, follows, else empty.
     """
     return profile.by_run(profile.asked(TABLE, lambda: _written(profile, early)))
+
+
+def bases() -> dict[tuple[str, int], pd.DataFrame]:
+    """What the bases of post-training write, (group, seed) -> `repetition`; tracked, by `make posttrain`."""
+    rows = pd.read_csv(BASES, keep_default_na=False, na_values={"repeated": ""})
+    return {key: repetition(its) for key, its in rows.groupby(["group", "seed"])}
 
 
 def minima(curves: Mapping[Run, pd.DataFrame]) -> dict[Run, int | None]:
@@ -59,11 +66,15 @@ def _written(profile: Profile, early: Mapping[Run, int | None]) -> pd.DataFrame:
         points = profile.checkpoints(run)
         chosen = {*spread(points, min(POINTS, len(points))), *(point for point in points if point.step == early[run])}
         for point in (each for each in points if each in chosen):
-            rows += _rows(point, profile.suite.tokenizer(run.vocabulary), texts[key])
+            rows += rows_of(point, profile.suite.tokenizer(run.vocabulary), texts[key])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _rows(point: Checkpoint, tokenizer, texts: list[list[int]]) -> list[dict]:
+def rows_of(point: Checkpoint, tokenizer, texts: list[list[int]]) -> list[dict]:
+    """What one checkpoint writes after the first LENGTH tokens of texts, rows of `written`.
+
+    `texts` : token ids, LENGTH + FURTHER of each
+    """
     from reptrace.models.generation import write
     from reptrace.models.loading import load
 

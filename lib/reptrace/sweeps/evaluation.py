@@ -189,7 +189,7 @@ class TaskPart(Part):
             last_token_states(opened.model, self.probe.sequences, batch_size=self.batch_size)["final"]))
 
     def _tokenizer(self, opened: Opened):
-        return self.tokenizer or opened.once("tokenizer", partial(_tokenizer_of, opened.job))
+        return self.tokenizer or opened.once("tokenizer", partial(own_tokenizer, opened.job))
 
 
 def table_of(checkpoints: Sequence[Checkpoint], parts: Sequence[TaskPart], jobs: Sequence[Job], store: Store
@@ -206,7 +206,8 @@ def table_of(checkpoints: Sequence[Checkpoint], parts: Sequence[TaskPart], jobs:
     return pd.concat(tables, ignore_index=True)
 
 
-def _tokenizer_of(job: Job):
+def own_tokenizer(job: Job):
+    """The tokenizer stored with a job's checkpoint."""
     point, here = job.checkpoint, weights.is_here(job.checkpoint.model)
     return loading.load_tokenizer(point.model, None if here else job.at.weights, point.cache_dir,
                                   trust_remote_code=job.opening.trusts(point))

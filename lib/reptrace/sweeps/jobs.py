@@ -25,11 +25,13 @@ from reptrace.sweeps.located import Located, Opening, check_unchanged, identity_
 class Part(ABC):
     """One thing that checkpoints are measured for, the same for all of them: a base class of frozen dataclasses.
 
-    `head`: whether the LM head is needed; `reads`: whether text is read, by a tokenizer.
+    `head`: whether the LM head is needed; `reads`: whether text is read, by a tokenizer; `opens`: whether the model is
+    opened for it, in this process.
     """
 
     head = False
     reads = False
+    opens = True
 
     @abstractmethod
     def identity(self, job: Job) -> dict:
@@ -117,7 +119,7 @@ def measured(job: Job, following: Job | None, downloads: Downloads, progress: bo
             return
         opened.cache_dir = got[0]["cache"]
         with suppress(Exception):  # now, so that no part's wall time has it in it; a failure is told by each part
-            _ = opened.model
+            _ = any(part.opens for part in job.parts) and opened.model
         for part in job.parts:
             yield part, attempt(partial(_rows, part, opened, progress))
 
@@ -130,7 +132,7 @@ def fetched(at: Located, following: Located | None, downloads: Downloads, held: 
 
 
 def _rows(part: Part, opened: Opened, progress: bool) -> list[dict]:
-    _ = opened.model
+    _ = part.opens and opened.model
     rows = part.rows(opened, progress)
     job = opened.job
     check_unchanged(job.checkpoint, job.at, job.opening)

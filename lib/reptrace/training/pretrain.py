@@ -47,7 +47,7 @@ class Suite:
     ----------
     runs : list of Run
     corpus : Corpus
-        Training text; its fingerprint must be the runs'.
+        Training text; its fingerprint must be the runs'. All runs have tokens for digits, or none.
     folder : Path
         Holds `hub` (the repositories), `training` (what a run needs to resume; emptied at its end), `tokens`, `logs`.
     """
@@ -57,6 +57,9 @@ class Suite:
         for run in self.runs:
             if run.corpus != corpus.fingerprint:
                 raise ValueError(f"{run.repository} is to be trained on text {run.corpus}, not {corpus.fingerprint}.")
+        if len({run.digits for run in self.runs}) > 1:
+            raise ValueError("some of the runs have a token for each digit, others not: make two suites of them.")
+        self.digits = any(run.digits for run in self.runs)
 
     @property
     def hub(self) -> str:
@@ -68,7 +71,7 @@ class Suite:
 
         kept = self._text_file(vocabulary, "tokenizer")
         if not kept.exists():
-            tokenizer = train_tokenizer(self.corpus.documents, vocabulary)
+            tokenizer = train_tokenizer(self.corpus.documents, vocabulary, self.digits)
             with tempfile.TemporaryDirectory() as folder:
                 tokenizer.save_pretrained(folder)
                 files = {path.name: path.read_text() for path in sorted(Path(folder).iterdir())}
@@ -131,6 +134,15 @@ class Suite:
             with _Children() as children, ThreadPoolExecutor(workers) as pool:
                 list(pool.map(lambda run: children.train(run, self.folder, *files[run], advance), missing))
 
+    def train_here(self, run: Run, report: Callable[[int], None], device: str = "cpu") -> None:
+        """Train one run to its end in this process, on one thread; `report` is given each step that it tells."""
+        if not self.trained(run):
+            work = _work_folder(self.folder, run)
+            work.mkdir(parents=True, exist_ok=True)
+            _train(run, self.folder, self.token_file(run), self._text_file(run.vocabulary, "tokenizer"), report,
+                   device)
+            shutil.rmtree(work)
+
     def trained(self, run: Run) -> bool:
         """Whether the run has come to its end."""
         return "main" in revisions(run.repository, self.hub)
@@ -146,7 +158,7 @@ class Suite:
         return Store(self.folder / "logs").table([run.identity])
 
     def _text_file(self, vocabulary: int, kind: str) -> Path:
-        return self.folder / "tokens" / f"{self.corpus.fingerprint}-{vocabulary}.{kind}"
+        return self.folder / "tokens" / f"{self.corpus.fingerprint}-{vocabulary}{'-digits' * self.digits}.{kind}"
 
 
 def publish(files: Path, repository: str, revision: str, cache_dir: str | Path) -> None:
@@ -227,7 +239,8 @@ def _read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path) -> None:
+def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path, report: Callable[[int], None],
+           device: str = "cpu") -> None:
     """Train one run to its end in this process, from its last saved state if there is one."""
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -239,8 +252,8 @@ def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path) -> None:
     torch.set_flush_denormal(True)
     work = _work_folder(folder, run)
     with FileLock(work / "lock"):
-        loop, state = Loop(run, np.memmap(tokens, np.uint16, "c"), AVERAGING), work / STATE
-        log = Log(run, loop.load(state) if state.exists() else [])
+        loop, state = Loop(run, np.memmap(tokens, np.uint16, "c"), AVERAGING, device), work / STATE
+        log = Log(run, loop.load(state) if state.exists() else [], device)
         keep, averaged = set(run.checkpoint_steps), set(run.averaged_steps)
         save = set(range(run.save_every, run.steps, run.save_every))
         rows = save | set(log_spaced(run.steps, per_doubling=8))  # a mean since the last row must not span a resumption
@@ -248,7 +261,7 @@ def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path) -> None:
         for step in sorted(stop for stop in stops if stop >= loop.step):
             if step > loop.step:
                 log.add(step - loop.step, loop.advance(step - loop.step))
-                print(step, flush=True)  # a closed pipe, the parent's death, ends this process too
+                report(step)
             if step in averaged:
                 _keep(loop.averaged_model, run.averaged_repository, step, folder, tokenizer)
             if step in keep:
@@ -271,10 +284,12 @@ class Log:
     run : Run
     rows : list of dict
         Written by an earlier process up to the state that this one goes on from.
+    device : str, default "cpu"
     """
 
-    def __init__(self, run: Run, rows: list[dict]):
+    def __init__(self, run: Run, rows: list[dict], device: str = "cpu"):
         self.run, self.rows = run, rows
+        self._on = {"device": device, "dtype": "bfloat16" if device == "cuda" else "float32"}
         self.started = time.perf_counter() - (rows[-1]["wall_seconds"] if rows else 0)
         self._steps, self._sums, self._rate = 0, np.zeros(2), 0.0
 
@@ -290,7 +305,7 @@ class Log:
             loss, norm = (self._sums / self._steps).tolist()
             self.rows.append({"step": step, "tokens": step * self.run.tokens_per_step, "loss": loss,
                               "gradient_norm": norm, "learning_rate": self._rate, "seed": self.run.seed,
-                              "device": "cpu", "dtype": "float32", "wall_seconds": time.perf_counter() - self.started})
+                              **self._on, "wall_seconds": time.perf_counter() - self.started})
         self._steps, self._sums = 0, np.zeros(2)
 
 
@@ -320,7 +335,8 @@ def main() -> None:
         run, folder = Run(**order["run"]), Path(order["folder"])
         with open(_work_folder(folder, run) / MESSAGES, "a") as messages:
             os.dup2(messages.fileno(), sys.stderr.fileno())
-        _train(run, folder, Path(order["tokens"]), Path(order["tokenizer"]))
+        # a closed pipe, the parent's death, ends this process too
+        _train(run, folder, Path(order["tokens"]), Path(order["tokenizer"]), lambda step: print(step, flush=True))
         print(DONE, end="", flush=True)
 
 

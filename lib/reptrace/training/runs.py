@@ -14,7 +14,7 @@ from reptrace.texts.frequencies import NATURAL, REMAPPINGS
 HEAD_WIDTH = 16  # of an attention head; a model narrower than two of them has one
 LOSSES = ("cross-entropy", "squared error")
 # Came after runs had been trained and named: a run is named by these only where they differ from their defaults.
-ADDED = ("loss", "frequencies", "head_width", "rotary", "decay_steps")
+ADDED = ("loss", "frequencies", "head_width", "rotary", "decay_steps", "digits")
 AVERAGED_FROM = 64  # steps; an average over fewer says nothing
 DECAYING = "warmup_stable_decay"  # the schedule that decay_steps belong to
 
@@ -53,6 +53,8 @@ class Run:
         Share of each head that rotary embedding turns, in pairs of dimensions; 1: the whole head.
     decay_steps : int, default 0
         With the schedule "warmup_stable_decay" alone: the last steps, in which the rate falls linearly to 0.
+    digits : bool, default False
+        Whether the tokenizer has a token for each digit, see `corpora.train_tokenizer`.
     """
 
     width: int
@@ -74,6 +76,7 @@ class Run:
     head_width: int = HEAD_WIDTH
     rotary: float = 0.25
     decay_steps: int = 0
+    digits: bool = False
 
     def __post_init__(self):
         head = self.head_width
