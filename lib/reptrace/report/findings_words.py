@@ -24,11 +24,13 @@ TELLING = {"fig02-collapse": "the vectors first collapse onto fewer directions",
            "fig02-expansion": "they spread out again, to two or three times as many",
            "fig02-compression": "then they gather on the leading directions",
            "fig03-memorization": "memorization peaks while they spread",
+           "fig05-stages": "after pretraining, SFT and DPO spread them further, and RLVR gathers them",
+           "fig14-robustness": "longer pretraining makes fine-tuning less robust",
            "fig04-causes": "in a toy model, three causes suffice"}
 UNDECIDED = "not decided yet"
 MARK = {**MARKS, UNDECIDED: "…"}
 CAUSES = "skewed class counts, too few dimensions and cross-entropy"
-# The three questions of the opening page: which claims answer each, in short, and the answer by what came of them.
+# The questions of the opening page: which claims answer each, in short, and the answer by what came of them.
 QUESTIONS = (
     ({"fig02-collapse": "collapse", "fig02-expansion": "spreading", "fig02-compression": "gathering"},
      {REPRODUCED: "small models do so, too", PARTLY: "small models do so in part", NOT: "small models do not",
@@ -40,6 +42,13 @@ QUESTIONS = (
       NOT: "what they learn does not follow the paper",
       OPEN: "whether what they learn follows the paper can't be told here",
       UNDECIDED: "what they learn is not decided"}),
+    ({"fig05-stages": "SFT and DPO spread, RLVR gathers", "fig05-pass-at-k": "RLVR wins in few tries, loses in many",
+      "fig14-robustness": "longer pretraining makes fine-tuning less robust"},
+     {REPRODUCED: "after pretraining they do as the paper says",
+      PARTLY: "after pretraining they do as the paper says in part",
+      NOT: "after pretraining they do not do as the paper says",
+      OPEN: "whether they do as the paper says after pretraining can't be told here",
+      UNDECIDED: "what comes after pretraining is not decided"}),
     ({"fig04-causes": "sufficient", "fig12-uniform": "skew needed",
       "fig12-no-bottleneck": "few dimensions needed", "fig13-squared-error": "cross-entropy needed"},
      {REPRODUCED: f"in a toy model its causes are the paper's, {CAUSES}",
@@ -130,7 +139,7 @@ def readme(found: pd.DataFrame) -> str:
 
 
 def answer(found: pd.DataFrame) -> str:
-    """The three questions of the opening page, answered in a sentence from the verdicts."""
+    """The questions of the opening page, answered in a sentence from the verdicts."""
     verdict = dict(zip(found.id, found.verdict, strict=True))
     parts = []
     for claimed, words in QUESTIONS:
