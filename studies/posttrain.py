@@ -28,6 +28,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from multiprocessing import get_context, parent_process
@@ -137,9 +138,12 @@ def run(study: Study, workers: int, trials: bool) -> None:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     future.result()
                     done.add(running.pop(future).key)
-        except BaseException:
+        except BaseException as error:
             for process in list(pool._processes.values()):  # what is trained goes on from its last checkpoint
                 process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise SystemExit("a process was ended from outside, as where memory is short: run it again, with fewer "
+                                 "--workers if need be; what is done is kept.") from error
             raise
         told.put(None)
 
@@ -350,8 +354,13 @@ class Study:
         if trials:
             found += [Job("trials", seed, sum(each["stage"].get("steps", 100) * COST[each["of"]] + COST["measured"]
                                               for each in plan["trials"]), (("sequence", seed),))
-                      for seed in plan["trial_seeds"]]
+                      for seed in self.trial_seeds]
         return found
+
+    @property
+    def trial_seeds(self) -> list[int]:
+        """Of those that the plan names, those that a group has."""
+        return [seed for seed in self.plan["trial_seeds"] if seed in self.plan["seeds"]]
 
     def base(self, seed: int, progress: Progress) -> None:
         """Pretraining of one seed."""
@@ -665,7 +674,7 @@ class Study:
             for row in self.written(point).to_dict("records")])
         if trials:
             table(out / "posttrain_trials.csv", [{"group": self.plan["group"], **self.trial(seed, each)}
-                                                 for seed in self.plan["trial_seeds"] for each in self.plan["trials"]])
+                                                 for seed in self.trial_seeds for each in self.plan["trials"]])
 
     def sampled(self, point: Checkpoint) -> list[dict]:
         """Right answers among many drawn, of some problems."""

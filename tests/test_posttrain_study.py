@@ -38,10 +38,11 @@ def test_every_group_trains_every_stage_and_both_arms(group, tmp_path):
         stage = study.stage(name, 3)
         assert stage.seed == 3 and stage.checkpoint_steps[-1] == stage.steps
     assert study.stage(RLVR, 0).written >= max(len(each.answer) for each in study.asked) + 1, "no room for the end"
-    kinds = {job.kind for job in study.jobs(trials=False)}
-    assert kinds == {"base", "sequence", "direct", "robustness", "writing"}
+    jobs = study.jobs(trials=True)
+    assert {job.kind for job in jobs} == {"base", "sequence", "direct", "robustness", "writing", "trials"}
+    assert jobs[: len(study.jobs(trials=False))] == study.jobs(trials=False)
     done = set()
-    for job in study.jobs(trials=False):  # in an order in which each finds what it needs
+    for job in jobs:  # in an order in which each finds what it needs
         assert set(job.needs) <= done, job
         done.add(job.key)
 
