@@ -28,9 +28,10 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
 
@@ -137,9 +138,12 @@ def run(study: Study, workers: int, trials: bool) -> None:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     future.result()
                     done.add(running.pop(future).key)
-        except BaseException:
+        except BaseException as error:
             for process in list(pool._processes.values()):  # what is trained goes on from its last checkpoint
                 process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise SystemExit("a process was ended from outside, as where memory is short: run it again, with fewer "
+                                 "--workers if need be; what is done is kept.") from error
             raise
         told.put(None)
 
@@ -150,7 +154,8 @@ def _advance(told, bar) -> None:
 
 
 def _begin(told) -> None:
-    """What a process does first: one thread, and a way to tell what it has done."""
+    """What a process does first: one thread, a way to tell what it has done, and an end with the one that began it."""
+    Thread(target=_end_with_parent, daemon=True).start()
     import torch
     import trl.trainer.grpo_trainer  # noqa: F401
     from datasets.utils.logging import disable_progress_bar
@@ -162,6 +167,12 @@ def _begin(told) -> None:
     torch.set_flush_denormal(True)
     global _told
     _told = told
+
+
+def _end_with_parent() -> None:
+    """A pool's processes wait for work forever where what began them was killed."""
+    parent_process().join()
+    os._exit(1)
 
 
 def _work(plan: dict, build: Path, job: Job) -> None:
@@ -303,7 +314,7 @@ class Study:
                          "less.")
 
     def first_asked(self, point: Checkpoint) -> float:
-        """pass@1, of other held-out problems than those that are reported."""
+        """pass@1, of another draw of held-out problems than what is reported; of short ones there are no others."""
         from reptrace.models.generation import log_probability
 
         identity = {"first asked": 1, "point": f"{point.model}@{point.revision}", **self.plan["asked"]}
@@ -343,8 +354,13 @@ class Study:
         if trials:
             found += [Job("trials", seed, sum(each["stage"].get("steps", 100) * COST[each["of"]] + COST["measured"]
                                               for each in plan["trials"]), (("sequence", seed),))
-                      for seed in plan["trial_seeds"]]
+                      for seed in self.trial_seeds]
         return found
+
+    @property
+    def trial_seeds(self) -> list[int]:
+        """Of those that the plan names, those that a group has."""
+        return [seed for seed in self.plan["trial_seeds"] if seed in self.plan["seeds"]]
 
     def base(self, seed: int, progress: Progress) -> None:
         """Pretraining of one seed."""
@@ -446,16 +462,14 @@ class Study:
         identity = {"measured": 1, "point": f"{point.model}@{point.revision}",
                     "start": start and f"{start.model}@{start.revision}", **asked, **self.plan["probes"]}
         if not self.records.done(identity):
-            self.records.write(identity, [self._measured(seed, point, start)])
-        return self.records.table([identity]).iloc[0].to_dict()
+            self.records.write(identity, [self._measured(point, start)])
+        return self.records.table([identity]).iloc[0].to_dict() | self.displaced(seed, point)
 
-    def _measured(self, seed: int, point: Checkpoint, start: Checkpoint | None) -> dict:
-        from reptrace.models.generation import log_probability
+    def _measured(self, point: Checkpoint, start: Checkpoint | None) -> dict:
         from reptrace.training.answering import answers, kl, of_drawn
 
         model, asked = self.opened(point), self.plan["asked"]
         said = answers(model, self.tokenizer, self.asked, asked["tokens"], asked["samples"], SEED_OF["held out"])
-        pairs = self.pairs(seed)
         found = {**self.geometry(model, start), "accuracy": said.accuracy, "sampled": said.right.mean(),
                  "flat_groups": said.flat_groups, "entropy": said.entropy, "distinct": said.distinct,
                  "ended": said.written.ended.mean(), "kl": np.nan, "kl_stderr": np.nan}
@@ -463,9 +477,21 @@ class Study:
             reference = of_drawn(self.opened(start), self.tokenizer, [each.prompt() for each in self.asked],
                                  said.written)
             found["kl"], found["kl_stderr"] = kl(said, reference)
-        for kind in ("chosen", "rejected"):
-            found[kind] = log_probability(model, self.tokenizer, pairs.prompt.tolist(), pairs[kind].tolist()).mean()
         return found | {"log_probability": said.log_probability.astype(np.float32).tolist()}
+
+    def displaced(self, seed: int, point: Checkpoint) -> dict[str, float]:
+        """Mean log-probability (nats) of the chosen and of the rejected answers of a seed's pairs, which make the
+        record: it stands apart, as they hang on SFT's settings and on DPO's."""
+        from reptrace.models.generation import log_probability
+
+        pairs, kinds = self.pairs(seed), ["chosen", "rejected"]
+        identity = {"displaced": 1, "point": f"{point.model}@{point.revision}", "pairs": fingerprint(
+            json.dumps(row).encode() for row in pairs[["prompt", *kinds]].to_numpy().tolist())}
+        if not self.records.done(identity):
+            model, asked = self.opened(point), pairs.prompt.tolist()
+            self.records.write(identity, [{kind: log_probability(model, self.tokenizer, asked, pairs[kind].tolist())
+                                           .mean() for kind in kinds}])
+        return self.records.table([identity])[kinds].iloc[0].to_dict()
 
     def pairs(self, seed: int) -> pd.DataFrame:
         """The pairs that displacement is told by: those of DPO, up to as many as problems are asked."""
@@ -648,14 +674,15 @@ class Study:
             for row in self.written(point).to_dict("records")])
         if trials:
             table(out / "posttrain_trials.csv", [{"group": self.plan["group"], **self.trial(seed, each)}
-                                                 for seed in self.plan["trial_seeds"] for each in self.plan["trials"]])
+                                                 for seed in self.trial_seeds for each in self.plan["trials"]])
 
     def sampled(self, point: Checkpoint) -> list[dict]:
         """Right answers among many drawn, of some problems."""
         from reptrace.models.generation import write
 
         asked = self.plan["sampled"]
-        identity = {"sampled": 1, "point": f"{point.model}@{point.revision}", **asked, **self.plan["asked"]}
+        identity = {"sampled": 2, "point": f"{point.model}@{point.revision}", "problems": asked["problems"],
+                    "samples": asked["samples"], "tokens": self.plan["asked"]["tokens"]}
         if not self.records.done(identity):
             some = self.asked[: asked["problems"]]
             made = write(self.opened(point), self.tokenizer, [each.prompt() for each in some],

@@ -3,7 +3,10 @@
 Trusted: win rates counted by hand, scipy's binomial, and sets of problems written down in this file's own way.
 """
 
+import json
+import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pandas as pd
@@ -11,6 +14,7 @@ import pytest
 import yaml
 from scipy.stats import binom
 
+from reptrace.checkpoints.listing import Checkpoint
 from reptrace.report.profiles import ROOT
 from reptrace.texts import problems
 from reptrace.texts.corpora import Corpus
@@ -34,10 +38,11 @@ def test_every_group_trains_every_stage_and_both_arms(group, tmp_path):
         stage = study.stage(name, 3)
         assert stage.seed == 3 and stage.checkpoint_steps[-1] == stage.steps
     assert study.stage(RLVR, 0).written >= max(len(each.answer) for each in study.asked) + 1, "no room for the end"
-    kinds = {job.kind for job in study.jobs(trials=False)}
-    assert kinds == {"base", "sequence", "direct", "robustness", "writing"}
+    jobs = study.jobs(trials=True)
+    assert {job.kind for job in jobs} == {"base", "sequence", "direct", "robustness", "writing", "trials"}
+    assert jobs[: len(study.jobs(trials=False))] == study.jobs(trials=False)
     done = set()
-    for job in study.jobs(trials=False):  # in an order in which each finds what it needs
+    for job in jobs:  # in an order in which each finds what it needs
         assert set(job.needs) <= done, job
         done.add(job.key)
 
@@ -76,6 +81,70 @@ def test_sets_teach_one_task_each(tmp_path):
 def row(tokens, tuned, right, judged, said):
     return {"tokens": tokens, "tuned": tuned, **{f"{key}_{task}": values for task in posttrain.SETS.values() for
             key, values in (("right", right), ("judged", judged), ("said", said))}}
+
+
+class Looked(Exception):
+    """A record was looked for, by this identity."""
+
+
+def identity(changes, name, *arguments, pairs=()):
+    """Of the record that a study with some changed settings looks for."""
+    settings = posttrain.changed(plan("smoke"), changes)
+    study = posttrain.Study(settings, "nowhere")
+
+    def looked(identity):
+        raise Looked(json.dumps(identity, sort_keys=True))
+
+    study.records.done = looked
+    study.pairs = lambda seed: pd.DataFrame(pairs, columns=["prompt", "chosen", "rejected"])
+    with pytest.raises(Looked) as found:
+        getattr(study, name)(*arguments)
+    return str(found.value)
+
+
+POINT = Checkpoint("reptrace/some", "step3", 3, 300, "nowhere")
+RECORDS = {"measured": (0, POINT, None), "sampled": (POINT,), "preferences": (0, POINT), "first_asked": (POINT,),
+           "tuned_row": (0, POINT, "A"), "written": (POINT,)}
+
+
+@pytest.mark.parametrize("name, changes", [
+    ("sampled", {"sampled": {"problems": 3}}), ("sampled", {"sampled": {"samples": 9}}),
+    ("sampled", {"asked": {"tokens": 7}}), ("measured", {"asked": {"problems": 7}}),
+    ("measured", {"asked": {"samples": 7}}), ("measured", {"asked": {"tokens": 7}}),
+    ("measured", {"probes": {"sequences": 7}}), ("measured", {"probes": {"alpha_ranks": [5, 20]}}),
+    ("preferences", {"DPO": {"samples": 7}}), ("preferences", {"DPO": {"asked": 7}}),
+    ("preferences", {"asked": {"tokens": 7}}), ("first_asked", {"asked": {"problems": 7}}),
+    ("tuned_row", {"robustness": {"pairs": 7}}), ("tuned_row", {"robustness": {"stage": {"steps": 6}}}),
+    ("tuned_row", {"probes": {"length": 32}}), ("tuned_row", {"seeds": [0, 5]}),
+    ("written", {"probes": {"sequences": 7}})])
+def test_what_was_kept_is_not_taken_under_other_settings(name, changes):
+    assert identity(changes, name, *RECORDS[name]) != identity({}, name, *RECORDS[name])
+
+
+def test_other_pairs_are_asked_anew():
+    one, other = ([("p", "right", wrong)] for wrong in ("wrong", "worse"))
+    assert len({identity({}, "displaced", 0, POINT, pairs=pairs) for pairs in (one, other, [*one, *other])}) == 3
+
+
+ORPHAN = """
+import os, sys
+from multiprocessing import get_context
+sys.path.insert(0, {studies!r})
+import posttrain
+child = get_context("spawn").Process(target=posttrain._end_with_parent)  # would wait forever
+child.start()
+print(child.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_processes_end_with_the_one_that_was_killed(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text("if __name__ == '__main__':\n" + textwrap.indent(
+        ORPHAN.format(studies=str(ROOT / "studies")), "    "))
+    # the pipe is the child's output, too: it is at its end when both have ended
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -9 and int(done.stdout)
 
 
 def test_win_rates_by_hand():

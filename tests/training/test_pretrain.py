@@ -264,7 +264,8 @@ def test_runs_with_a_token_for_each_digit_have_a_tokenizer_of_their_own_and_a_su
     assert sorted(path.suffix for path in (tmp_path / "tokens").iterdir()) == [".tokenizer"] * 2 + [".tokens"] * 2
 
 
-def test_a_run_that_is_trained_in_this_process_ends_with_the_weights_of_one_that_was_not(trained, tmp_path):
+def test_a_run_that_is_trained_in_this_process_ends_with_the_weights_of_one_that_was_not(
+        trained, tmp_path, monkeypatch):
     run, told = RUNS[0], []
     here = Suite([run], CORPUS, tmp_path)
     here.train_here(run, told.append)
@@ -277,6 +278,10 @@ def test_a_run_that_is_trained_in_this_process_ends_with_the_weights_of_one_that
     assert here.log(run).loss.tolist() == trained.log(run).loss.tolist()
     assert not list((tmp_path / "training").glob("neox*"))
     here.train_here(run, lambda step: pytest.fail("it was trained twice"))
+    # as one finds it that looked before another process was done, and waited for it
+    monkeypatch.setattr(Suite, "trained", lambda suite, run: False)
+    here.train_here(run, lambda step: pytest.fail("it was trained twice"))
+    assert not list((tmp_path / "training").glob("neox*"))
 
 
 def test_a_run_that_was_killed_goes_on_in_this_process(trained, tmp_path):

@@ -141,7 +141,7 @@ class Suite:
             work.mkdir(parents=True, exist_ok=True)
             _train(run, self.folder, self.token_file(run), self._text_file(run.vocabulary, "tokenizer"), report,
                    device)
-            shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)  # another process that waited may do it, too
 
     def trained(self, run: Run) -> bool:
         """Whether the run has come to its end."""
@@ -252,6 +252,8 @@ def _train(run: Run, folder: Path, tokens: Path, tokenizer: Path, report: Callab
     torch.set_flush_denormal(True)
     work = _work_folder(folder, run)
     with FileLock(work / "lock"):
+        if "main" in revisions(run.repository, str(folder / "hub")):  # done by another process, which this waited for
+            return
         loop, state = Loop(run, np.memmap(tokens, np.uint16, "c"), AVERAGING, device), work / STATE
         log = Log(run, loop.load(state) if state.exists() else [], device)
         keep, averaged = set(run.checkpoint_steps), set(run.averaged_steps)
