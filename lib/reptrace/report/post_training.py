@@ -163,7 +163,7 @@ def stages_verdict(found: pd.DataFrame, scale: str) -> Verdict:
         f"RankMe, by paired intervals, of {len(whole)} seeds: {said}. All three stages go the paper's way in "
         + ", ".join(f"{right[probe].sum()} on {name}" for probe, name in PROBES.items())
         + f" and {whole.sum()} on both.",
-        "change of RankMe over RLVR after DPO, on ordinary text, mean over runs", *mean_over(last.change),
+        "change of RankMe over RLVR after DPO, on ordinary text, mean of all seeds", *mean_over(last.change),
         int(whole.sum()), len(whole), scale)
 
 

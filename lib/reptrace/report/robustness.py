@@ -160,7 +160,7 @@ def loss_verdicts(tuned: pd.DataFrame, scale: str) -> list[Verdict]:
     each = ", ".join(f"{relative(mean_over(slopes[out]))} ({name})" for out, name in
                      ({WITHIN: "in distribution"} | OUT).items())
     where = f"From {LATE} to {reach:.0f} tokens a parameter each doubling changes the loss after tuning by {each}. "
-    quantity = "relative change of the loss on another task for each doubling of tokens (%), mean over runs"
+    quantity = "relative change of the loss on another task for each doubling of tokens (%), mean of all seeds"
     change = 100 * np.expm1(mean_over(slopes["reverse"]))
     verdict, whole, of = decided(slow, reach)
     first = Verdict(
@@ -210,7 +210,7 @@ def win_verdicts(bases: pd.DataFrame, wins: pd.DataFrame, scale: str) -> list[Ve
     beside = {key: both_of(said, _said(rankme, "rises")) for key, said in falling.items() if key[0] == "twin"}
     slope = mean_over(100 * by["twin", "reverse", "exact"].slope)
     quantity = ("change of the win rate against the twin on B's prompts, exact checker, for each doubling of tokens "
-                "(points), mean over runs")
+                "(points), mean of all seeds")
     stand_in = (f"No chat was judged: the models answer problems, and an {JUDGES['exact']} or a {JUDGES['likelihood']} "
                 f"stands in for a language model. From {LATE} to {reach:.0f} tokens a parameter ")
     verdict, whole, of = decided(beside, reach)
