@@ -1,6 +1,6 @@
 """Post-training of small models: SFT, DPO and RLVR in sequence, RLVR straight from the base, SFT along pretraining.
 
-    make posttrain             # 25 minutes on two cores; go on with it at any time
+    make posttrain             # 25 minutes on two cores, 3 GB; go on with it at any time
     make posttrain SMOKE=1     # every stage and both arms, in half a minute, into build/posttrain-smoke/tables
     make posttrain TRIALS=1    # other settings of single stages, too
     .venv/bin/python studies/posttrain.py --group gpu    # larger models, on a GPU; a table holds the rows of all groups
@@ -746,7 +746,7 @@ def table(path: Path, rows: list[dict]) -> None:
     made = pd.DataFrame(rows)
     if path.exists():
         old = read(path)
-        made = pd.concat([old[~old.group.isin(made.group)], made], ignore_index=True)
+        made = pd.concat([old[~old.group.isin(made.group)], made]).sort_values("group", kind="stable")
     last = [name for name in made if name in {"device", *provenance()}]
     made = made[[*(name for name in made if name not in last), *last]]
     if path.suffix == ".parquet":
