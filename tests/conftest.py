@@ -34,11 +34,11 @@ from limits import pytest_handlecrashitem, pytest_runtest_teardown  # noqa: F401
 torch.set_num_threads(1)
 
 # The files that take a quarter of a minute of processor time or more, the longest first.
-LONGEST = ("report/test_making.py", "training/test_pretrain.py", "training/test_callback.py", "report/test_lab.py",
-           "measures/test_phases.py", "sweeps/test_dispatch.py", "sweeps/test_sweep_hub.py",
-           "report/test_paper_profile.py", "sweeps/test_measurement.py", "training/test_callback_trl.py",
-           "training/test_posttrain.py",
-           "test_main.py", "checkpoints/test_weights.py")
+LONGEST = ("report/test_making.py", "training/test_pretrain.py", "training/test_callback.py", "report/test_book.py",
+           "report/test_lab.py", "measures/test_phases.py", "sweeps/test_dispatch.py", "training/test_tuning.py",
+           "sweeps/test_sweep_hub.py", "report/test_paper_profile.py", "sweeps/test_measurement.py",
+           "training/test_callback_trl.py", "training/test_posttrain.py", "test_main.py", "test_posttraining_paper.py",
+           "checkpoints/test_weights.py")
 
 
 def pytest_collection_modifyitems(items):
