@@ -221,6 +221,7 @@ class Study:
     def __init__(self, plan: dict, build: Path):
         self.plan, self.build = plan, Path(build)
         self.records = Store(self.build / "records")
+        self._pairs: dict[int, pd.DataFrame] = {}  # by seed: asked for once a checkpoint
 
     def prepare(self) -> None:
         """Read the text, mix and tokenize it, once."""
@@ -317,7 +318,7 @@ class Study:
         """pass@1, of another draw of held-out problems than what is reported; of short ones there are no others."""
         from reptrace.models.generation import log_probability
 
-        identity = {"first asked": 1, "point": f"{point.model}@{point.revision}", **self.plan["asked"]}
+        identity = {"first asked": 1, "point": point.label, **self.plan["asked"]}
         if not self.records.done(identity):
             some = problems.draw(self.plan["asked"]["problems"], True, SEED_OF["held out"] + 3, self.grades_asked)
             told = log_probability(self.opened(point), self.tokenizer, [each.prompt() for each in some],
@@ -328,8 +329,9 @@ class Study:
     def stage(self, name: str, seed: int, **changes):
         from reptrace.training.posttrain import Stage
 
-        found = {**self.plan[name]["stage"], **changes}
-        return Stage(found.pop("kind", "SFT" if name == "robustness" else name), seed=seed, **found)
+        section = "robustness" if name in SETS else name
+        found = {**self.plan[section]["stage"], **changes}
+        return Stage("SFT" if section == "robustness" else name, seed=seed, **found)
 
     # -- jobs --
 
@@ -344,10 +346,9 @@ class Study:
         direct = steps["RLVR"] + kept["RLVR"] * COST["measured"]
         each = plan["robustness"]["stage"]["steps"] * COST["SFT"]
         robust = len(plan["robustness"]["tokens"]) * (2 * each + 3 * COST["tuned"])
-        judge = {seed: seeds[(k + 1) % len(seeds)] for k, seed in enumerate(seeds)}
         writing = (len(plan["robustness"]["tokens"]) + 2) * COST["written"]
         found = [Job("base", seed, base) for seed in seeds]
-        found += [Job("robustness", seed, robust, (("base", seed), ("base", judge[seed]))) for seed in seeds]
+        found += [Job("robustness", seed, robust, (("base", seed), ("base", self.judge_of(seed)))) for seed in seeds]
         found += [Job("sequence", seed, chain, (("base", seed),)) for seed in seeds]
         found += [Job("direct", seed, direct, (("sequence", seed),)) for seed in seeds]
         found += [Job("writing", seed, writing, (("base", seed),)) for seed in seeds]
@@ -409,9 +410,8 @@ class Study:
         from reptrace.training.posttrain import tune
 
         stage, data = self.stage(name, seed, **changes), self.data(name, seed, start)
-        report = progress.steps(name) if progress else (lambda step: None)
-        found = tune(start, stage, data, self.suite.hub, self.build / "work", report=report)
-        return found
+        report = progress.steps(stage.kind) if progress else (lambda step: None)
+        return tune(start, stage, data, self.suite.hub, self.build / "work", report=report)
 
     def data(self, name: str, seed: int, start: Checkpoint):
         """What a stage is trained on."""
@@ -436,7 +436,7 @@ class Study:
         from reptrace.training.answering import answers, preferences
 
         asked = self.plan["DPO"]
-        identity = {"preferences": 2, "start": f"{start.model}@{start.revision}", "seed": seed,
+        identity = {"preferences": 2, "start": start.label, "seed": seed,
                     **{key: asked[key] for key in ("asked", "samples")}, "tokens": self.plan["asked"]["tokens"]}
         if not self.records.done(identity):
             drawn = self.drawn("DPO", seed)
@@ -459,8 +459,8 @@ class Study:
     def measured(self, seed: int, point: Checkpoint, start: Checkpoint | None) -> dict:
         """A checkpoint's geometry and answers, against the one that its stage began from."""
         asked = self.plan["asked"]
-        identity = {"measured": 1, "point": f"{point.model}@{point.revision}",
-                    "start": start and f"{start.model}@{start.revision}", **asked, **self.plan["probes"]}
+        identity = {"measured": 1, "point": point.label,
+                    "start": start and start.label, **asked, **self.plan["probes"]}
         if not self.records.done(identity):
             self.records.write(identity, [self._measured(point, start)])
         return self.records.table([identity]).iloc[0].to_dict() | self.displaced(seed, point)
@@ -485,7 +485,7 @@ class Study:
         from reptrace.models.generation import log_probability
 
         pairs, kinds = self.pairs(seed), ["chosen", "rejected"]
-        identity = {"displaced": 1, "point": f"{point.model}@{point.revision}", "pairs": fingerprint(
+        identity = {"displaced": 1, "point": point.label, "pairs": fingerprint(
             json.dumps(row).encode() for row in pairs[["prompt", *kinds]].to_numpy().tolist())}
         if not self.records.done(identity):
             model, asked = self.opened(point), pairs.prompt.tolist()
@@ -495,8 +495,10 @@ class Study:
 
     def pairs(self, seed: int) -> pd.DataFrame:
         """The pairs that displacement is told by: those of DPO, up to as many as problems are asked."""
-        sft = self.tuned("SFT", seed, self.start(seed))[-1]
-        return self.preferences(seed, sft).head(self.plan["asked"]["problems"])
+        if seed not in self._pairs:
+            sft = self.tuned("SFT", seed, self.start(seed))[-1]
+            self._pairs[seed] = self.preferences(seed, sft).head(self.plan["asked"]["problems"])
+        return self._pairs[seed]
 
     def geometry(self, model, start: Checkpoint | None = None) -> dict:
         """RankMe and alpha of each probe, and their paired change since another checkpoint."""
@@ -528,7 +530,7 @@ class Study:
 
     def tuned_row(self, seed: int, start: Checkpoint, name: str, progress: Progress | None = None) -> dict:
         """What a checkpoint can do, as it is ("none") or tuned on a set."""
-        identity = {"robustness": 1, "start": f"{start.model}@{start.revision}", "name": name, "seed": seed,
+        identity = {"robustness": 1, "start": start.label, "name": name, "seed": seed,
                     "judge": self.judge_of(seed), "plan": self.plan["robustness"], "probes": self.plan["probes"],
                     "asked": self.plan["asked"]}
         if not self.records.done(identity):
@@ -536,20 +538,10 @@ class Study:
         return self.records.table([identity]).iloc[0].to_dict()
 
     def _tuned_row(self, seed: int, start: Checkpoint, name: str, progress: Progress | None) -> dict:
-        from datasets import Dataset
-
         from reptrace.models.scoring import score
         from reptrace.training.answering import answers, of_drawn
-        from reptrace.training.posttrain import tune
 
-        point = start
-        if name in SETS:
-            drawn = self.drawn(name, seed)
-            data = Dataset.from_dict({"prompt": [each.prompt() for each in drawn],
-                                      "completion": [each.answer for each in drawn]})
-            report = progress.steps("SFT") if progress else (lambda step: None)
-            point = tune(start, self.stage("robustness", seed), data, self.suite.hub, self.build / "work",
-                         report=report)[-1]
+        point = self.tuned(name, seed, start, progress)[-1] if name in SETS else start
         model, found = self.opened(point), {"tokens": start.tokens, "tuned": name, "repository": point.model,
                                             "revision": point.revision}
         found |= self.geometry(model)
@@ -607,7 +599,7 @@ class Study:
         """Rows of `report.writing`, without the texts."""
         from reptrace.report.writing import FURTHER, LENGTH, PROMPTS, rows_of
 
-        identity = {"writing": 1, "point": f"{point.model}@{point.revision}", "probes": self.plan["probes"]}
+        identity = {"writing": 1, "point": point.label, "probes": self.plan["probes"]}
         if not self.records.done(identity):
             texts = [text for text in self.probes["text"] if len(text) >= LENGTH + FURTHER][:PROMPTS]
             self.records.write(identity, rows_of(point, self.tokenizer, texts))
@@ -679,18 +671,17 @@ class Study:
     def sampled(self, point: Checkpoint) -> list[dict]:
         """Right answers among many drawn, of some problems."""
         from reptrace.models.generation import write
+        from reptrace.training.answering import rightly
 
         asked = self.plan["sampled"]
-        identity = {"sampled": 2, "point": f"{point.model}@{point.revision}", "problems": asked["problems"],
+        identity = {"sampled": 2, "point": point.label, "problems": asked["problems"],
                     "samples": asked["samples"], "tokens": self.plan["asked"]["tokens"]}
         if not self.records.done(identity):
             some = self.asked[: asked["problems"]]
             made = write(self.opened(point), self.tokenizer, [each.prompt() for each in some],
                          self.plan["asked"]["tokens"], asked["samples"], seed=1, batch_size=2048)
-            right = [sum(text == each.answer and end for text, end in zip(texts, ends, strict=True))
-                     for each, texts, ends in zip(some, made.texts, made.ended.tolist(), strict=True)]
             self.records.write(identity, [{"problem": k, "samples": asked["samples"], "right": count}
-                                          for k, count in enumerate(right)])
+                                          for k, count in enumerate(rightly(made, some).sum(1).tolist())])
         return self.records.table([identity])[["problem", "samples", "right"]].to_dict("records")
 
 

@@ -1,6 +1,7 @@
 """What the test files share: no network, one thread, fixed seeds, a hub cache laid out by hand, and a stand-in hub."""
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -51,6 +52,30 @@ def pytest_collection_modifyitems(items):
 def seeded():
     """The same random numbers whichever tests run, in whatever order."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Seconds that tenacity would have waited before other attempts; it does not, here."""
+    waits, sleep = [], time.sleep
+
+    def listed(seconds):
+        if sys._getframe(1).f_globals["__name__"].startswith("tenacity."):
+            waits.append(seconds)
+        else:
+            sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", listed)
+    return waits
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """What was imported is no garbage: every training collects once, which takes most of a short one's time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

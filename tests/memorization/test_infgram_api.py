@@ -6,7 +6,6 @@ at all. Nothing here asks the real API.
 """
 
 import json
-import sys
 import time
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -110,21 +109,6 @@ def server(index):
     stand_in = StandIn(index)
     with serving(stand_in.server):
         yield stand_in
-
-
-@pytest.fixture
-def waits(monkeypatch):
-    """Seconds that tenacity would have waited before other attempts; it does not, here."""
-    waits, sleep = [], time.sleep
-
-    def listed(seconds):
-        if sys._getframe(1).f_globals["__name__"].startswith("tenacity."):
-            waits.append(seconds)
-        else:
-            sleep(seconds)
-
-    monkeypatch.setattr(time, "sleep", listed)
-    return waits
 
 
 @pytest.fixture

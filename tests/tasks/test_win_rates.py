@@ -5,8 +5,6 @@ standard error.
 """
 
 import json
-import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -26,21 +24,6 @@ def server():
     stand_in = StandIn()
     with serving(stand_in.server):
         yield stand_in
-
-
-@pytest.fixture
-def waits(monkeypatch):
-    """Seconds that tenacity would have waited before other attempts; it does not, here."""
-    waits, sleep = [], time.sleep
-
-    def listed(seconds):
-        if sys._getframe(1).f_globals["__name__"].startswith("tenacity."):
-            waits.append(seconds)
-        else:
-            sleep(seconds)
-
-    monkeypatch.setattr(time, "sleep", listed)
-    return waits
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ states, RankMe by numpy.
 """
 
 import copy
-import gc
 import json
 import re
 
@@ -29,6 +28,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTr
 import reptrace
 from reptrace.report.profiles import ROOT
 
+pytestmark = pytest.mark.usefixtures("frozen")
 WORDS = ["<pad>", "<end>", "sort", "=", *map(str, range(12))]
 SIZES = {"vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
          "intermediate_size": 32, "max_position_embeddings": 32, "pad_token_id": 0, "eos_token_id": 1,
@@ -68,15 +68,6 @@ TRAINERS = {"SFT": (SFTTrainer, SFTConfig, {"completion": ANSWERS}),
             "GRPO": (GRPOTrainer, GRPOConfig, {"answer": ANSWERS})}
 # Two steps, each of two small batches, for what is generated once
 ONLY = {"GRPO": {"num_generations": 2, "max_completion_length": 4, "num_iterations": 2, "beta": 0.1}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen():
-    """What was imported is no garbage: every training collects once, which would take most of the time here."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ Trusted: torch's gradient of the cross-entropy summed by hand, TRL's own trainer
 and a tuning that nothing cut off. One test starts `accelerate launch`; the others do its work in this process.
 """
 
-import gc
 import json
 
 import pytest
@@ -29,19 +28,11 @@ from reptrace.training import tuning_process
 from reptrace.training.tuning import RESULT, Tuning, TuningPart, launch
 from reptrace.training.tuning_process import held_out_loss, last_checkpoint, trainer_of, tune
 
+pytestmark = pytest.mark.usefixtures("frozen")
 OLMO, BRANCHES = "allenai/OLMo-2-0425-1B", ("stage1-step10000-tokens21B", "stage1-step1907359-tokens4001B")
 PAIRS = [{"prompt": f"\n\nHuman: say {k}\n\nAssistant:", "completion": " fox" * (k % 5 + 1)} for k in range(16)]
 SMALL = Tuning(max_length=48, batch=4, accumulation=2, learning_rate=1e-2, loss_length=40, processes=1, per_device=4,
                save_steps=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen():
-    """What was imported is no garbage: every training collects once, which would take most of the time here."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

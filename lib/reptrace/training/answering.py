@@ -9,7 +9,7 @@ import numpy as np
 
 from reptrace.models.generation import Written, log_probability, write
 from reptrace.models.scoring import score
-from reptrace.texts.problems import Problem
+from reptrace.texts.problems import Problem, right
 
 BATCH = 512  # sequences
 
@@ -67,11 +67,16 @@ def answers(model, tokenizer, problems: Sequence[Problem], tokens: int, samples:
     samples : int, answers to each problem
     seed : int, default 0
     """
-    prompts, right = [each.prompt() for each in problems], [each.answer for each in problems]
+    prompts, due = [each.prompt() for each in problems], [each.answer for each in problems]
     made = write(model, tokenizer, prompts, tokens, samples, seed=seed, batch_size=BATCH)
-    good = np.array([[text == answer for text in texts] for texts, answer in zip(made.texts, right, strict=True)])
-    return Answers(made, good & made.ended, log_probability(model, tokenizer, prompts, right, BATCH),
+    return Answers(made, rightly(made, problems), log_probability(model, tokenizer, prompts, due, BATCH),
                    of_drawn(model, tokenizer, prompts, made))
+
+
+def rightly(made: Written, problems: Sequence[Problem]) -> np.ndarray:
+    """Which of the texts are the right answer and ended, bool, shape (problems, samples)."""
+    return made.ended & np.array([[right(problem, text) for text in texts]
+                                  for problem, texts in zip(problems, made.texts, strict=True)])
 
 
 def of_drawn(model, tokenizer, prompts: Sequence[str], made: Written) -> np.ndarray:
