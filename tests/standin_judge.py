@@ -7,36 +7,23 @@ not at all.
 import json
 import re
 import time
-from collections import deque
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from limits import NeverWaiting
+from standin_orders import Ordered
 
 ANSWERS = re.compile(r"<answer_([AB])>\n(\d*)")
 
 
-class Server(NeverWaiting, ThreadingHTTPServer):
-    request_queue_size = 64
+class StandIn(Ordered):
+    """A judge, where no order says otherwise. `likes`: what is added to the first answer."""
 
-
-class StandIn:
-    """Each request takes one order from `orders` (none left: judge). `likes`: what is added to the first answer."""
+    usual = "judge"
 
     def __init__(self):
-        self.orders, self.requests, self.likes = deque(), [], 0
-        stand_in = self
+        super().__init__()
+        self.likes, self.url = 0, f"{self.root}v1"
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                stand_in.requests.append((self.path, self.headers["Authorization"], query))
-                stand_in.carry_out(self, stand_in.orders.popleft() if stand_in.orders else "judge", query)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+    def seen(self, request, query):
+        return request.path, request.headers["Authorization"], query
 
     def said(self, query):
         [message] = query["messages"]
@@ -73,11 +60,4 @@ class StandIn:
             body = answer(order.removeprefix("say "))
         elif order == "null":
             body = answer(None)
-        try:
-            request.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                request.send_header(name, value)
-            request.end_headers()
-            request.wfile.write(body)
-        except OSError:  # the client did not wait
-            pass
+        self.send(request, status, body, headers)

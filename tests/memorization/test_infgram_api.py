@@ -7,12 +7,11 @@ at all. Nothing here asks the real API.
 
 import json
 import time
-from collections import deque
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
-from limits import NeverWaiting, check_resets, serving
+from limits import check_resets, serving
+from standin_orders import Ordered
 
 from reptrace.memorization.infgram import build_infgram
 from reptrace.memorization.infgram_api import ApiError, WebInfinityGram
@@ -24,29 +23,15 @@ CONTEXTS = [[], [5, 6], [4, 9, 5, 6], [3], [7, 5], [5, 6, END, 5], [8] * 40]
 TOKENS = [5, 7, 8, 6, END, 6, 9]
 
 
-class Server(NeverWaiting, ThreadingHTTPServer):
-    pass
-
-
-class StandIn:
-    """Answers from an index. Each request takes one order from `orders` (none left: answer rightly)."""
+class StandIn(Ordered):
+    """Answers from an index, where no order says otherwise."""
 
     def __init__(self, index):
-        self.index, self.orders, self.requests, self.times = index, deque(), [], []
-        stand_in = self
+        super().__init__()
+        self.index, self.times, self.url = index, [], self.root
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                stand_in.times.append(time.monotonic())
-                query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                stand_in.requests.append(query)
-                stand_in.carry_out(self, stand_in.orders.popleft() if stand_in.orders else "answer", query)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/"
+    def begun(self):
+        self.times.append(time.monotonic())
 
     def answer(self, query):
         ids = [END if token == 65535 else token for token in query["query_ids"]]
@@ -88,14 +73,7 @@ class StandIn:
             status, body = 400, json.dumps({"error": "[Flask] Invalid index: nowhere"}).encode()
         elif order == "long":
             body = json.dumps(self.answer(query) | {"suffix_len": 499}).encode()
-        try:
-            request.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                request.send_header(name, value)
-            request.end_headers()
-            request.wfile.write(body)
-        except OSError:  # the client did not wait
-            pass
+        self.send(request, status, body, headers)
 
 
 @pytest.fixture(scope="module")
