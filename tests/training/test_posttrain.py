@@ -23,7 +23,7 @@ from huggingface_hub import scan_cache_dir
 from huggingface_hub.utils import validate_repo_id
 from limits import SOON
 from test_callback import generators, rankme_by_numpy
-from test_callback_trl import MODELS, SIZES, WORDS, frozen, share_right, text, tokenizer  # noqa: F401  a fixture
+from test_callback_trl import MODELS, SIZES, share_right, text, tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.functional import cross_entropy, logsigmoid
 from transformers import (
