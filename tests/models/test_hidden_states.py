@@ -298,12 +298,14 @@ def test_the_token_budget_is_told_with_the_features(batch_size, budget, memory, 
 def test_features_gathered_before_they_are_copied_are_the_same(limit):
     model, rows = tiny().base_model, torch.randperm(9).tolist()
     states = {name: torch.randn(9, 32, dtype=torch.float64) for name in (0, "final")}
-    results = hidden_states._Results(model, 9, list(states), limit)
+    results, spare = hidden_states._Results(model, 9, list(states), limit), torch.randn(9, 2, 3, dtype=torch.float64)
     for start in (0, 3, 6):
-        results.add(rows[start : start + 3], {name: given[start : start + 3] for name, given in states.items()})
+        part = slice(start, start + 3)
+        results.add(rows[part], {name: given[part] for name, given in states.items()}, {"a": spare[part]})
     results.flush()
     for name, given in states.items():
         assert torch.equal(results.features[name][rows], given)
+    assert torch.equal(results.reduced["a"][rows], spare)
 
 
 def test_among_gathered_features_the_first_layer_and_row_of_nan_are_named():
@@ -312,9 +314,39 @@ def test_among_gathered_features_the_first_layer_and_row_of_nan_are_named():
         states = {name: torch.zeros(3, 32) for name in (0, 1, "final")}
         if 1 in rows:
             states[1][1], states["final"][0] = float("nan"), float("inf")
-        results.add(rows, states)
+        results.add(rows, states, {})
     with pytest.raises(NonFiniteError, match="sequence 0 at layer 1 holds"):
         results.flush()
+
+
+def mean_of_tokens(hidden, last):
+    real = torch.arange(hidden.shape[1]) <= last[:, None]
+    return (hidden * real[:, :, None]).sum(1) / (last + 1)[:, None]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_reduction_sees_all_tokens_of_every_layer_as_the_model_gives_them_alone(name, sequences):
+    model = tiny(name)
+    found = extract(model, sequences, "all", 2, reductions={"mean": mean_of_tokens, "last": lambda _, last: last})
+    for layer, expected in last_token_states(model, sequences, "all", 2).items():
+        torch.testing.assert_close(found.features[layer], expected, rtol=0, atol=TOLERANCES[torch.float64])
+        assert found.reduced["last"][layer].tolist() == [len(sequence) - 1 for sequence in sequences]
+    with torch.no_grad():
+        for row, sequence in enumerate(sequences):
+            states = model(torch.tensor([sequence]), output_hidden_states=True).hidden_states
+            expected = [*states[:LAYERS], model.base_model(torch.tensor([sequence])).last_hidden_state]
+            for layer, each in zip([*range(LAYERS), "final"], expected, strict=True):
+                torch.testing.assert_close(found.reduced["mean"][layer][row], each[0].mean(0), rtol=0,
+                                           atol=TOLERANCES[torch.float64])
+
+
+def test_a_reduction_is_right_where_memory_ran_out_on_the_way(memory, sequences):
+    model = tiny()
+    whole = extract(model, sequences, "all", 2, reductions={"mean": mean_of_tokens}).reduced["mean"]
+    memory(model, 100)
+    found = extract(model, sequences, "all", "auto", reductions={"mean": mean_of_tokens}).reduced["mean"]
+    for layer, expected in whole.items():
+        torch.testing.assert_close(found[layer], expected, rtol=0, atol=TOLERANCES[torch.float64])
 
 
 # Several devices

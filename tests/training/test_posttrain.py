@@ -46,6 +46,7 @@ from reptrace.texts.corpora import END_OF_TEXT, train_tokenizer
 from reptrace.training import posttrain
 from reptrace.training.posttrain import DPO, LAST, RLVR, SFT, Stage, along, exactly_right, folder_of, log, tune
 
+pytestmark = pytest.mark.usefixtures("frozen")
 NUMBERS = [np.random.default_rng(k).integers(0, 12, 3).tolist() for k in range(10)]
 PROMPTS = [f"sort{text(numbers)} =" for numbers in NUMBERS]
 RIGHT, WRONG = [text(sorted(each)) for each in NUMBERS], [text([*each[::-1], 0]) for each in NUMBERS]

@@ -1,12 +1,13 @@
 """Hidden state of the last real token of each sequence, at chosen layers: model + sequences -> features.
 
 One forward pass of the decoder serves all layers; the LM head is not run, and
-of every layer's output just one token a sequence is kept, by hooks, while the pass goes on.
+of every layer's output just one token a sequence is kept, by hooks, while the pass goes on. What else is wanted of a
+sequence's tokens (their mean, say) is reduced on the spot, so that nothing of M x T x d is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -27,6 +28,9 @@ FINAL = "final"
 RESIDUAL_MLP = ("gpt_neox", "llama", "olmo2")
 # Features gathered on a GPU before they are copied to the CPU: waiting for every batch would leave the GPU idle.
 GATHERED_BYTES = 2**28
+# (batch, tokens, d) and the last real token's index, (batch,), both on the layer's device -> (batch, ...), a row a
+# sequence. Tokens behind the last one are padding. What was given is left as it is.
+Reduction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class NonFiniteError(ValueError):
@@ -43,10 +47,12 @@ class Extraction:
     token_budget : int
         Tokens a batch, padding included; bfloat16 rounds differently in other batches. Where "auto" met the end of the
         memory, what it came down to.
+    reduced : dict of name of a reduction -> dict of layer -> tensor of shape (M, ...), in the features' dtype
     """
 
     features: dict[int | str, torch.Tensor]
     token_budget: int
+    reduced: dict[str, dict[int | str, torch.Tensor]]
 
 
 def last_token_states(
@@ -97,16 +103,22 @@ def extract(
     layers: Sequence[int | str] | str = (FINAL,),
     batch_size: int | str = 16,
     progress: bool = False,
+    reductions: Mapping[str, Reduction] | None = None,
 ) -> Extraction:
-    """As `last_token_states`, with the token budget that was used, for a record."""
+    """As `last_token_states`, with the token budget that was used, for a record.
+
+    `reductions`, by name, are made of all tokens' states at each of the layers, in the same pass. They may be NaN for
+    some sequences (the curvature of two tokens, say); whoever asked for them knows where that is right.
+    """
     decoder = text_decoder(model)
     names = _layer_names(decoder, layers)
     _check_dtype(model)
     batches.check_batch_size(batch_size)
     sequences = _checked(decoder, sequences)
-    with (torch.inference_mode(), evaluating(decoder), _capture(decoder, names) as captured,
+    reductions = dict(reductions or {})
+    with (torch.inference_mode(), evaluating(decoder), _capture(decoder, names, bool(reductions)) as captured,
           rotaries(decoder) as rotary):
-        passes = _Passes(decoder, sequences, names, captured, rotary, batch_size)
+        passes = _Passes(decoder, sequences, names, captured, rotary, batch_size, reductions)
         _check_causal(decoder, int(sequences[0][0]), captured, passes.devices)
         # One short sequence is enough where one tells it, since a few of the batches are looked at afterwards.
         alone = must_be_alone(passes.states, passes.lengths, rotary.kind, passes.dtype, type(decoder).__name__,
@@ -115,16 +127,18 @@ def extract(
         if not alone and passes.some_come_out_otherwise_alone():
             alone = True
             passes.all(alone, progress)
-    return Extraction(passes.results.features, max(passes.lengths) if alone else passes.budget)
+    reduced = {name: {layer: passes.results.reduced[name, layer] for layer in names} for name in reductions}
+    return Extraction(passes.results.features, max(passes.lengths) if alone else passes.budget, reduced)
 
 
 class _Passes:
     """Forward passes of sequences in batches, the longest first: the states of their last tokens, in `results`."""
 
     def __init__(self, decoder: nn.Module, sequences: list[np.ndarray], names: Sequence[int | str],
-                 captured: _Captured, rotary, batch_size: int | str):
+                 captured: _Captured, rotary, batch_size: int | str, reductions: Mapping[str, Reduction]):
         self.decoder, self.sequences, self.names, self.captured, self.rotary = (decoder, sequences, names, captured,
                                                                                 rotary)
+        self.reductions = reductions
         self.lengths, self.dtype = list(map(len, sequences)), next(decoder.parameters()).dtype
         self.devices, self.may_shrink = devices_of(decoder), batch_size == AUTO
         self.budget = batches.token_budget(decoder, max(self.lengths), batch_size, self.devices)
@@ -135,13 +149,14 @@ class _Passes:
         with torch.inference_mode(False):  # features that can be changed in place
             self.results = _Results(self.decoder, len(self.sequences), self.names, gathered)
         order, start = batches.by_length(self.lengths), 0
+        self.captured.reductions = self.reductions
         with batches.progress_bar(self.lengths, "hidden states", progress) as advance:
             while start < len(order):
                 length = self.lengths[order[start]]
                 rows = order[start : start + (1 if alone else max(1, self.budget // length))]
                 rows = batches.alike(rows, lambda row: self.rotary.kind(self.lengths[row]))
                 if self.fits(rows):
-                    self.results.add(rows, self.captured.rows)
+                    self.results.add(rows, self.captured.rows, self.captured.reduced)
                     self.shared += rows[-1:] if len(rows) > 1 else []
                     start += len(rows)
                     advance(rows)
@@ -152,6 +167,7 @@ class _Passes:
                     fit = batches.largest(rows, self.fits)
                     raise batches.too_little(self.decoder, self.devices, length, len(rows), fit, max(self.lengths))
             self.results.flush()
+        self.captured.reductions = {}
 
     def fits(self, rows: list[int]) -> bool:
         self.rotary.reset()
@@ -184,16 +200,21 @@ def unpadded(batch: Mapping[str, torch.Tensor]) -> list[list[int]]:
 class _Captured:
     """Position to take from each sequence of the running batch, and what the hooks took: name -> (batch, d).
 
-    `output` is the model's own, where it is to be kept.
+    `output` is the model's own, where it is to be kept; `reduced` what the reductions, where there are some, made of
+    all tokens: (reduction, name) -> (batch, ...).
     """
 
     def __init__(self):
         self.last: torch.Tensor | None = None
         self.rows: dict[int | str, torch.Tensor] = {}
         self.keep, self.output = False, None
+        self.reductions: Mapping[str, Reduction] = {}
+        self.reduced: dict[tuple[str, int | str], torch.Tensor] = {}
 
     def take(self, name: int | str, hidden: torch.Tensor) -> None:
         self.rows[name] = self.last_tokens(hidden)
+        for each, reduction in self.reductions.items():
+            self.reduced[each, name] = reduction(hidden, self.last)
 
     def last_tokens(self, hidden: torch.Tensor) -> torch.Tensor:
         """(batch, tokens, d) -> (batch, d)"""
@@ -206,34 +227,46 @@ class _Results:
     """Features on the CPU, row by row, and those still on the device: waiting for it costs less often than always."""
 
     def __init__(self, decoder: nn.Module, count: int, names: Sequence[int | str], gathered_bytes: int):
-        dtype = torch.float64 if next(decoder.parameters()).dtype == torch.float64 else torch.float32
-        self.features = {name: torch.empty(count, decoder.config.hidden_size, dtype=dtype) for name in names}
+        self._count = count
+        self._dtype = torch.float64 if next(decoder.parameters()).dtype == torch.float64 else torch.float32
+        self.features = {name: torch.empty(count, decoder.config.hidden_size, dtype=self._dtype) for name in names}
+        self.reduced: dict[tuple[str, int | str], torch.Tensor] = {}
         self._limit = gathered_bytes
         self._rows: list[int] = []
-        self._states: list[dict[int | str, torch.Tensor]] = []
+        self._states: list[Mapping] = []
+        self._reduced: list[Mapping] = []
         self._bytes = 0
 
-    def add(self, rows: Sequence[int], states: Mapping[int | str, torch.Tensor]) -> None:
+    def add(self, rows: Sequence[int], states: Mapping[int | str, torch.Tensor], reduced: Mapping) -> None:
         self._rows += rows
         self._states.append(states)
-        self._bytes += sum(tensor.nbytes for tensor in states.values())
+        self._reduced.append(reduced)
+        self._bytes += sum(tensor.nbytes for tensor in (*states.values(), *reduced.values()))
         if self._bytes > self._limit:
             self.flush()
 
     def flush(self) -> None:
         """Copy what there is to the CPU. NonFiniteError names the first layer, and in it the first row, of NaN."""
-        rows, states = self._rows, self._states
-        self._rows, self._states, self._bytes = [], [], 0
+        rows, states, reduced = self._rows, self._states, self._reduced
+        self._rows, self._states, self._reduced, self._bytes = [], [], [], 0
         for name, features in self.features.items():
             if rows:
                 found = torch.cat([batch[name].to("cpu", features.dtype) for batch in states])
                 _check_finite(found, rows, name)
                 features[rows] = found
+        for key in reduced[0] if reduced else ():
+            found = torch.cat([batch[key].to("cpu", self._dtype) for batch in reduced])
+            if key not in self.reduced:
+                self.reduced[key] = torch.empty(self._count, *found.shape[1:], dtype=self._dtype)
+            self.reduced[key][rows] = found
 
 
 @contextmanager
-def _capture(decoder: nn.Module, names: Sequence[int | str]) -> Iterator[_Captured]:
-    """Hooks that keep the last token at the named layers; removed on leaving, also after an exception."""
+def _capture(decoder: nn.Module, names: Sequence[int | str], all_tokens: bool) -> Iterator[_Captured]:
+    """Hooks that keep the last token at the named layers; removed on leaving, also after an exception.
+
+    `all_tokens`: the others are looked at too.
+    """
     blocks, captured, handles = block_list(decoder), _Captured(), []
 
     def after(name):
@@ -247,7 +280,7 @@ def _capture(decoder: nn.Module, names: Sequence[int | str]) -> Iterator[_Captur
         captured.take(0, args[0] if args else kwargs["hidden_states"])
 
     try:
-        one_token = _last_mlp_sees_one_token(decoder, blocks[-1])
+        one_token = not all_tokens and _last_mlp_sees_one_token(decoder, blocks[-1])
         for name in names:
             if name == 0:
                 handles.append(blocks[0].register_forward_pre_hook(before, with_kwargs=True))
@@ -278,7 +311,7 @@ def _is_transformers_own(module: nn.Module | None) -> bool:
 def _forward(decoder: nn.Module, sequences: Sequence[np.ndarray], captured: _Captured, device: torch.device,
              last: Sequence[int] | None = None) -> None:
     ids, ends = batches.padded(sequences)
-    captured.last, captured.rows = _to(device, ends if last is None else torch.tensor(last)), {}
+    captured.last, captured.rows, captured.reduced = _to(device, ends if last is None else torch.tensor(last)), {}, {}
     # Padded on the right and causal: no real token sees the padding, so no mask is needed and attention stays fast.
     output = decoder(input_ids=_to(device, ids), use_cache=False)
     captured.output = output if captured.keep else None
