@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from reptrace.measures import readings as readings  # every module that holds measures is named here
+# every module that holds measures is named here, in the order of the registry
+from reptrace.measures import readings as readings  # isort: skip
+from reptrace.measures import anisotropy as anisotropy  # isort: skip
+from reptrace.measures import cka as cka  # isort: skip
+from reptrace.measures import readout as readout  # isort: skip
+from reptrace.measures import weights as weights  # isort: skip
+from reptrace.measures import intrinsic_dimension as intrinsic_dimension  # isort: skip
 from reptrace.measures.measure import REGISTRY
 from reptrace.support.arguments import names, near
 
@@ -23,6 +29,18 @@ def chosen(given) -> tuple[str, ...]:
 def needed(measures: Iterable[str]) -> set[str]:
     """All that these measures need."""
     return {need for name in measures for need in REGISTRY[name].needs}
+
+
+def check_sequences(measures: Iterable[str], count: int) -> None:
+    """ValueError where these are fewer sequences than one of the measures can be told from."""
+    for entry in map(REGISTRY.get, measures):
+        if count < entry.least:
+            raise ValueError(f"{entry.name} needs {entry.least} sequences at least, got {count}.")
+
+
+def operations(measures: Iterable[str], samples: int, width: int) -> float:
+    """Products and sums that these measures take at one layer, beside the spectrum's."""
+    return sum(REGISTRY[name].operations(samples, width) for name in measures)
 
 
 def measured(measures: Iterable[str], given: Mapping) -> dict:

@@ -21,6 +21,7 @@ from reptrace.checkpoints import hub, suites
 from reptrace.checkpoints.listing import Checkpoint, as_checkpoints
 from reptrace.checkpoints.selection import refine as refine_selection
 from reptrace.checkpoints.selection import spread, with_faults
+from reptrace.measures.measure import OF_THE_RUN
 from reptrace.records.store import Store
 from reptrace.support import arguments
 from reptrace.sweeps import evaluation
@@ -133,6 +134,9 @@ def measure_suites(which: SuiteSpec, texts: str | ProbeSpec | Sequence[str | Pro
     _check_reference(settings, None)
     if which.refine and not (specs and "rankme" in settings.measures):
         raise ValueError("refining goes where RankMe bends: that takes a text, and rankme among the measures.")
+    if which.refine and settings.needs.intersection(OF_THE_RUN):
+        raise ValueError("refining puts checkpoints between others, which then have another previous one: ask for cka "
+                         "in a second call, without refining.")
     texts = {spec: spec.corpus(folder / "corpora") for spec in specs}
     for each in texts.values():
         corpora.report_passed_over(each)
@@ -233,6 +237,7 @@ def trace(checkpoints: Sequence[Checkpoint], probe: Probe | Sequence[Probe], sto
     Parameters
     ----------
     checkpoints : list of Checkpoint, or one (`suites` lists those of a name, a folder or a repository)
+        One run in its order, for measures that compare with its first, last and previous checkpoint: those in the list.
     probe : Probe, or several; the weights are opened once for all
     store : Store
     faulty : bool, default False
