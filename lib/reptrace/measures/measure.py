@@ -33,6 +33,11 @@ NEEDS = {
 }
 REFERENCES = ("reference", "first", "last", "previous")  # needs that are another checkpoint's states
 OF_THE_RUN = REFERENCES[1:]
+# Products and sums that a need takes once a checkpoint, of d, V and L blocks (the matrices of a block of width d have
+# about 12 d^2 weights; symmetric eigenvalues take about 4/3 d^3, eigenvectors 9 d^3: Golub & Van Loan, section 8.3).
+OPERATIONS = {"head": lambda width, vocabulary, blocks: 2.0 * vocabulary * width**2 + 9.0 * width**3,
+              "matrices": lambda width, vocabulary, blocks: (2.0 * vocabulary * width**2
+                                                             + blocks * (2 * 12 + 6 * 4 / 3) * width**3)}
 OF_THE_HEAD = ("unembedding", "head", "matrices")  # needs for which a model is opened with its LM head
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 # every module that holds measures is named here, in the order of the registry
 from reptrace.measures import readings as readings  # isort: skip
@@ -11,7 +12,7 @@ from reptrace.measures import cka as cka  # isort: skip
 from reptrace.measures import readout as readout  # isort: skip
 from reptrace.measures import weights as weights  # isort: skip
 from reptrace.measures import intrinsic_dimension as intrinsic_dimension  # isort: skip
-from reptrace.measures.measure import REGISTRY
+from reptrace.measures.measure import OF_THE_RUN, OPERATIONS, REGISTRY
 from reptrace.support.arguments import names, near
 
 DEFAULT = ("rankme", "alpha")
@@ -38,9 +39,25 @@ def check_sequences(measures: Iterable[str], count: int) -> None:
             raise ValueError(f"{entry.name} needs {entry.least} sequences at least, got {count}.")
 
 
-def operations(measures: Iterable[str], samples: int, width: int) -> float:
-    """Products and sums that these measures take at one layer, beside the spectrum's."""
-    return sum(REGISTRY[name].operations(samples, width) for name in measures)
+@dataclass(frozen=True)
+class Cost:
+    """What measures take of a run beside the spectra, see `cost`."""
+
+    operations: float
+    passes: int
+    bytes: float
+
+
+def cost(measures: Iterable[str], checkpoints: int, samples: int, width: int, layers: int = 1, vocabulary: int = 0,
+         blocks: int = 0) -> Cost:
+    """Of so many checkpoints of one run on one probe: products and sums beside the spectrum's, forward passes beside
+    one a checkpoint (the last one's, whose states the first is compared with; all others are kept as they are made),
+    and bytes of states that are kept for comparisons (float32), were there no budget."""
+    needs, of_run = needed(measures), not needed(measures).isdisjoint(OF_THE_RUN)
+    each = layers * sum(REGISTRY[name].operations(samples, width) for name in measures)
+    each += sum(OPERATIONS[need](width, vocabulary, blocks) for need in needs if need in OPERATIONS)
+    return Cost(checkpoints * each, int(of_run and checkpoints > 1),
+                4.0 * checkpoints * samples * width * layers * of_run)
 
 
 def measured(measures: Iterable[str], given: Mapping) -> dict:

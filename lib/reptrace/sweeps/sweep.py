@@ -7,8 +7,9 @@ cluster.
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,8 @@ from reptrace.checkpoints import hub, suites
 from reptrace.checkpoints.listing import Checkpoint, as_checkpoints
 from reptrace.checkpoints.selection import refine as refine_selection
 from reptrace.checkpoints.selection import spread, with_faults
-from reptrace.measures.measure import OF_THE_RUN
+from reptrace.measures.measure import OF_THE_RUN, REFERENCES
+from reptrace.records.joining import joined, shared
 from reptrace.records.store import Store
 from reptrace.support import arguments
 from reptrace.sweeps import evaluation
@@ -39,6 +41,7 @@ NOTHING = "a sweep needs a suite and a text at least, or a suite and a task, by 
 OF_A_TEXT = ProbeSpec.__dataclass_fields__
 MEASURED = ("layer", "rankme", "rankme_stderr", "alpha", "alpha_stderr", "alpha_r2", "largest_influence",
             "half_variance", "wall_seconds")
+PLACE = ("model", "revision", "stage", "step", "tokens", "fault", "same_weights_as", "same_geometry_as", "suite")
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,32 @@ def _specs(texts) -> tuple[ProbeSpec, ...]:
         if all(isinstance(each, ProbeSpec) for each in given):
             return given
     return tuple(ProbeSpec(name) for name in arguments.names(given, "sources of text"))
+
+
+def with_others(table: pd.DataFrame, store: Store) -> pd.DataFrame:
+    """A table of `trace`, its rows joined with what other calls on the same store measured of the same states.
+
+    A record that compares with other checkpoints than a row does, because the run has grown since, is passed over.
+    """
+    rows = table[table.status == "measured"]
+    if not len(rows):
+        return table
+    own = {shared(identity): identity for identity in rows.identity}
+    first = rows.drop_duplicates("identity").set_index("identity")
+    found = [table]
+    for path in sorted(store.folder.glob("*.parquet")):
+        identity = pd.read_parquet(path, columns=["identity"]).identity[0]
+        same = own.get(shared(identity)) if "probe" in json.loads(identity) else None
+        if same is None or identity in first.index or not _compatible(json.loads(same), json.loads(identity)):
+            continue
+        at = first.loc[same]
+        found.append(store.read(path).assign(**{name: at[name] for name in PLACE if name in first}))
+    return joined(pd.concat(found, ignore_index=True)) if len(found) > 1 else joined(table)
+
+
+def _compatible(one: Mapping, other: Mapping) -> bool:
+    """Whether two identities name no different reference for the same need."""
+    return all(one[name] == other[name] for name in REFERENCES if name in one and name in other)
 
 
 def in_order(table: pd.DataFrame, points: Sequence[Checkpoint]) -> pd.DataFrame:
