@@ -38,6 +38,13 @@ def test_another_value_is_told_with_the_record_that_has_it(tmp_path):
                                                    f"eigenvalues otherwise (record {record})"}
 
 
+def test_a_checkpoint_that_stands_there_twice_stays_twice(tmp_path):
+    rows = table(tmp_path, (ONE, [{"layer": "1", "rankme": 2.5}]), (ONE | {"measures": ["cka"]}, [{"layer": "1",
+                                                                                                "cka": 0.5}]))
+    found = joined(pd.concat([rows.assign(suite="a"), rows.assign(suite="b")], ignore_index=True))
+    assert found[["suite", "rankme", "cka"]].values.tolist() == [["a", 2.5, 0.5], ["b", 2.5, 0.5]]
+
+
 def test_gaps_and_tables_without_anything_to_join_stay_as_they_are(tmp_path):
     failed = {"status": "failed", "reason": "no weights"}
     rows = table(tmp_path, (ONE, [{"layer": "1", "rankme": 2.5}]), (ONE | {"measures": ["cka"]}, [failed]),

@@ -21,7 +21,7 @@ def unembedding(model: nn.Module) -> torch.Tensor:
         raise ValueError(f"{type(model).__name__} has no unembedding (its get_output_embeddings gives "
                          f"{type(head).__name__}): nothing reads its states as logits, so leave out the measures of "
                          "it, readout and weights.")
-    return head.weight.detach()
+    return _at_hand(head.weight)
 
 
 def tied(model: nn.Module) -> bool:
@@ -42,12 +42,18 @@ def block_matrices(model: nn.Module) -> tuple[dict[str, list[torch.Tensor]], int
             kind = next((kind for kind, pattern in KINDS.items() if pattern.search(name)), None)
             if kind is None or weight.ndim not in (2, 3) or min(weight.shape[-2:]) < 2:
                 continue
-            parts = list(weight.detach()) if weight.ndim == 3 else [weight.detach()]
+            weight = _at_hand(weight)
+            parts = list(weight) if weight.ndim == 3 else [weight]
             if kind == "attention" and FUSED.search(name):
                 parts = _told_apart(parts[0], name, config)
                 fused += len(parts) == 1
             found[kind] += parts
     return found, fused
+
+
+def _at_hand(weight: torch.Tensor) -> torch.Tensor:
+    """On a GPU where it is on one, else on the CPU: other devices (Apple's MPS) have no float64."""
+    return weight.detach() if weight.device.type == "cuda" else weight.detach().cpu()
 
 
 def _told_apart(weight: torch.Tensor, name: str, config) -> list[torch.Tensor]:

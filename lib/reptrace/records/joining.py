@@ -40,8 +40,10 @@ def joined(table: pd.DataFrame) -> pd.DataFrame:
     if "identity" not in table or "layer" not in table:
         return table
     good = table.status.eq("measured") & table.identity.notna()
-    keys = [(shared(identity), layer) if yes else number for number, (yes, identity, layer) in
-            enumerate(zip(good, table.identity, table.layer, strict=True))]
+    # A checkpoint that stands in a table twice, under two names say, stays twice.
+    again = table.groupby(["identity", "layer"], dropna=False).cumcount()
+    keys = [(shared(identity), layer, nth) if yes else number for number, (yes, identity, layer, nth) in
+            enumerate(zip(good, table.identity, table.layer, again, strict=True))]
     if len(set(keys)) == len(table):
         return table
     rows: dict[object, dict] = {}

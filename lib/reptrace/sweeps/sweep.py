@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -203,21 +203,21 @@ def with_others(table: pd.DataFrame, store: Store) -> pd.DataFrame:
     rows = table[table.status == "measured"]
     if not len(rows):
         return table
-    own = {shared(identity): identity for identity in rows.identity}
-    first = rows.drop_duplicates("identity").set_index("identity")
-    found = [table]
+    own: dict[str, list] = {}
+    for _, row in rows.drop_duplicates(["identity", *(name for name in PLACE if name in rows)]).iterrows():
+        own.setdefault(shared(row.identity), []).append(row)
+    found, known = [table], set(rows.identity)
     for path in sorted(store.folder.glob("*.parquet")):
         identity = pd.read_parquet(path, columns=["identity"]).identity[0]
-        same = own.get(shared(identity)) if "probe" in json.loads(identity) else None
-        if same is None or identity in first.index or not _compatible(json.loads(same), json.loads(identity)):
-            continue
-        at = first.loc[same]
-        found.append(store.read(path).assign(**{name: at[name] for name in PLACE if name in first}))
-    return joined(pd.concat(found, ignore_index=True)) if len(found) > 1 else joined(table)
+        if identity not in known and "probe" in json.loads(identity):
+            found += [store.read(path).assign(**{name: row[name] for name in PLACE if name in row})
+                      for row in own.get(shared(identity), ()) if _compatible(row.identity, identity)]
+    return joined(pd.concat(found, ignore_index=True)) if len(found) > 1 else table
 
 
-def _compatible(one: Mapping, other: Mapping) -> bool:
+def _compatible(one: str, other: str) -> bool:
     """Whether two identities name no different reference for the same need."""
+    one, other = json.loads(one), json.loads(other)
     return all(one[name] == other[name] for name in REFERENCES if name in one and name in other)
 
 
