@@ -24,6 +24,9 @@ NEEDS = {
     "layers": "the states of all layers that are measured: layer -> tensor of shape (M, d)",
     "reference": "a reference checkpoint's states of the same sequences at the same layer, tensor of shape (M, d')",
     "unembedding": "the LM head's weights, tensor of shape (V, d), on the model's device",
+    "prompt_entropies": "of the layer's states of all tokens, a number a sequence, tensor (M,); see `within`",
+    "curvatures": "likewise",
+    "sentence_entropies": "likewise",
 }
 
 

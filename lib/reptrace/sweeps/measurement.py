@@ -12,7 +12,7 @@ from warnings import warn
 
 from tqdm import tqdm
 
-from reptrace.measures import registry, spectra
+from reptrace.measures import registry, spectra, within
 from reptrace.measures.moments import products_dtype
 from reptrace.sweeps.jobs import Job, Opened, Part, fetched
 from reptrace.sweeps.located import open_at, place
@@ -196,14 +196,17 @@ def _geometries(model, sequences, layers, batch_size, ranks, progress: bool, mea
     """
     from reptrace.models.hidden_states import extract
 
-    found, device = extract(model, sequences, layers, batch_size, progress), next(model.parameters()).device
+    of_all_tokens = {name: within.REDUCTIONS[name] for name in registry.needed(measures) & set(within.REDUCTIONS)}
+    found = extract(model, sequences, layers, batch_size, progress, of_all_tokens)
+    device = next(model.parameters()).device
     on = device if device.type == "cuda" else "cpu"
     geometries = {}
     for layer, matrix in found.features.items():
         try:
             features = matrix.to(on)
             spectrum = spectra.geometry(features, ranks and tuple(ranks), shorten=True)
-            given = {"spectrum": spectrum, "features": features, "layers": found.features, **(others or {})}
+            given = {"spectrum": spectrum, "features": features, "layers": found.features,
+                     **{name: each[layer] for name, each in found.reduced.items()}, **(others or {})}
             if "reference" in given:
                 given["reference"] = given["reference"][layer].to(on)
             geometries[layer] = spectrum, registry.measured(measures, given)
