@@ -11,6 +11,7 @@ from reptrace.measures import anisotropy as anisotropy  # isort: skip
 from reptrace.measures import cka as cka  # isort: skip
 from reptrace.measures import readout as readout  # isort: skip
 from reptrace.measures import weights as weights  # isort: skip
+from reptrace.measures import within as within  # isort: skip
 from reptrace.measures import intrinsic_dimension as intrinsic_dimension  # isort: skip
 from reptrace.measures.measure import OF_THE_RUN, OPERATIONS, REGISTRY
 from reptrace.support.arguments import names, near

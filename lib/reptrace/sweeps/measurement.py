@@ -11,7 +11,7 @@ from warnings import warn
 
 from tqdm import tqdm
 
-from reptrace.measures import registry, spectra
+from reptrace.measures import registry, spectra, within
 from reptrace.measures.measure import OF_THE_HEAD, OF_THE_RUN, REFERENCES
 from reptrace.measures.moments import products_dtype
 from reptrace.measures.readout import Head
@@ -204,7 +204,9 @@ def _geometries(model, sequences, layers, batch_size, ranks, progress: bool, mea
     """
     from reptrace.models.hidden_states import extract
 
-    found, device = extract(model, sequences, layers, batch_size, progress), next(model.parameters()).device
+    of_all_tokens = {name: within.REDUCTIONS[name] for name in registry.needed(measures) & set(within.REDUCTIONS)}
+    found = extract(model, sequences, layers, batch_size, progress, of_all_tokens)
+    device = next(model.parameters()).device
     on = device if device.type == "cuda" else "cpu"
     geometries = {}
     if made:
@@ -213,7 +215,8 @@ def _geometries(model, sequences, layers, batch_size, ranks, progress: bool, mea
         try:
             features = matrix.to(on)
             spectrum = spectra.geometry(features, ranks and tuple(ranks), shorten=True)
-            given = {"spectrum": spectrum, "features": features, "layers": found.features, **(others or {})}
+            given = {"spectrum": spectrum, "features": features, "layers": found.features,
+                     **{name: each[layer] for name, each in found.reduced.items()}, **(others or {})}
             for name in set(REFERENCES).intersection(given):
                 states = given[name]  # by layer; none of its own where this is the checkpoint itself
                 given[name] = None if states is None else states[str(layer)].to(on) if states else features
