@@ -107,17 +107,21 @@ def _sharing(sequences: Sequence[np.ndarray], starts: Sequence[int]) -> list[lis
 
 def _row(sequences: Sequence[np.ndarray], start: int, group: Sequence[int]) -> _Row:
     """The row of sequences that share the tokens before their answers, of which there are `start`."""
+    first = sequences[group[0]]
+    if len(group) == 1:  # without the detour: most rows of free answers are of one
+        read = np.arange(len(first) - 1)
+        return _Row(first[:-1], read, np.zeros_like(read), first[start:], read[start - 1 :],
+                    np.full(len(first) - start, group[0]))
     answers = [sequences[item][start:] for item in group]
-    own = np.array(list(map(len, answers))) - 1  # tokens that are read: the last one of a sequence is not
-    first = start + np.cumsum(own) - own
-    place = np.concatenate([np.arange(n) for n in own])
+    own = [len(answer) - 1 for answer in answers]  # tokens that are read: the last one of a sequence is not
+    ends = np.cumsum([start, *own]).tolist()
     return _Row(
-        ids=np.concatenate([sequences[group[0]][:start], *(answer[:-1] for answer in answers)]),
-        position=np.concatenate([np.arange(start), start + place]),
+        ids=np.concatenate([first[:start], *(answer[:-1] for answer in answers)]),
+        position=np.array([*range(start), *(start + k for n in own for k in range(n))]),
         branch=np.repeat(np.arange(len(group) + 1), [start, *own]),
         targets=np.concatenate(answers),
-        before=np.concatenate([[start - 1, *range(at, at + n)] for at, n in zip(first, own, strict=True)]),
-        item=np.repeat(group, own + 1))
+        before=np.array([k for at, n in zip(ends, own, strict=False) for k in (start - 1, *range(at, at + n))]),
+        item=np.repeat(group, [n + 1 for n in own]))
 
 
 def _logits(model, rows: Sequence[_Row], branching: bool) -> torch.Tensor:
@@ -126,7 +130,7 @@ def _logits(model, rows: Sequence[_Row], branching: bool) -> torch.Tensor:
     # Padded on the right and causal: no real token sees the padding. The last token is scored, but scores none.
     ids, last = batches.padded([row.ids for row in rows])
     options = {} if branching else {"attention_mask": torch.arange(ids.shape[1]) <= last[:, None]}
-    if any(row.branch[-1] > 1 for row in rows):
+    if any(row.branch[-1] for row in rows):
         branch, position = (batches.padded(each)[0] for each in
                             ([row.branch for row in rows], [row.position for row in rows]))
         seen = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
