@@ -191,11 +191,18 @@ class Profile:
         return [Checkpoint(row.model, row.revision, row.step, row.tokens) for row in self.trace()[run].itertuples()]
 
     def probe(self, run: Run) -> corpora.Probe:
-        """The held-out sequences, as the run's training text is tokenized and remapped."""
-        found = corpora.probe(self.texts[1], self.suite.tokenizer(run.vocabulary), self.sequences, run.context,
-                              self.min_length)
+        """The held-out sequences, as the run's training text is tokenized and remapped; tokenized once for all runs."""
+        key = run.vocabulary, run.context
+        if key not in self._probes:
+            self._probes[key] = corpora.probe(self.texts[1], self.suite.tokenizer(run.vocabulary), self.sequences,
+                                              run.context, self.min_length)
         remapping = self.suite.remapping(run)
-        return remapping.probe(found) if remapping else found
+        return remapping.probe(self._probes[key]) if remapping else self._probes[key]
+
+    @cached_property
+    def _probes(self) -> dict[tuple[int, int], corpora.Probe]:
+        """By vocabulary and context."""
+        return {}
 
     def train(self, progress: bool = True) -> None:
         """Train what is missing of the suite."""
