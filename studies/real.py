@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from reptrace.measures.echoes import echoes
 from reptrace.measures.spectra import eigenspectrum, geometry, rankme
+from reptrace.measures.spikes import largest_share, massive
 from reptrace.models import loading
 from reptrace.models.decoders import block_list, final_norm, text_decoder
 from reptrace.models.eigendirections import ABOUT, KINDS, Projection, directions
@@ -51,9 +52,6 @@ BUILD, RESULTS, CORPORA = ROOT / "build" / "real", ROOT / "data" / "results", RO
 MAIN = "docstrings"  # the text of all parts but the first
 TOGETHER = 125  # sequences whose states are kept in one file
 BATCH = 8  # sequences: their logits, of 49,152 entries a token, take 100 MB
-# An entry of a state is massive beyond both. Sun et al. (2024, arXiv 2402.17762) ask for 1000 times the median, of
-# models many times as large; no last token seen here has that, though a few hold most of the variance.
-MASSIVE, TIMES_MEDIAN = 100, 100
 
 
 class FetchError(RuntimeError):
@@ -290,19 +288,6 @@ class Study:
         """What a part's numbers hang on, but for the code."""
         texts = {text: self.texts(text).fingerprint for text in (self.plan["layers"] if part == "layers" else [MAIN])}
         return fingerprint([json.dumps([self.plan, texts], sort_keys=True).encode()])
-
-
-def massive(states: torch.Tensor) -> torch.Tensor:
-    """Which states, shape (M, d), have an entry beyond `MASSIVE` and `TIMES_MEDIAN` times their median: bool (M,)."""
-    sizes = states.abs()
-    largest = sizes.amax(1)
-    return (largest > MASSIVE) & (largest > TIMES_MEDIAN * sizes.median(1).values)
-
-
-def largest_share(states: torch.Tensor) -> torch.Tensor:
-    """Share of each state's squared norm that its largest entry has, shape (M,)."""
-    squares = states.double().square()
-    return squares.amax(1) / squares.sum(1)
 
 
 def without_massive(states: torch.Tensor) -> dict:

@@ -20,6 +20,7 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from reptrace.measures.spectra import geometry
+from reptrace.measures.spikes import massive
 from reptrace.models.decoders import text_decoder
 from reptrace.models.eigendirections import directions
 from reptrace.models.hidden_states import FINAL, last_token_states
@@ -138,7 +139,7 @@ def test_massive_states_are_flagged_by_both_conditions_and_left_out():
     states[7, 3] = 5000  # beyond both
     states[8, 3] = 90  # below 100
     states[9] = 300 + torch.arange(16)  # large throughout
-    assert real.massive(states).nonzero().flatten().tolist() == [7]
+    assert massive(states).nonzero().flatten().tolist() == [7]
     found, rest = real.without_massive(states), torch.cat([states[:7], states[8:]])
     assert found["massive"] == 1 and found["rankme_rest"] == geometry(rest, None).rankme
     lengths = np.linalg.norm(states.double().numpy(), axis=1, keepdims=True)

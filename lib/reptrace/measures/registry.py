@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from reptrace.measures import readings as readings  # every module that holds measures is named here
+from reptrace.measures import spikes as spikes
 from reptrace.measures.measure import REGISTRY
 from reptrace.support.arguments import names, near
 
