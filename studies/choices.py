@@ -30,18 +30,20 @@ from reptrace.checkpoints.suites import Checkpoint
 from reptrace.measures.spectra import geometry
 from reptrace.measures.spikes import spikes
 from reptrace.measures.variants import variant
+from reptrace.models.chosen_tokens import at, at_random, lengths, mean
 from reptrace.models.hidden_states import FINAL, Extraction, extract
 from reptrace.models.loading import load
 from reptrace.records.store import Store, write_atomically
 from reptrace.report.profiles import BATCH_SIZE, CORPORA, ROOT, Profile
 from reptrace.support.fingerprints import fingerprint
-from reptrace.support.processes import cores, end_with_parent
+from reptrace.support.processes import KEEP_BUFFERS, cores, end_with_parent
 from reptrace.texts.corpora import open_text, probe
 
 PLAN = Path(__file__).with_suffix(".yaml")
 PARAMS = ROOT / "notebooks" / "params" / "tiny.yaml"
 RESULTS, BUILD = ROOT / "data" / "results", ROOT / "build" / "choices"
 LAST, ANY, MEAN = "last", "any", "mean"
+REDUCTIONS = {ANY: at_random, MEAN: mean}
 SEQUENCES = dict[tuple[str, bool], list[list[int]]]  # by text, and whether the tokens are shuffled
 
 
@@ -123,6 +125,7 @@ def measure_missing(points: Sequence[Checkpoint], plan: Mapping, sequences: SEQU
                     store: Store, workers: int = 1) -> None:
     """Measure the checkpoints that the store lacks, `workers` at a time, each written when it is done."""
     missing = [point for point in points if not store.done(identity(point, plan, sequences, ranks))]
+    os.environ.update(KEEP_BUFFERS)  # for the processes
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin,
                              (plan, sequences, ranks, store)) as pool:
         try:
@@ -163,7 +166,8 @@ def measured(point: Checkpoint, choices: Mapping[str, Choice], sequences: SEQUEN
         first = not rows
         reductions = {str(token): REDUCTIONS.get(token) or partial(at, token - 1)
                       for token in dict.fromkeys(choice.token for choice in its.values()) if token != LAST}
-        found = extract(model, sequences[text, shuffled], "all", BATCH_SIZE,
+        layers = "all" if first or any(choice.before_norm for choice in its.values()) else (FINAL,)
+        found = extract(model, sequences[text, shuffled], layers, BATCH_SIZE,
                         reductions=reductions | ({"lengths": lengths} if first else {}))
         for name, choice in its.items():
             features = states(found, choice)
@@ -190,36 +194,6 @@ def of_layer(found: Extraction, layer: int | str) -> dict:
     read = geometry(features, None)
     return {"sequences": len(features), "rankme": read.rankme, "rankme_stderr": read.rankme_stderr, **spikes(features),
             "first_over_later": float((first / later).median())}
-
-
-# Reductions: (b, t, d) and the last real token's index, (b,) -> (b, ...)
-
-
-def at(place: int, hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """State of the token at a place, from 0: a causal model's last one of a sequence that ends there."""
-    return hidden[:, place]
-
-
-def mean(hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """Mean over the real tokens."""
-    real = (torch.arange(hidden.shape[1]) <= last[:, None]).to(hidden.dtype)
-    return torch.einsum("btd,bt->bd", hidden, real) / real.sum(1, keepdim=True)
-
-
-def any_token(hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """State of one of the real tokens, drawn with equal chances; the same one at every layer and checkpoint."""
-    drawn_at = torch.rand(len(last), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return hidden[torch.arange(len(last)), (drawn_at * (last + 1)).long()]
-
-
-def lengths(hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """Length of the first token's state, and the median of the other real tokens': (b, 2)."""
-    norms = hidden.norm(dim=2)
-    later = norms[:, 1:].masked_fill(torch.arange(1, hidden.shape[1]) > last[:, None], torch.nan)
-    return torch.stack([norms[:, 0], later.nanmedian(1).values], 1)
-
-
-REDUCTIONS = {ANY: any_token, MEAN: mean}
 
 
 def tables(labels: Mapping[str, str], points: Iterable[Sequence[Checkpoint]], plan: Mapping, sequences: SEQUENCES,

@@ -5,6 +5,7 @@ tracked tables, the plan.
 """
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -40,9 +41,10 @@ def model():
 
 @pytest.fixture(scope="module")
 def points(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    model.save_pretrained(folder)
-    return [Checkpoint(str(folder), None, step, step * 100) for step in (0, 1)]
+    folders = [tmp_path_factory.mktemp("model") for _ in range(2)]
+    for folder in folders:
+        model.save_pretrained(folder)
+    return [Checkpoint(str(folder), None, step, step * 100) for step, folder in enumerate(folders)]
 
 
 @pytest.fixture(scope="module")
@@ -98,21 +100,6 @@ def test_the_last_block_s_states_before_the_norm_are_turned_by_it_into_those_aft
     assert not torch.allclose(before, after)
 
 
-def test_any_token_is_a_real_one_the_same_at_every_call_and_each_is_as_likely():
-    places = torch.arange(10.0).expand(4000, 10)[..., None]
-    last = torch.full((4000,), 3)
-    drawn = choices.any_token(places, last)
-    assert torch.equal(drawn, choices.any_token(places, last))
-    counts = np.bincount(drawn.flatten().long(), minlength=10)
-    assert counts[4:].sum() == 0 and (abs(counts[:4] - 1000) < 5 * np.sqrt(750)).all()  # five binomial deviations
-
-
-def test_lengths_of_the_first_token_and_of_the_others_pass_over_padding():
-    hidden = torch.tensor([[[3.0, 4], [1, 0], [2, 0], [6, 0]], [[0.0, 2], [1, 0], [9, 0], [9, 0]]])
-    assert choices.lengths(hidden, torch.tensor([3, 1])).tolist() == [[5, 2], [2, 1]]
-    assert choices.mean(hidden, torch.tensor([3, 1])).tolist() == [[3, 1], [0.5, 1]]
-
-
 def test_layers_have_their_spikes_and_the_first_token_s_length(found, by_hand):
     _, layers = found
     assert list(layers.index) == ["0", "1", "2", FINAL] and (layers.massive == 0).all()
@@ -126,20 +113,13 @@ def test_what_is_measured_is_kept_and_not_measured_again(points, sequences, tmp_
     choices.measure_and_keep(PLAN, sequences, RANKS, store, points[0])
     done = []
     monkeypatch.setattr(choices, "_measure", lambda point: done.append(point))
-    monkeypatch.setattr(choices, "ProcessPoolExecutor", lambda *given: choices_pool())
+    monkeypatch.setattr(choices, "ProcessPoolExecutor", lambda workers, *given: ThreadPoolExecutor(workers))
     choices.measure_missing(points, PLAN, sequences, RANKS, store)
     assert done == [points[1]]
     choices.measure_and_keep(PLAN, sequences, RANKS, store, points[1])
-    made = choices.tables({points[0].model: "d = 8"}, [points], PLAN, sequences, RANKS, store)
+    made = choices.tables({point.model: "d = 8" for point in points}, [points], PLAN, sequences, RANKS, store)
     assert len(made["choices"]) == 18 and len(made["choices_spikes"]) == 8
     assert set(made["choices"].changed) == set(PLAN["plan"]) and set(made["choices"].run) == {"d = 8"}
-
-
-def choices_pool():
-    """Threads in place of processes."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    return ThreadPoolExecutor(1)
 
 
 def test_the_tracked_tables_are_whole_and_those_of_the_plan():

@@ -28,7 +28,8 @@ def test_planted_spikes_are_counted_and_rankme_of_the_others_is_as_if_they_were_
     planted[300:, 5] = torch.tensor([5000.0, 40.0, -30.0])  # the first beyond 100: massive, too
     planted[300:, 6] = 1
     found = registry.measured(["spikes"], {"features": planted})
-    assert (plain["massive"], plain["one_coordinate"]) == (0, 0) and plain["rankme_rest"] == geometry(states, None).rankme
+    assert (plain["massive"], plain["one_coordinate"]) == (0, 0)
+    assert plain["rankme_rest"] == geometry(states, None).rankme
     assert (found["massive"], found["one_coordinate"]) == (1, 3)
     assert found["rankme_rest"] == pytest.approx(plain["rankme_rest"], rel=1e-12)
     assert found["rankme_rest_stderr"] == pytest.approx(plain["rankme_rest_stderr"], rel=1e-12)

@@ -25,12 +25,12 @@ def planted(choice: str, run: int, rankme, alpha=None, error: float = 0.01) -> p
 def table():
     early = [20, 4, 8, 14, 20, 24, 22, 20, 18, 17, 16, 15, 14]
     shallow = [20, 20, 19, 17, 16, 18, 19, 20, 24, 24, 20, 17, 14]
-    others = {"alike": SHAPE, "noisy": SHAPE, "early": early, "shallow": shallow, "upside down": SHAPE, "mixed": SHAPE}
+    others = {"alike": SHAPE, "noisy": SHAPE, "early": early, "shallow": shallow, "alpha early": SHAPE, "mixed": SHAPE}
     parts = [planted("the usual", run, SHAPE) for run in range(3)]
     for name, shape in others.items():
         for run in range(3):
             given = shallow if name == "mixed" and run else shape
-            alphas = np.array(SHAPE) / 10 if name == "upside down" else None
+            alphas = 10 / np.array(early) if name == "alpha early" else None
             parts.append(planted(name, run, given, alphas, 0.5 if name == "noisy" else 0.01))
     return pd.concat(parts, ignore_index=True)
 
@@ -41,7 +41,7 @@ def test_each_choice_gets_the_verdict_of_what_was_planted(table):
     yes = REPRODUCED
     assert told == {
         "the usual": [yes] * 5, "alike": [yes] * 5, "noisy": [OPEN] * 5, "early": [yes] * 4 + [NOT],
-        "shallow": [NOT, NOT, yes, yes, yes], "upside down": [yes, yes, yes, NOT, yes],
+        "shallow": [NOT, NOT, yes, yes, yes], "alpha early": [yes, yes, yes, NOT, yes],
         "mixed": [PARTLY, PARTLY, yes, yes, yes]}
     assert tuple(found.loc["mixed", "collapse"][["yes", "no", "of"]]) == (1, 2, 3)
     assert found.loc["mixed", "collapse"].tolist()[-2:] == [0.2, 0.8]  # 4 of 20 and 16 of 20
@@ -51,7 +51,7 @@ def test_each_choice_gets_the_verdict_of_what_was_planted(table):
 def test_a_choice_that_tells_nothing_speaks_neither_for_nor_against(table):
     found = survival(together(of_runs_by_choice(table, "the usual")), "the usual")
     assert found == {"collapse": ["shallow", "mixed"], "expansion": ["shallow", "mixed"], "compression": [],
-                     "alpha": ["upside down"], "turn": ["early"]}
+                     "alpha": ["alpha early"], "turn": ["early"]}
 
 
 def test_runs_too_few_decide_nothing(table):
