@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 # every module that holds measures is named here, in the order of the registry
 from reptrace.measures import readings as readings  # isort: skip
+from reptrace.measures import spikes as spikes  # isort: skip
 from reptrace.measures import anisotropy as anisotropy  # isort: skip
 from reptrace.measures import cka as cka  # isort: skip
 from reptrace.measures import readout as readout  # isort: skip
