@@ -20,8 +20,11 @@ from reptrace.checkpoints.listing import Checkpoint
 from reptrace.measures.cka import linear_cka
 from reptrace.records.store import Store
 from reptrace.sweeps import references
+from reptrace.sweeps.dispatch import Means
+from reptrace.sweeps.located import Opening
+from reptrace.sweeps.measurement import Settings
 from reptrace.sweeps.references import Kept
-from reptrace.sweeps.sweep import trace, with_others
+from reptrace.sweeps.sweep import SuiteSpec, measure_suites, trace, with_others
 from reptrace.texts.probes import Probe
 
 RNG = np.random.default_rng(0)
@@ -143,6 +146,12 @@ def test_what_was_compared_with_another_last_checkpoint_is_not_mixed_in(run, tmp
     both = with_others(trace(points, PROBE, store, **OPTIONS), store)  # either may be meant: both are told
     assert both.cka_first.notna().all() and both.rankme.notna().all()
     assert "cka_last" in both.conflicts[0] and "(record " in both.conflicts[0] and pd.isna(both.conflicts[2])
+
+
+def test_refining_is_refused_where_it_would_change_the_previous_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="another previous one: ask for cka in a second call, without refining"):
+        measure_suites(SuiteSpec("pythia-14m", refine=2), "docstrings", tmp_path, None,
+                       Settings(measures=("rankme", "cka")), Opening(), Means())
 
 
 def test_readout_and_weights_are_read_off_the_models_own_matrices(run, tmp_path):
