@@ -3,6 +3,7 @@
 import architectures
 import pytest
 import torch
+
 from reptrace.models import remembering as module
 from reptrace.models.decoders import text_decoder
 from reptrace.models.eigendirections import projected, random_directions
