@@ -152,6 +152,13 @@ def own_run(folder, tmp_path):
     return Path(shutil.copytree(folder / "run", tmp_path / "my_run"))
 
 
+@pytest.fixture(scope="module")
+def whole_run(folder, tmp_path_factory):
+    """The table of the run as it is, by model."""
+    trace(folder, out := tmp_path_factory.mktemp("whole"), "--model", str(folder / "run"))
+    return pd.read_csv(out / "table.csv").set_index("model")
+
+
 def without_a_tokenizer(checkpoint):
     for path in checkpoint.glob("tokenizer*"):
         path.unlink()
@@ -175,7 +182,7 @@ def emptied(checkpoint):
     (without_a_tokenizer, 1), (with_half_a_tokenizer, 1), (with_half_a_configuration, 1), (emptied, 1),
     (with_half_a_tokenizer, 2)])
 def test_a_run_whose_last_checkpoints_are_broken_is_measured_with_the_nearest_ones_tokenizer(
-        folder, own_run, tmp_path, capsys, spoil, broken):
+        folder, own_run, whole_run, tmp_path, capsys, spoil, broken):
     whole = ["checkpoint-0", "checkpoint-8", "checkpoint-64"][: 3 - broken]
     for name in ["checkpoint-64", "checkpoint-8"][:broken]:
         spoil(own_run / name)
@@ -183,10 +190,8 @@ def test_a_run_whose_last_checkpoints_are_broken_is_measured_with_the_nearest_on
     printed = capsys.readouterr()
     assert f"the tokenizer is that of {own_run / whole[-1]}" in printed.err
     found = pd.read_csv(tmp_path / "out" / "table.csv").set_index("model")
-    trace(folder, tmp_path / "plain", "--model", str(folder / "run"))
-    expected = pd.read_csv(tmp_path / "plain" / "table.csv").set_index("model")
     for name in whole:
-        assert found.loc[str(own_run / name), "rankme"] == expected.loc[str(folder / "run" / name), "rankme"]
+        assert found.loc[str(own_run / name), "rankme"] == whole_run.loc[str(folder / "run" / name), "rankme"]
 
 
 def test_without_any_tokenizer_it_is_said_how_to_name_one_and_one_that_is_named_is_taken(

@@ -188,7 +188,7 @@ def lines():
     """Texts of many lengths, on either side of 16 tokens, where a small LongRoPE changes its factors."""
     rng = np.random.default_rng(2)
     words = ["ice", "water", "steam", "heat", "cold", "melts", "boils", "."]
-    return [" ".join(rng.choice(words, n)) for n in rng.integers(2, 60, 90)]
+    return [" ".join(rng.choice(words, n)) for n in rng.integers(2, 60, 50)]
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from importlib import metadata
@@ -18,6 +18,7 @@ from reptrace.memorization.questions import Questions
 from reptrace.models import loading
 from reptrace.models.eigendirections import Projection, directions
 from reptrace.models.hidden_states import last_token_states
+from reptrace.models.remembering import remembering
 from reptrace.records.store import Store
 from reptrace.support import arguments
 from reptrace.sweeps.dispatch import Means, run
@@ -166,7 +167,7 @@ class TaskPart(Part):
 
     def rows(self, opened: Opened, progress: bool) -> list[dict]:
         model = opened.model
-        with self.projection.applied(model, *self._directions(opened)) if self.projection else nullcontext():
+        with self._projected(opened):
             if isinstance(self.spec, Questions):
                 return [self.spec.memorization(model, self._tokenizer(opened), self.batch_size, progress)]
             if _is_loss(self.spec):
@@ -174,6 +175,15 @@ class TaskPart(Part):
             self._check_definition(opened)
             return evaluation.evaluate(model, self._tokenizer(opened), [self.spec], self.batch_size, self.limit,
                                        self.data, self.include, progress=progress)
+
+    @contextmanager
+    def _projected(self, opened: Opened) -> Iterator[None]:
+        if not self.projection:
+            yield
+            return
+        kept = opened.once("decoder's outputs", dict)
+        with self.projection.applied(opened.model, *self._directions(opened)), remembering(opened.model, kept):
+            yield
 
     def _check_definition(self, opened: Opened) -> None:
         """ValueError where the task's files, or lm-eval, are not here what they were where the task was asked."""

@@ -139,9 +139,9 @@ def _nats(model, sequences: Sequence[np.ndarray]) -> np.ndarray:
     device = devices_of(model)[0]
     ids, last = (tensor.to(device) for tensor in batches.padded(sequences))
     # Padded on the right and causal: no real token sees the padding.
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    logits = model(input_ids=ids, use_cache=False).logits
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    targets = ids[:, 1:]
+    targets = ids.roll(-1, 1)  # the last position's too, which is not counted: without it, all logits would be copied
     nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     nats = nats.view(targets.shape)
     real = torch.arange(nats.shape[1], device=device) < last[:, None]
