@@ -1,4 +1,4 @@
-"""How far RankMe, alpha and the phases' turns can be trusted with few sequences: bias, coverage, and what corrects them.
+"""How far RankMe, alpha and the phases' turns can be trusted with few sequences: bias, coverage, corrections.
 
     make estimators
 
@@ -36,10 +36,10 @@ from reptrace.report.profiles import ROOT, Profile
 RESULTS, BUILD = ROOT / "data" / "results", ROOT / "build" / "estimators"
 WIDTH, RANKS = 64, (4, 31)  # the window of the default suite
 RATIOS = (0.5, 1, 2, 4, 10)  # N / d
-DRAWS, TRAINED_DRAWS, TURN_DRAWS, JUDGED_DRAWS = 400, 200, 200, 100
+DRAWS, TRAINED_DRAWS, TURN_DRAWS, JUDGED_DRAWS = 200, 200, 100, 40
 CHECKPOINTS, TURN_WIDTH = 24, 32  # of a planted trajectory
+STATES = 16_384  # of a trained checkpoint at most: 25 times the largest N
 WINDOWS = ((1, 10), (1, 31), (2, 16), (4, 16), (4, 31), (8, 31), (12, 31), (4, 48), (12, 48))
-LEVELS = 1.96
 RECIPE = 2  # raised where the numbers would change
 
 SPECTRA: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of ranks 1..d
@@ -50,13 +50,11 @@ BROKEN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "broken at 11, 0.5 to 1.5": lambda i: np.where(i <= 11, i**-0.5, 11.0 * i**-1.5),
     "broken at 11, 0.8 to 1.2": lambda i: np.where(i <= 11, i**-0.8, 11**0.4 * i**-1.2),
     "exponential": lambda i: np.exp(-i / 12)}
-# Coordinates of unit variance, shape (N, d): normal; independent, of kurtosis 6; rows as a whole of heavier tails, a
-# multivariate t of 5 degrees of freedom (kurtosis 9).
+# Coordinates of unit variance, shape (N, d): normal, or a multivariate t of 5 degrees of freedom (kurtosis 9).
 ROWS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
     "normal": lambda rng, shape: rng.standard_normal(shape),
-    "Laplace": lambda rng, shape: rng.laplace(size=shape) / np.sqrt(2),
     "t of 5": lambda rng, shape: rng.standard_normal(shape) * np.sqrt(3 / rng.chisquare(5, (shape[0], 1)))}
-TRAINED = ((0, "minimum"), (0, "peak"), (0, "end"), (-1, "end"))  # run of the default suite, and where in it
+TRAINED = ((0, "minimum"), (0, "peak"), (-1, "end"))  # run of the default suite, and where in it
 
 
 @dataclass(frozen=True)
@@ -110,18 +108,16 @@ def planted(spectrum: str, width: int = WIDTH) -> np.ndarray:
 
 def main() -> None:
     torch.set_num_threads(1)
-    store, found = Store(BUILD), {"bias": [], "coverage": [], "windows": [], "judged": []}
-    jobs = list(plan())
+    store, jobs = Store(BUILD), list(plan())
     for identity, job in tqdm(jobs, unit="cell"):
         if not store.done(identity):
             store.write(identity, job())
     kept = store.table([identity for identity, _ in jobs])
-    for table, rows in found.items():
+    for table in ("bias", "coverage", "windows", "judged"):
         its = kept[kept.table == table].dropna(axis=1, how="all").drop(columns="table")
         write_atomically(RESULTS / f"estimator_{table}.csv", its.assign(**provenance()).to_csv(
             index=False, float_format="%.5g").encode())
         print(f"data/results/estimator_{table}.csv: {len(its)} rows")
-        del rows
 
 
 def plan() -> Iterator[tuple[Mapping, Callable[[], list[dict]]]]:
@@ -134,15 +130,12 @@ def plan() -> Iterator[tuple[Mapping, Callable[[], list[dict]]]]:
                        lambda source=source, ratio=ratio: simulated(source, ratio, DRAWS))
             yield identity("windows", spectrum, rows), lambda source=source: windows(source)
     for spectrum in (*SPECTRA, *BROKEN):
-        for rows in ("normal", "t of 5"):
-            for ratio in (r for r in RATIOS if r >= power_law.ENOUGH):
-                yield (identity("judged", spectrum, rows, ratio),
-                       lambda s=spectrum, r=rows, n=ratio: [judged(Planted(s, r), n, JUDGED_DRAWS)])
-    for shape in ("sharp", "round"):
-        for probe in ("same", "fresh"):
-            for ratio in RATIOS:
-                yield (identity("turns", shape, probe, ratio),
-                       lambda s=shape, p=probe, n=ratio: turns(s, p, n, TURN_DRAWS))
+        for rows, ratio in (("normal", 2), ("normal", 10), ("t of 5", 10)):
+            yield (identity("judged", spectrum, rows, ratio),
+                   lambda s=spectrum, r=rows, n=ratio: [judged(Planted(s, r), n, JUDGED_DRAWS)])
+    for shape, probe in (("sharp", "same"), ("round", "same"), ("round", "fresh")):
+        for ratio in RATIOS:
+            yield identity("turns", shape, probe, ratio), lambda s=shape, p=probe, n=ratio: turns(s, p, n, TURN_DRAWS)
     for which in TRAINED:
         for ratio in RATIOS:
             yield (identity("trained", *which, ratio),
@@ -176,10 +169,10 @@ def simulated(source, ratio: float, draws: int) -> list[dict]:
         values.setdefault("extrapolated in 1/N", []).append((better.rankme, better.alpha))
         intervals.setdefault("plain", []).append((plain.rankme_interval, plain.alpha_interval))
         intervals.setdefault("extrapolated in 1/N", []).append((better.rankme_interval, better.alpha_interval))
-        for name, spectrum in {"linear shrinkage": lambda x: estimators.linear(x),
-                               "nonlinear shrinkage": lambda x: estimators.nonlinear(plain.eigenvalues, samples),
-                               "cross-validated PCA": lambda x: estimators.cross_validated(x)}.items():
-            values.setdefault(name, []).append(read(spectrum(rows)))
+        for name, spectrum in (("linear shrinkage", estimators.linear(rows)),
+                               ("nonlinear shrinkage", estimators.nonlinear(plain.eigenvalues, samples)),
+                               ("cross-validated PCA", estimators.cross_validated(rows))):
+            values.setdefault(name, []).append(read(spectrum))
     truth = np.array(read(source.eigenvalues))
     about = {**source.about, "ratio": ratio, "samples": samples, "draws": draws}
     bias = [{"table": "bias", **about, "estimator": name, "quantity": quantity, "truth": truth[k],
@@ -217,13 +210,13 @@ def windows(source) -> list[dict]:
     samples = 10 * source.width
     rows = source.draw(rng, samples)
     plain = geometry(rows, None)
-    fitting = [ranks for ranks in WINDOWS if ranks[1] < source.width]
+    fitting = [ranks for ranks in WINDOWS if ranks[1] <= source.width]
     best = power_law.cross_validated_window(rows, fitting)
     heavy = kurtosis(rows, RANKS)
     found = []
     for ranks in fitting:
         line = geometry(rows, ranks)
-        judgement = power_law.power_law_judgement(plain.eigenvalues, samples, ranks, kurtosis=heavy)
+        judgement = power_law.power_law_judgement(plain.eigenvalues, samples, ranks, kurtosis=heavy, draws=99)
         likely, likely_stderr = power_law.likelihood_alpha(plain.eigenvalues, samples, ranks)
         tail, tail_stderr, distance = tail_fit(plain.eigenvalues, ranks)
         found.append({"table": "windows", **source.about, "samples": samples, "first": ranks[0], "last": ranks[1],
@@ -321,7 +314,7 @@ def profile() -> Profile:
 
 @cache
 def pool(which: tuple[int, str]) -> Pool:
-    """States of one checkpoint, of every stretch of held-out text that is as long as a probe's sequences."""
+    """States of one checkpoint at the end of stretches of held-out text, each as long as a probe's sequences."""
     from transformers import GPTNeoXForCausalLM
 
     from reptrace.models.hidden_states import FINAL, last_token_states
@@ -336,18 +329,21 @@ def pool(which: tuple[int, str]) -> Pool:
     point = profile().suite.checkpoints(run)[at]
     model = from_pretrained(GPTNeoXForCausalLM, point.model, point.revision, profile().suite.hub).eval()
     states = last_token_states(model, stretches(run.context, run.vocabulary), (FINAL,), 256)[FINAL]
-    return Pool(f"d = {run.width}, {place}", states.double().numpy())
+    states = states.double().numpy()
+    values, vectors = np.linalg.eigh(np.cov(states.T))
+    return Pool(f"d = {run.width}, {place}", states @ vectors[:, values > 1e-9 * values[-1]])  # the norm takes one out
 
 
 @cache
 def stretches(context: int, vocabulary: int) -> list[list[int]]:
-    """All held-out text in stretches of `context` tokens, the last of a document shorter, as long as it's allowed."""
+    """Held-out text in stretches of `context` tokens, or as long as a document's end is; `STATES` of them by chance."""
     from reptrace.texts.probes import first_tokens, in_order
 
     documents = in_order(profile().texts[1].documents)
     cut = [tokens[at : at + context] for tokens in first_tokens(profile().suite.tokenizer(vocabulary), documents)
            for at in range(0, len(tokens), context)]
-    return [list(each) for each in dict.fromkeys(map(tuple, cut)) if len(each) >= profile().min_length]
+    kept = [list(each) for each in dict.fromkeys(map(tuple, cut)) if len(each) >= profile().min_length]
+    return [kept[k] for k in np.random.default_rng(0).permutation(len(kept))[:STATES]]
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reptrace.measures.spectra import NEGLIGIBLE, alpha_req, eigenspectrum
+from reptrace.measures.spectra import NEGLIGIBLE, alpha_coefficients, alpha_req, eigenspectrum
 
 ENOUGH = 2  # sequences a dimension: with fewer the spectrum outside of the window can't be told
 ROUNDS, TUNING = 4, 40  # of the search for the power law that these eigenvalues would come from, and draws in each
@@ -92,46 +92,51 @@ def power_law_judgement(eigenvalues, samples: int, ranks: tuple[int, int] = (12,
         raise ValueError(f"a spectrum of {len(s)} eigenvalues is judged from {ENOUGH * len(s)} normal sequences on; "
                          f"{samples} of kurtosis {kurtosis:.3g} are worth {worth}.")
     rng = np.random.default_rng(seed)
-    population, alpha = _population(rng, s, worth, fit)
-    drawn = np.array([_residuals(one, fit.ranks) for one in _samples(rng, population, worth, draws)])
+    population, alpha = _population(rng, s, worth, fit.ranks)
+    own, drawn = (_residuals(each, *_lines(each, fit.ranks), fit.ranks)
+                  for each in (np.log(s), _samples(rng, population, worth, draws)))
     mean, scatter = drawn.mean(0), drawn.std(0)
-    own = _residuals(s, fit.ranks)
     far, theirs = (np.square((each - mean) / scatter).sum(-1) for each in (own, drawn))
     p_value = float((1 + (theirs >= far).sum()) / (draws + 1))
     return Judgement(p_value < level, p_value, float(np.sqrt(np.square(own - mean).mean())), alpha, fit.ranks, level)
 
 
-def _population(rng, s: np.ndarray, samples: int, fit) -> tuple[np.ndarray, float]:
-    """Eigenvalues of a population that is a power law in the window, and its exponent."""
-    first, last = fit.ranks
-    window, x = slice(first - 1, last), np.log(np.arange(first, last + 1))
-    alpha, height, goal = fit.alpha, fit.intercept, np.log(s)
-    logs = goal.copy()
+def _population(rng, s: np.ndarray, samples: int, ranks: tuple[int, int]) -> tuple[np.ndarray, float]:
+    """Logarithms of the eigenvalues of a population that is a power law in the window, and its exponent."""
+    goal = np.log(s)
+    wanted = np.array(_lines(goal, ranks))
+    line, logs, window = wanted.copy(), goal.copy(), slice(ranks[0] - 1, ranks[1])
     for _ in range(ROUNDS):
-        logs[window] = height - alpha * x
-        found = _samples(rng, np.exp(logs), samples, TUNING)
-        fits = [alpha_req(one, fit.ranks) for one in found]
-        off = goal - np.log(found).mean(0)
-        alpha += fit.alpha - np.mean([each.alpha for each in fits])
-        height += fit.intercept - np.mean([each.intercept for each in fits])
-        logs += off
-    logs[window] = height - alpha * x
-    return np.exp(logs), float(alpha)
+        logs[window] = -_residuals(np.zeros_like(goal), *line, ranks)
+        found = _samples(rng, logs, samples, TUNING)
+        line += wanted - np.mean(_lines(found, ranks), axis=1)
+        logs += goal - found.mean(0)
+    logs[window] = -_residuals(np.zeros_like(goal), *line, ranks)
+    return logs, float(line[0])
 
 
 def _samples(rng, population: np.ndarray, samples: int, draws: int) -> np.ndarray:
-    """Eigenvalues, shape (draws, d), of centred covariances of so many normal rows, by Bartlett's decomposition."""
+    """ln s, shape (draws, d), of covariances of so many normal rows of these ln s, by Bartlett's decomposition."""
     width = len(population)
     root = np.tril(rng.standard_normal((draws, width, width)), -1)
     root[:, range(width), range(width)] = np.sqrt(rng.chisquare(samples - 1 - np.arange(width), (draws, width)))
-    root *= np.sqrt(population / samples)[:, None]
-    return np.linalg.eigvalsh(root @ root.transpose(0, 2, 1))[:, ::-1].clip(min=population.min() * 1e-9)
+    root *= np.exp(population / 2)[:, None] / np.sqrt(samples)
+    found = np.linalg.eigvalsh(root @ root.transpose(0, 2, 1))[:, ::-1]
+    return np.log(found.clip(min=found[:, :1] * NEGLIGIBLE))
 
 
-def _residuals(s: np.ndarray, ranks: tuple[int, int]) -> np.ndarray:
-    fit = alpha_req(s, ranks)
-    i = np.arange(ranks[0], ranks[1] + 1)
-    return np.log(s[ranks[0] - 1 : ranks[1]]) - fit.intercept + fit.alpha * np.log(i)
+def _lines(logs: np.ndarray, ranks: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """alpha and intercept of `alpha_req` of ln s, shape (..., d)."""
+    coefficients, x, weights = alpha_coefficients(*ranks)
+    y = logs[..., ranks[0] - 1 : ranks[1]]
+    alpha = y @ coefficients
+    return alpha, y @ (weights / weights.sum()) + alpha * np.average(x, weights=weights)
+
+
+def _residuals(logs: np.ndarray, alpha, intercept, ranks: tuple[int, int]) -> np.ndarray:
+    """ln s of the window about a line; of several, shape (..., ranks), about one each."""
+    x = np.log(np.arange(ranks[0], ranks[1] + 1))
+    return logs[..., ranks[0] - 1 : ranks[1]] - np.expand_dims(intercept, -1) + np.expand_dims(alpha, -1) * x
 
 
 def likelihood_alpha(eigenvalues, samples: int, ranks: tuple[int, int] = (12, 100)) -> tuple[float, float]:
@@ -172,23 +177,16 @@ def cross_validated_window(features, windows: Sequence[tuple[int, int]], splits:
     (int, int), or None where no window's line is as good.
     """
     features, rng = np.asarray(features), np.random.default_rng(seed)
-    pairs = [[eigenspectrum(features[part]) for part in np.array_split(rng.permutation(len(features)), 2)]
+    pairs = [[np.log(eigenspectrum(features[part])) for part in np.array_split(rng.permutation(len(features)), 2)]
              for _ in range(splits)]
 
     def excess(ranks: tuple[int, int]) -> float:
         """Squared error of the line beyond that of the spectrum itself."""
         window = slice(ranks[0] - 1, ranks[1])
-        return sum(np.square(_residuals_of(one, other, ranks)).sum()
-                   - np.square(np.log(one[window] / other[window])).sum() for a, b in pairs
-                   for one, other in ((a, b), (b, a)))
+        return sum(np.square(_residuals(other, *_lines(one, ranks), ranks)).sum()
+                   - np.square((one - other)[window]).sum() for a, b in pairs for one, other in ((a, b), (b, a)))
 
     for ranks in sorted(windows, key=lambda ranks: ranks[1] / ranks[0], reverse=True):
         if excess(ranks) <= 0:
             return ranks
     return None
-
-
-def _residuals_of(one: np.ndarray, other: np.ndarray, ranks: tuple[int, int]) -> np.ndarray:
-    """ln s of `other` about the line of `one`."""
-    fit, i = alpha_req(one, ranks), np.arange(ranks[0], ranks[1] + 1)
-    return np.log(other[ranks[0] - 1 : ranks[1]]) - fit.intercept + fit.alpha * np.log(i)

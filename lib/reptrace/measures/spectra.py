@@ -218,7 +218,7 @@ def alpha_req(eigenvalues, ranks: tuple[int, int] = (12, 100), shorten: bool = F
     """
     s = _spectrum(eigenvalues)
     first, last = _window(s, ranks, shorten)
-    c, x, weights = _alpha_coefficients(first, last)
+    c, x, weights = alpha_coefficients(first, last)
     y = np.log(s[first - 1 : last])
     alpha = float(c @ y)
     y_mean = np.average(y, weights=weights)
@@ -303,7 +303,7 @@ def decompose(features, ranks: tuple[int, int] | None = (12, 100), shorten: bool
     gradients[kept, 0] = -value * (log_shares[kept] + np.log(value)) / s.sum()
     if fit is not None:
         window = slice(fit.ranks[0] - 1, fit.ranks[1])
-        gradients[window, 1] = _alpha_coefficients(*fit.ranks)[0] / s[window]
+        gradients[window, 1] = alpha_coefficients(*fit.ranks)[0] / s[window]
     return Decomposed(moments.mean, vectors, s, value, fit, gradients)
 
 
@@ -465,7 +465,7 @@ def _window(s: np.ndarray, ranks: tuple[int, int], shorten: bool) -> tuple[int, 
     return first, last
 
 
-def _alpha_coefficients(first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def alpha_coefficients(first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """c with alpha = c @ ln s[first..last], the abscissa ln i, and the weights 1/i."""
     i = np.arange(first, last + 1, dtype=np.float64)
     x, weights = np.log(i), 1 / i
