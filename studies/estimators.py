@@ -114,9 +114,9 @@ def main() -> None:
             store.write(identity, job())
     kept = store.table([identity for identity, _ in jobs])
     for table in ("bias", "coverage", "windows", "judged"):
-        its = kept[kept.table == table].dropna(axis=1, how="all").drop(columns="table")
-        write_atomically(RESULTS / f"estimator_{table}.csv", its.assign(**provenance()).to_csv(
-            index=False, float_format="%.5g").encode())
+        its = kept[kept.table == table].dropna(axis=1, how="all").drop(columns=["table", "identity", "status"])
+        its = its[[*its.columns.difference(list(provenance()), sort=False), *provenance()]]
+        write_atomically(RESULTS / f"estimator_{table}.csv", its.to_csv(index=False, float_format="%.5g").encode())
         print(f"data/results/estimator_{table}.csv: {len(its)} rows")
 
 
@@ -129,6 +129,7 @@ def plan() -> Iterator[tuple[Mapping, Callable[[], list[dict]]]]:
                 yield (identity("planted", spectrum, rows, ratio),
                        lambda source=source, ratio=ratio: simulated(source, ratio, DRAWS))
             yield identity("windows", spectrum, rows), lambda source=source: windows(source)
+            yield identity("settled", spectrum, rows), lambda source=source: settled(source, DRAWS)
     for spectrum in (*SPECTRA, *BROKEN):
         for rows, ratio in (("normal", 2), ("normal", 10), ("t of 5", 10)):
             yield (identity("judged", spectrum, rows, ratio),
@@ -159,11 +160,9 @@ def simulated(source, ratio: float, draws: int) -> list[dict]:
     rng = generator(*source.about.values(), ratio)
     values: dict[str, list] = {}
     intervals: dict[str, list] = {}
-    settled = []
     for _ in range(draws):
         rows = source.draw(rng, samples)
         plain = geometry(rows, RANKS, shorten=True)
-        settled.append(plain.settled)
         better = estimators.extrapolated(rows, RANKS, shorten=True)
         values.setdefault("plain", []).append((plain.rankme, plain.alpha.alpha))
         values.setdefault("extrapolated in 1/N", []).append((better.rankme, better.alpha))
@@ -180,28 +179,35 @@ def simulated(source, ratio: float, draws: int) -> list[dict]:
              "scatter": np.std(found, 0)[k] / truth[k]}
             for name, found in values.items() for k, quantity in enumerate(("RankMe", "alpha"))]
     same = np.mean(values["plain"], 0)
-    targets = [("plain", "average at this N", same, None), ("plain", "infinitely many", truth, None),
-               ("plain, settled", "infinitely many", truth, np.array(settled)),
-               ("extrapolated in 1/N", "infinitely many", truth, None)]
-    coverage = [row for name, target, value, kept in targets for k, quantity in enumerate(("RankMe", "alpha"))
-                for row in covered(about, name, quantity, target, np.array(intervals[name.split(",")[0]])[:, k],
-                                   value[k], kept) if not (kept is not None and quantity == "alpha")]
-    return bias + coverage
+    targets = (("plain", "average at this N", same), ("plain", "infinitely many", truth),
+               ("extrapolated in 1/N", "infinitely many", truth))
+    return bias + [covered(about, name, quantity, target, np.array(intervals[name])[:, k], value[k])
+                   for name, target, value in targets for k, quantity in enumerate(("RankMe", "alpha"))]
+
+
+def settled(source, draws: int) -> list[dict]:
+    """Coverage of the plain intervals of RankMe that are said to reach infinitely many sequences, at every N."""
+    found, truth = [], rankme(source.eigenvalues)
+    for ratio in (*RATIOS, 40, 100):
+        rng, samples = generator(*source.about.values(), ratio, "settled"), round(ratio * source.width)
+        plain = [geometry(source.draw(rng, samples), None) for _ in range(draws)]
+        ends = np.array([each.rankme_interval if each.settled else (np.nan, np.nan) for each in plain])
+        found.append(covered({**source.about, "ratio": ratio, "samples": samples, "draws": draws}, "plain, if settled",
+                             "RankMe", "infinitely many", ends, truth))
+    return found
 
 
 def read(s: np.ndarray) -> tuple[float, float]:
     return rankme(s), alpha_req(s, RANKS, shorten=True).alpha
 
 
-def covered(about: dict, interval: str, quantity: str, target: str, ends: np.ndarray, value, kept=None) -> list[dict]:
-    """A row of the coverage of intervals, shape (draws, 2), of those that are given."""
+def covered(about: dict, interval: str, quantity: str, target: str, ends: np.ndarray, value) -> dict:
+    """A row of the coverage of intervals, shape (draws, 2), of those that are given; of `draws` as many are."""
     given = ~np.isnan(ends).any(1)
-    given &= True if kept is None else kept
-    inside = (ends[:, 0] <= value) & (value <= ends[:, 1])
-    share, count = (inside[given].mean(), int(given.sum())) if given.any() else (np.nan, 0)
-    return [{"table": "coverage", **about, "interval": interval, "quantity": quantity, "target": target,
-             "given": count, "covered": share,
-             "half_width": np.median((ends[:, 1] - ends[:, 0])[given]) / 2 if given.any() else np.nan}]
+    inside = ((ends[:, 0] <= value) & (value <= ends[:, 1]))[given]
+    return {"table": "coverage", **about, "interval": interval, "quantity": quantity, "target": target,
+            "given": int(given.sum()), "covered": inside.mean() if given.any() else np.nan,
+            "half_width": np.median((ends[:, 1] - ends[:, 0])[given]) / 2 if given.any() else np.nan}
 
 
 def windows(source) -> list[dict]:
@@ -235,10 +241,10 @@ def tail_fit(s: np.ndarray, ranks: tuple[int, int]) -> tuple[float, float, float
     import powerlaw
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fit = powerlaw.Fit(s, xmin=s[ranks[1] - 1], verbose=False)
-    alpha = 1 / (fit.power_law.alpha - 1)
-    return alpha, fit.power_law.sigma * alpha**2, fit.power_law.D
+        warnings.simplefilter("ignore")  # its search of other parameters than the one that is asked for
+        law = powerlaw.Fit(s, xmin=s[ranks[1] - 1], verbose=False).power_law
+        alpha = 1 / (law.alpha - 1)
+        return alpha, law.sigma * alpha**2, law.D
 
 
 def kurtosis(rows: np.ndarray, ranks: tuple[int, int]) -> float:
@@ -271,6 +277,7 @@ def turns(shape: str, probe: str, ratio: float, draws: int) -> list[dict]:
     Spectra are power laws whose exponent rises, falls and rises again along the logarithm of tokens, "sharp" in
     straight lines or "round" in half waves; the two turns lie anywhere between checkpoints. "same": all checkpoints
     have the same coordinates of rows, as of one probe's sequences whose states only stretch; "fresh": others each time.
+    Half widths are in checkpoints.
     """
     rng, samples = generator("turns", shape, probe, ratio), round(ratio * TURN_WIDTH)
     found: dict[str, list] = {"collapse_end": [], "turn": []}
@@ -284,15 +291,17 @@ def turns(shape: str, probe: str, ratio: float, draws: int) -> list[dict]:
             rows = rows if probe == "same" else ROWS["normal"](rng, rows.shape)
             values.append(geometry(rows * i ** (-alpha / 2), None))
         phases = find_phases(tokens, [each.rankme for each in values], [each.rankme_stderr for each in values])
-        for name, bend in zip(found, 1e5 * 1e3**bends, strict=True):
+        for name, bend in zip(found, tokens[0] * (tokens[-1] / tokens[0]) ** bends, strict=True):
             turn = getattr(phases, name)
             found[name].append((*turn.interval, bend) if turn else (np.nan, np.nan, bend))
     about = {"kind": "planted", "spectrum": f"{shape} turns", "rows": f"normal, {probe} at all checkpoints",
              "width": TURN_WIDTH, "ratio": ratio, "samples": samples, "draws": draws}
-    return [{**row, "half_width": row["half_width"] * (CHECKPOINTS - 1)}  # from decades to checkpoints
-            for name, ends in found.items() for row in covered(
-                about, "detector of phases", name, "population's turn", np.log10(np.array(ends)[:, :2] / 1e5) / 3,
-                np.log10(np.array(ends)[:, 2] / 1e5) / 3)]
+    rows = []
+    for name, ends in found.items():
+        low, high, bend = np.log(np.array(ends) / tokens[0]).T / np.log(tokens[-1] / tokens[0]) * (CHECKPOINTS - 1)
+        rows.append(covered(about, "detector of phases", name, "turn of infinitely many", np.column_stack([low, high]),
+                            bend))
+    return rows
 
 
 def exponent(u: np.ndarray, bends: np.ndarray, shape: str) -> np.ndarray:

@@ -95,14 +95,19 @@ class Geometry:
 
     @property
     def rankme_bias(self) -> float:
-        """How far RankMe lies from that of infinitely many sequences (below 0), see `rankme_bias`."""
-        return rankme_bias(self.eigenvalues, self.samples)
+        """How far RankMe lies from that of infinitely many sequences (below 0): `rankme_bias`, as many times as large
+        as the square of `rankme_stderr` is against that of normal rows, since heavier tails raise both alike."""
+        p = _shares(self.eigenvalues)
+        normal = 2 * np.square(xlogy(p, p) + p * np.log(self.rankme)).sum() / self.samples
+        tails = max(1.0, (self.rankme_stderr / self.rankme) ** 2 / normal) if normal else 1.0
+        return tails * rankme_bias(self.eigenvalues, self.samples)
 
     @property
     def settled(self) -> bool:
-        """Whether `rankme_interval` is one for RankMe of infinitely many sequences, too: the bias is at most `SLIGHT`
-        standard errors. Where it is not, `estimators.extrapolated` has one from 2 d sequences on."""
-        return bool(abs(self.rankme_bias) <= SLIGHT * self.rankme_stderr)
+        """Whether `rankme_interval` is one for RankMe of infinitely many sequences, too: there are 2 d sequences or
+        more, and the bias is at most `SLIGHT` standard errors. Where it is not, `estimators.extrapolated` has one."""
+        enough = self.samples >= 2 * len(self.eigenvalues)
+        return enough and bool(abs(self.rankme_bias) <= SLIGHT * self.rankme_stderr)
 
     @property
     def rankme_interval(self) -> tuple[float, float]:
