@@ -143,7 +143,7 @@ def nonlinear(eigenvalues, samples: int) -> np.ndarray:
 
     The sample's spectral density f and its Hilbert transform H are estimated with Epanechnikov's kernel of bandwidth
     h lambda_i, h = n^(-1/3); an eigenvalue then becomes lambda / ((pi c lambda f)^2 + (1 - c - pi c lambda H)^2), with
-    c = d / n (their equations 4.3 and 4.7 to 4.9, and C.4 where d > n). They ask for at least 12 sequences.
+    c = d / n. Where d > n, those that differ from zero become 1 / (pi^2 lambda (f^2 + H^2)), and the others all alike.
 
     Parameters
     ----------
