@@ -249,7 +249,7 @@ def geometry(features, ranks: tuple[int, int] = (12, 100), shorten: bool = False
 
     They say how far the numbers would move with as many other sequences from the same source: the intervals are for
     the average over such draws. How often they hold it, and how often the value of infinitely many sequences, stands
-    in data/results/estimator_coverage.csv (the notebook `estimators`). They do not cover the bias of few samples, for
+    in data/results/estimator_coverage.csv. They do not cover the bias of few samples, for
     which see `Geometry.settled` and `estimators.extrapolated`, nor the scatter between training seeds.
 
     Parameters
