@@ -14,9 +14,9 @@ flat spectrum too steep. Of the corrections in the literature, these are here to
   jackknife of Gray & Schucany, 1972).
 
 The first three answer another question: the variance along the *sample's* directions, which are not those of the
-text, is always flatter than the spectrum of the text is, so that RankMe comes out too high. The last one is the sound
-one of the four, from `ENOUGH` times the width on. Its reason is RankMe's logarithm, an entropy, whose bias goes with
-1/N nearly exactly down to N = d (for a flat spectrum d / 2N: Page, Physical Review Letters 71, 1993).
+text, is more even than the spectrum of the text, so that RankMe of normal rows comes out too high. The last one is the
+sound one of the four, from `ENOUGH` sequences a dimension on. Its reason is RankMe's logarithm, an entropy, whose bias
+goes with 1/N nearly exactly down to N = d (for a flat spectrum d / 2N: Page, Physical Review Letters 71, 1993).
 """
 
 from __future__ import annotations
