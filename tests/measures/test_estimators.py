@@ -121,7 +121,9 @@ def test_below_two_sequences_a_dimension_there_is_no_interval(rng):
     without = extrapolated(drawn(rng, 4 * D, power_law(1)), None)
     assert np.isnan(without.alpha) and np.isfinite(without.rankme_stderr)
     with pytest.raises(ValueError, match="four in all, got 3"):
-        extrapolated(np.ones((3, 2)))
+        extrapolated(drawn(rng, 3, power_law(1, 2)), None)
+    with pytest.raises(ValueError, match="must have shape"):
+        extrapolated(np.ones(3))
 
 
 def test_an_interval_is_settled_where_the_bias_is_slight(rng):

@@ -98,11 +98,11 @@ def extrapolated(features, ranks: tuple[int, int] | None = (12, 100), shorten: b
     -----
     It costs `SPLITS` times two spectra with their vectors, of half as many rows, beside that of all rows.
     """
-    features = _tensor(features)
+    features = features if isinstance(features, torch.Tensor) else torch.from_numpy(np.asarray(features))
+    whole, influence = _values(features, ranks, shorten)  # refuses what is no feature matrix
     samples, width = features.shape
     if samples < 4:
         raise ValueError(f"halves need two sequences each, so four in all, got {samples}.")
-    whole, influence = _values(features, ranks, shorten)
     influence, halves = 2 * influence, []
     rng = np.random.default_rng(seed)
     for _ in range(SPLITS):
@@ -125,10 +125,6 @@ def _values(features: torch.Tensor, ranks, shorten: bool) -> tuple[np.ndarray, n
     influence, _ = of_rows(features, read.mean, read.vectors, read.eigenvalues, read.gradients)
     alpha = read.alpha.alpha if read.alpha else np.nan
     return np.array([np.log(read.rankme), alpha]), influence / [read.rankme, 1 if read.alpha else np.nan]
-
-
-def _tensor(features) -> torch.Tensor:
-    return features if isinstance(features, torch.Tensor) else torch.from_numpy(np.asarray(features))
 
 
 def linear(features) -> np.ndarray:
