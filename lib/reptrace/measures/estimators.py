@@ -80,8 +80,8 @@ def extrapolated(features, ranks: tuple[int, int] | None = (12, 100), shorten: b
     """ln RankMe and alpha, extrapolated in 1/N: twice that of all sequences minus the mean of those of halves.
 
     The standard errors are the infinitesimal jackknife's of this very difference: a sequence's influence is twice that
-    on the whole, minus the mean of those on the halves it is in. alpha's is too wide, by up to two thirds, where eigenvalues
-    lie close together (a first order does not know that they keep apart).
+    on the whole, minus the mean of those on the halves it is in. alpha's is too large, up to twice, where eigenvalues
+    lie close together: a first order does not know that they keep apart.
 
     Parameters
     ----------
