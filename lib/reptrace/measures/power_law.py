@@ -71,7 +71,9 @@ def power_law_judgement(eigenvalues, samples: int, ranks: tuple[int, int] = (12,
     ranks, shorten : see `alpha_req`
     kurtosis : float, default 3, that of normal rows
         Of the rows' coordinates on their eigenvectors. Rows of heavier tails count as fewer normal ones,
-        2 N / (kurtosis - 1), as eigenvalues scatter so much more.
+        2 N / (kurtosis - 1), as eigenvalues scatter so much more. That is not all that tails do: of rows that are
+        heavy as a whole more true power laws are rejected than the level says, flat ones most
+        (data/results/estimator_judged.csv).
     level : float, default 0.05
         Share of true power laws that are rejected.
     draws : int, default 199
