@@ -8,7 +8,7 @@ PARAMS ?= notebooks/params/tiny.yaml
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help setup report book browser verify smoke test bench settings toy causes posttrain reference real lint clean
+.PHONY: help setup report book browser verify smoke test bench settings toy causes posttrain reference real estimators lint clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -64,6 +64,9 @@ reference: setup ## the reference suite, goes on where it stood; writes data/res
 
 real: setup ## fetch a published model (93 MB) and measure it; writes data/results/real_*.csv (a quarter of an hour)
 	$(RUN) studies/real.py
+
+estimators: setup ## what few sequences do to RankMe, alpha and turns; writes data/results/estimator_*.csv (ten minutes)
+	OMP_NUM_THREADS=1 $(RUN) studies/estimators.py
 
 lint: setup ## ruff, and the direction of imports between the wings
 	$(RUN) -m ruff check .

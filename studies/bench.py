@@ -2,14 +2,14 @@
 
     make bench
     .venv/bin/python studies/bench.py gpu
-    .venv/bin/python studies/bench.py spectrum training
+    .venv/bin/python studies/bench.py spectrum intervals training
 
 The spectrum is compared with scikit-learn's PCA and the bare calls, the extraction of hidden states with two plain
 loops, on models of random weights; the infinity-gram model with its authors' engine; the training loop with
 transformers' Trainer; descents of the toy model, many at once, with one after the other. What is compared runs in turn,
 several times, and medians are taken. Writes data/results/bench.csv, and bench_gpu.csv where there is a GPU, and
-README's tables from them; with "cpu" or "gpu", the one alone; with "spectrum" or "training", the rows of bench.csv
-about it, and the others stay.
+README's tables from them; with "cpu" or "gpu", the one alone; with "spectrum", "intervals" or "training", the rows
+of bench.csv about it, and the others stay.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from bench_training import rows as training
 from peak import matmul_peak, wait
 from torch import nn
 
-from reptrace.measures.spectra import eigenspectrum, geometry
+from reptrace.measures.spectra import alpha_req, eigenspectrum, geometry, rankme
 from reptrace.models.hidden_states import extract
 from reptrace.records.store import provenance, write_atomically
 from reptrace.theory.descent import descend
@@ -45,8 +45,8 @@ COLUMNS = ("what", "against", "seconds", "against_seconds", "ratio", "required",
            "token_budget", "repeats", "device", "note")
 REPEATS, SPECTRUM_REPEATS = 3, 5
 
-# Width, blocks and heads of three models of Pythia.
-SHAPES = {"70m": (512, 6, 8), "1b": (2048, 16, 8), "6.9b": (4096, 32, 32)}
+# Width, blocks and heads of three models of Pythia, and of the default suite's largest.
+SHAPES = {"default": (64, 2, 2), "70m": (512, 6, 8), "1b": (2048, 16, 8), "6.9b": (4096, 32, 32)}
 SINGLE = "loop over single sequences"
 HEADLESS = "loop over single sequences, head replaced by nn.Identity"
 PADDED = "padded unsorted batches of 16, output_hidden_states"
@@ -88,7 +88,7 @@ def main() -> None:
                         default=["cpu", "gpu"] if torch.cuda.is_available() else ["cpu"])
     kinds = parser.parse_args().kinds
     if "cpu" in kinds:
-        rows = spectrum() + [row for case in CASES for row in extraction(case)]
+        rows = spectrum() + intervals() + [row for case in CASES for row in extraction(case)]
         rows += [{"device": "cpu", **row} for row in infinity_gram(default_tokens())]
         write("bench", table_of(rows + lean_training() + toy_model()))
     else:
@@ -173,6 +173,26 @@ def spectrum() -> list[dict]:
               for name, (_, required) in theirs.items()),
             row(f"geometry with standard errors, {size}", "eigenspectrum alone", seconds["geometry"], seconds["ours"],
                 required=0.5, **facts)]
+
+
+def intervals() -> list[dict]:
+    """A checkpoint of the default suite's largest width, forward pass included, with standard errors and without."""
+    case = Case("default", "cpu", torch.float32, 4096, (32, 64), 128)
+    model, rng = random_model(case), np.random.default_rng(0)
+    sequences = [rng.integers(0, 50_000, n).tolist() for n in rng.integers(32, 65, case.sequences)]
+    features, ranks = extract(model, sequences, batch_size=case.batch_size).features["final"], (4, 31)
+
+    def plain():
+        found = eigenspectrum(features)
+        return rankme(found), alpha_req(found, ranks)
+
+    seconds = medians({"forward": lambda: extract(model, sequences, batch_size=case.batch_size), "plain": plain,
+                       "geometry": lambda: geometry(features, ranks)}, SPECTRUM_REPEATS)
+    return [row("a checkpoint with intervals, width 64, 2 blocks, 4096 sequences of 32 to 64 tokens",
+                "without: forward pass, spectrum, RankMe and alpha alone", seconds["forward"] + seconds["geometry"],
+                seconds["forward"] + seconds["plain"], required=0.8, device="cpu", repeats=SPECTRUM_REPEATS,
+                note=f"forward pass {seconds['forward']:.2f} s, with intervals {1e3 * seconds['geometry']:.1f} ms, "
+                     f"without {1e3 * seconds['plain']:.1f} ms")]
 
 
 def lean_training() -> list[dict]:
@@ -333,7 +353,7 @@ def resident(kind: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
 
 
-PARTS = {"spectrum": spectrum, "training": lean_training}  # what can be asked for by itself
+PARTS = {"spectrum": spectrum, "intervals": intervals, "training": lean_training}  # what can be asked for by itself
 
 if __name__ == "__main__":
     main()

@@ -26,6 +26,7 @@ NEGLIGIBLE = 1e-12
 # 140 where they are 0.3 and 0.007.
 FEW, TOO_MUCH = 0.02, 0.1
 SMALL_STDERR, LARGE_STDERR = 0.03, 0.1  # relative to RankMe
+SLIGHT = 0.5  # standard errors: a 95 % interval off by so much still covers 92 %
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,32 @@ class Geometry:
         return few_in_words(self.half_variance, self.largest_influence, self.samples)
 
     @property
+    def rankme_bias(self) -> float:
+        """How far RankMe lies from that of infinitely many sequences (below 0): `rankme_bias`, as many times as large
+        as the square of `rankme_stderr` is against that of normal rows, since heavier tails raise both alike."""
+        p = _shares(self.eigenvalues)
+        normal = 2 * np.square(xlogy(p, p) + p * np.log(self.rankme)).sum() / self.samples
+        tails = max(1.0, (self.rankme_stderr / self.rankme) ** 2 / normal) if normal else 1.0
+        return tails * rankme_bias(self.eigenvalues, self.samples)
+
+    @property
+    def settled(self) -> bool:
+        """Whether `rankme_interval` is one for RankMe of infinitely many sequences, too: there are 2 d sequences or
+        more, and the bias is at most `SLIGHT` standard errors. Where it is not, `estimators.extrapolated` has one."""
+        enough = self.samples >= 2 * len(self.eigenvalues)
+        return enough and bool(abs(self.rankme_bias) <= SLIGHT * self.rankme_stderr)
+
+    @property
     def rankme_interval(self) -> tuple[float, float]:
-        """95 % interval of RankMe over the draw of sequences (1.96 standard errors either way)."""
+        """95 % interval of what RankMe is on average over draws of as many sequences (1.96 standard errors either way).
+
+        Not of RankMe of infinitely many, which is higher, unless `settled`.
+        """
         return self.rankme - 1.96 * self.rankme_stderr, self.rankme + 1.96 * self.rankme_stderr
 
     @property
     def alpha_interval(self) -> tuple[float, float]:
-        """95 % interval of alpha over the draw of sequences; nan without alpha."""
+        """95 % interval of what alpha is on average over draws of as many sequences; nan without alpha."""
         alpha = self.alpha.alpha if self.alpha else float("nan")
         return alpha - 1.96 * self.alpha_stderr, alpha + 1.96 * self.alpha_stderr
 
@@ -203,7 +223,7 @@ def alpha_req(eigenvalues, ranks: tuple[int, int] = (12, 100), shorten: bool = F
     """
     s = _spectrum(eigenvalues)
     first, last = _window(s, ranks, shorten)
-    c, x, weights = _alpha_coefficients(first, last)
+    c, x, weights = alpha_coefficients(first, last)
     y = np.log(s[first - 1 : last])
     alpha = float(c @ y)
     y_mean = np.average(y, weights=weights)
@@ -227,8 +247,10 @@ def geometry(features, ranks: tuple[int, int] = (12, 100), shorten: bool = False
     (standard deviation over draws of the part) where s_i ~ i^-0.7 or steeper, heavy tails and clusters included, by
     0.5 % at i^-0.5 and 0.8 % at i^-0.4; by 1.7 % where the spectrum is flat. alpha's is always that of all rows.
 
-    They say how far the numbers would move with other sequences from the same source. They do not cover the downward
-    bias of few samples (keep M well above d), nor the scatter between training seeds.
+    They say how far the numbers would move with as many other sequences from the same source: the intervals are for
+    the average over such draws. How often they hold it, and how often the value of infinitely many sequences, stands
+    in data/results/estimator_coverage.csv. They do not cover the bias of few samples, for
+    which see `Geometry.settled` and `estimators.extrapolated`, nor the scatter between training seeds.
 
     Parameters
     ----------
@@ -292,7 +314,7 @@ def derivatives(s: np.ndarray, value: float, fit: AlphaFit | None) -> np.ndarray
     gradients[kept, 0] = -value * (log_shares[kept] + np.log(value)) / s.sum()
     if fit is not None:
         window = slice(fit.ranks[0] - 1, fit.ranks[1])
-        gradients[window, 1] = _alpha_coefficients(*fit.ranks)[0] / s[window]
+        gradients[window, 1] = alpha_coefficients(*fit.ranks)[0] / s[window]
     return gradients
 
 
@@ -300,6 +322,31 @@ def _half(parts: np.ndarray) -> int:
     """How many of the largest parts make up half of their sum."""
     running = np.cumsum(np.sort(parts)[::-1])
     return int(np.searchsorted(running, running[-1] / 2 * (1 - 1e-12)) + 1)  # sums of equal parts round apart
+
+
+def rankme_bias(eigenvalues, samples: int) -> float:
+    """How far RankMe of so many normal sequences lies from that of infinitely many, on average: below 0.
+
+    To first order in 1/M, in ln RankMe = ln T - sum s ln s / T, T = sum s. A sample's covariance is off by E with
+    E[E_ij^2] = s_i s_j (1 + [i = j]) / M in the eigenbasis, which moves sum s ln s by a half of
+    sum_ij E_ij^2 (ln s_i - ln s_j) / (s_i - s_j), the quotient being 1 / s_i where the two are equal. For a flat
+    spectrum that is (d + 1) / 2M, as in Page (1993). The eigenvalues themselves are taken for the true ones: where M
+    is below 3 d it is too small, by a quarter at 2 d. Rows of heavier tails have more.
+
+    Parameters
+    ----------
+    eigenvalues : array, shape (d,); covariance eigenvalues of `samples` sequences
+    """
+    p = _shares(eigenvalues)
+    p = p[p > NEGLIGIBLE * p[0]]
+    logs = np.log(p)
+    apart, gap = logs[:, None] - logs, p[:, None] - p
+    near = np.abs(apart) < 1e-6
+    quotient = np.where(near, 1 / p[:, None], apart / np.where(near, 1, gap))
+    of_sum = (p @ quotient @ p + p.sum()) / 2
+    total, together, entropy = 2 * p @ p, 2 * (p * p) @ (1 + logs), -p @ logs
+    log_bias = (-of_sum - total / 2 + together + entropy * total) / samples
+    return float(np.exp(entropy) * (1 - np.exp(-log_bias)))
 
 
 def participation_ratio(eigenvalues) -> float:
@@ -429,7 +476,7 @@ def _window(s: np.ndarray, ranks: tuple[int, int], shorten: bool) -> tuple[int, 
     return first, last
 
 
-def _alpha_coefficients(first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def alpha_coefficients(first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """c with alpha = c @ ln s[first..last], the abscissa ln i, and the weights 1/i."""
     i = np.arange(first, last + 1, dtype=np.float64)
     x, weights = np.log(i), 1 / i

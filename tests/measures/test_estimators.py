@@ -1,0 +1,131 @@
+"""Estimators that correct for few sequences.
+
+Trusted: rows drawn from a covariance that is chosen, so that the variance along any direction, and RankMe and alpha of
+infinitely many rows, are known; Page's entropy of a flat spectrum; scikit-learn's empirical covariance; the spread over
+fresh draws.
+"""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.covariance import empirical_covariance
+
+from reptrace.measures.estimators import cross_validated, extrapolated, linear, nonlinear
+from reptrace.measures.spectra import alpha_req, eigenspectrum, geometry, rankme, rankme_bias
+
+RANKS = (2, 12)
+D = 16
+
+
+def power_law(alpha, width=D):
+    return np.arange(1.0, width + 1) ** -alpha
+
+
+def drawn(rng, samples, spectrum):
+    return rng.standard_normal((samples, len(spectrum))) * np.sqrt(spectrum)
+
+
+def along_sample_directions(rows, spectrum):
+    """True variance along the sample's own directions: what shrinkage aims at (Ledoit & Peche, 2011)."""
+    vectors = np.linalg.eigh(empirical_covariance(rows))[1]
+    return np.sort(vectors.T**2 @ spectrum)[::-1]
+
+
+@pytest.mark.parametrize("samples", [100, 200, 800])
+def test_nonlinear_shrinkage_finds_the_variance_along_the_samples_directions(rng, samples):
+    spectrum = np.where(np.arange(200) < 80, 1.0, np.where(np.arange(200) < 160, 3.0, 10.0))[::-1]  # three levels
+    rows = drawn(rng, samples, spectrum)
+    aim, plain = along_sample_directions(rows, spectrum), eigenspectrum(rows)
+    error = {name: np.square(found - aim).mean() for name, found in
+             (("shrunk", nonlinear(plain, samples)), ("plain", plain))}
+    # The kernel is h = n^(-1/3) wide, 0.2 and less, and an error goes with its square: most of it has to go.
+    assert error["shrunk"] < 0.1 * error["plain"]
+
+
+def test_nonlinear_shrinkage_hardly_depends_on_the_scale_and_refuses_too_few(rng):
+    s = eigenspectrum(drawn(rng, 100, power_law(1)))
+    np.testing.assert_allclose(nonlinear(1e-3 * s, 100), 1e-3 * nonlinear(s, 100), rtol=1e-9)  # rounding
+    with pytest.raises(ValueError, match="at least 12 sequences, got 11"):
+        nonlinear(s, 11)
+
+
+def test_linear_shrinkage_draws_all_eigenvalues_to_their_mean(rng):
+    rows = drawn(rng, 40, power_law(1))
+    plain = np.linalg.eigvalsh(empirical_covariance(rows))[::-1]
+    shrunk = linear(rows)
+    kept = (shrunk - plain.mean()) / (plain - plain.mean())
+    assert 0 < kept[0] < 1
+    np.testing.assert_allclose(kept, kept[0], rtol=1e-9)  # rounding
+
+
+def test_cross_validation_finds_the_variance_along_the_samples_directions(rng):
+    spectrum, folds = power_law(1), 5
+    found, aim = (np.mean(each, 0) for each in zip(*((cross_validated(rows, folds), along_sample_directions(
+        rows[: len(rows) - len(rows) // folds], spectrum)) for rows in (drawn(rng, 80, spectrum) for _ in range(60))),
+        strict=True))
+    # Of 60 draws of 80 rows a variance is known to sqrt(2 / 4800) = 2 %; sorting adds as much at the flat end.
+    np.testing.assert_allclose(found[:8], aim[:8], rtol=0.08)
+    with pytest.raises(ValueError, match="5 folds need at least 10"):
+        cross_validated(np.ones((9, 3)))
+
+
+@pytest.mark.parametrize(("alpha", "samples"), [(0.0, 8 * D), (1.0, 8 * D), (2.0, 6 * D)])
+def test_the_bias_of_rankme_is_what_draws_show(rng, alpha, samples):
+    spectrum = power_law(alpha)
+    found = np.array([rankme(eigenspectrum(drawn(rng, samples, spectrum))) for _ in range(600)])
+    told = rankme_bias(spectrum, samples)
+    # To first order: the next order is d / N of it, an eighth; and the mean of 600 draws is known to so much.
+    assert found.mean() - rankme(spectrum) == pytest.approx(
+        told, abs=abs(told) / 6 + 3 * found.std() / np.sqrt(len(found)))
+
+
+def test_of_a_flat_spectrum_it_is_pages():
+    # The mean entropy of a random state, ln d - d / 2M for complex ones; of real ones d + 1 in place of d, and the
+    # scatter of the trace, by which both are divided, takes 2 / d of that back.
+    bias = np.log(1 + rankme_bias(np.ones(50), 5000) / 50)
+    assert bias == pytest.approx(-50 / 1e4, rel=0.03)
+
+
+def test_extrapolation_takes_the_bias_out_and_knows_its_scatter(rng):
+    spectrum, samples = power_law(1), 4 * D
+    truth = rankme(spectrum), alpha_req(spectrum, RANKS).alpha
+    found = [extrapolated(drawn(rng, samples, spectrum), RANKS) for _ in range(150)]
+    plain = np.array([(each.rankme + each.rankme_bias, each.alpha + each.alpha_bias) for each in found])
+    values = np.array([(each.rankme, each.alpha) for each in found])
+    error = values.std(0) / np.sqrt(len(found))
+    assert plain[:, 0].mean() < truth[0] - 10 * error[0]  # there is a bias to take out
+    assert values[:, 0].mean() == pytest.approx(truth[0], abs=4 * error[0])  # 3, and what is left at 1/N^2
+    stderr = np.median([(each.rankme_stderr, each.alpha_stderr) for each in found], axis=0)
+    assert abs(values[:, 1].mean() - truth[1]) < stderr[1]  # alpha's bias is no clean 1/N: too much is taken out
+    wide = stderr / values.std(0)
+    # The scatter of 150 is known to 6 %, and the jackknife is one of few rows. alpha's is too wide, as eigenvalues that
+    # lie close together keep apart, which no first order knows.
+    assert 0.75 < wide[0] < 1.25 and 0.75 < wide[1] < 2
+
+
+def test_what_is_extrapolated_is_the_plain_value_and_halves_of_the_rows(rng):
+    rows = drawn(rng, 60, power_law(1))
+    found, plain = extrapolated(rows, RANKS), geometry(rows, RANKS)
+    assert found.rankme + found.rankme_bias == pytest.approx(plain.rankme, rel=1e-12)
+    assert found.alpha + found.alpha_bias == pytest.approx(plain.alpha.alpha, rel=1e-12)
+    scaled = extrapolated(torch.from_numpy(1e3 * rows), RANKS)
+    assert (scaled.rankme, scaled.alpha) == pytest.approx((found.rankme, found.alpha), rel=1e-9)
+    low, high = found.rankme_interval
+    assert np.sqrt(low * high) == pytest.approx(found.rankme) and low < found.rankme < high
+
+
+def test_below_two_sequences_a_dimension_there_is_no_interval(rng):
+    found = extrapolated(drawn(rng, 2 * D - 1, power_law(1)), RANKS, shorten=True)
+    assert not found.sound and np.isnan([*found.rankme_interval, *found.alpha_interval]).all()
+    assert extrapolated(drawn(rng, 2 * D, power_law(1)), RANKS, shorten=True).sound
+    without = extrapolated(drawn(rng, 4 * D, power_law(1)), None)
+    assert np.isnan(without.alpha) and np.isfinite(without.rankme_stderr)
+    with pytest.raises(ValueError, match="four in all, got 3"):
+        extrapolated(drawn(rng, 3, power_law(1, 2)), None)
+    with pytest.raises(ValueError, match="must have shape"):
+        extrapolated(np.ones(3))
+
+
+def test_an_interval_is_settled_where_the_bias_is_slight(rng):
+    few, many = (geometry(drawn(rng, n * D, power_law(1)), RANKS) for n in (2, 200))
+    assert not few.settled and many.settled and few.rankme_bias < many.rankme_bias < 0
