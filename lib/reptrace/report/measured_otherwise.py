@@ -107,14 +107,14 @@ def _against(table: pd.DataFrame, known: Phases, move: str) -> bool:
     ends = _ends(known).get(move)
     if ends is None:
         return False
-    at = [table.index[np.abs(table.tokens - tokens).argmin()] for tokens in ends]
-    (before, after), errors = table.rankme[at], table.rankme_stderr[at]
+    at = [np.abs(table.tokens - min(tokens, table.tokens.max())).argmin() for tokens in ends]
+    (before, after), errors = table.rankme.iloc[at], table.rankme_stderr.iloc[at]
     rises = (after - before) / np.hypot(*errors)
     return bool((-rises if move == "expansion" else rises) > critical_value(len(table)))
 
 
 def _ends(known: Phases) -> dict[str, tuple[float, float]]:
-    """Tokens at which each move that is seen begins and ends; the first from the beginning, the last to its lowest."""
+    """Tokens at which each move that is seen begins and ends; the last lasts to the end of the run."""
     low, high = known.collapse_end, known.turn
     found = {}
     if low:
