@@ -29,8 +29,8 @@ OF_UNSEEN = ("what public text says; the hub's own listing has not been compared
              "its branches and folders count.")
 OF_A_MODEL = ("revision", "cache_dir", "tokens_per_step")
 TEXT = ("a file, .txt or .md (blank lines between documents), .jsonl, .json, .csv, .tsv or .parquet, each also with "
-        ".gz or .zst; docstrings, code or readmes; or hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]], also for a folder of "
-        "data files")
+        ".gz or .zst; docstrings, code, readmes or catalogues; or hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]], also for a "
+        "folder of data files")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from reptrace.report.profiles import FINAL, ROOT, HubProfile, Profile
+from reptrace.report.profiles import FINAL, ROOT, HubProfile, Profile, scale_of
+from reptrace.report.verdicts import FEWEST
 from reptrace.sweeps.dispatch import run as done
 from reptrace.sweeps.measurement import Settings
 from reptrace.sweeps.subsets import SubsetsPart
 from reptrace.sweeps.sweep import table_of, trace_groups
 from reptrace.texts import corpora
 from reptrace.texts.probes import Probe, shuffled
-from reptrace.report.verdicts import FEWEST
 
 SHUFFLED = "the same tokens, shuffled"
 ENOUGH = 2  # sequences, in widths of the model: fewer say little of a spectrum
@@ -36,6 +36,12 @@ def one_of_each_size(profile: Profile | HubProfile) -> list:
     """The first run of each size; all runs where these are too few."""
     firsts = [runs[0] for runs in profile.sizes_of_runs]
     return firsts if len(firsts) >= FEWEST else list(profile.runs)
+
+
+def scale(profile: Profile | HubProfile, runs: Sequence) -> str:
+    """Of some of its runs what `Profile.scale` is of all."""
+    sizes = ([run for run in its if run in runs] for its in profile.sizes_of_runs)
+    return scale_of([its for its in sizes if its])
 
 
 def on_texts(profile: Profile | HubProfile, runs: Sequence, names: Sequence[str], sequences: int) -> dict:

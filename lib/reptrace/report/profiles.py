@@ -124,7 +124,7 @@ class Profile:
     @property
     def scale(self) -> str:
         """Number of runs and sizes, weights and tokens, in words."""
-        return _scale(self.sizes_of_runs)
+        return scale_of(self.sizes_of_runs)
 
     @property
     def labels(self) -> dict[Run, str]:
@@ -356,7 +356,7 @@ class HubProfile:
     @property
     def scale(self) -> str:
         """Number of runs and sizes, weights and tokens, in words."""
-        return _scale(self.sizes_of_runs)
+        return scale_of(self.sizes_of_runs)
 
     @property
     def labels(self) -> dict[HubRun, str]:
@@ -408,7 +408,7 @@ class HubProfile:
         return pd.DataFrame(columns=["tokens", "loss", "gradient_norm", "learning_rate", "wall_seconds"], dtype=float)
 
     def trace(self, progress: bool = True) -> dict[HubRun, pd.DataFrame]:
-        """Geometry of the chosen checkpoints of every suite at the final layer, measured where it is not in the store."""
+        """Geometry of the chosen checkpoints of every suite at the final layer, measured where it is not there yet."""
         return {run: final(table) for run, table in self.trace_layers(progress).items()}
 
     def trace_layers(self, progress: bool = True) -> dict[HubRun, pd.DataFrame]:
@@ -435,7 +435,7 @@ def final(table: pd.DataFrame) -> pd.DataFrame:
     return table[(table.layer == FINAL) | table.layer.isna()].reset_index(drop=True)
 
 
-def _scale(sizes: Sequence[Sequence[Run]] | Sequence[Sequence[HubRun]]) -> str:
+def scale_of(sizes: Sequence[Sequence[Run]] | Sequence[Sequence[HubRun]]) -> str:
     """Of runs in groups of one size each: `sizes_of_runs`."""
     runs = [run for its in sizes for run in its]
     weights, tokens = (span([getattr(run, name) for run in runs]) for name in ("parameters", "training_tokens"))

@@ -1,8 +1,9 @@
 """Text sources: names -> documents in a fixed order, with a fingerprint that says exactly which.
 
 `docstrings`, `code`, `readmes` and `catalogues` need no network: they read what the project's own requirements
-installed, real English, code and other languages, the same documents in the same order wherever Python and the same packages are installed alike. Files
-(`text_files`), folders of them and hub datasets give the same `Corpus`; `probes` makes token sequences of it.
+installed, real English, code and other languages, the same documents in the same order wherever Python and the same
+packages are installed alike. Files (`text_files`), folders of them and hub datasets give the same `Corpus`; `probes`
+makes token sequences of it.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ def open_text(source: str | Path, documents: int = 50_000, cache: Path | None = 
     """
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError('a text is named by "docstrings", "code", "readmes", "catalogues", a file, or '
-                        f"\"hub:REPOSITORY:CONFIG\"; got {arguments.shown(source)}. Of texts in memory: Corpus(name, texts).")
+                        f'"hub:REPOSITORY:CONFIG"; got {arguments.shown(source)}. Of texts in memory: '
+                        "Corpus(name, texts).")
     if source == "docstrings":
         return docstrings(cache=cache)
     if source == "code":
