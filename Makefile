@@ -8,7 +8,8 @@ PARAMS ?= notebooks/params/tiny.yaml
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help setup report book browser verify smoke test bench settings toy causes posttrain reference real estimators lint clean
+.PHONY: help setup report book browser verify smoke test bench settings toy causes choices posttrain reference real \
+        estimators lint clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -55,6 +56,9 @@ toy: setup ## the toy model's phases over starts and settings; writes data/resul
 
 causes: setup ## train with one cause of the phases changed at a time; writes data/results/causes*.csv (19 minutes)
 	$(RUN) studies/causes.py
+
+choices: setup ## measure the suite by other tokens, texts, lengths and definitions; writes data/results/choices*.parquet (7 minutes)
+	$(RUN) studies/choices.py
 
 posttrain: setup ## train bases, then SFT, DPO and RLVR; writes data/results/posttrain_* and robustness_* (SMOKE=1, TRIALS=1)
 	$(RUN) studies/posttrain.py $(if $(SMOKE),--group smoke) $(if $(TRIALS),--trials)

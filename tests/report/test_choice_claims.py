@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reptrace.report.choice_claims import CLAIMS, alike, of_runs_by_choice, survival, together
+from reptrace.report.choice_claims import CLAIMS, alike, by_verdict, of_runs_by_choice, together
 from reptrace.report.verdicts import NOT, OPEN, PARTLY, REPRODUCED
 
 TOKENS = np.r_[0, np.geomspace(1e3, 1e6, 12)]
@@ -48,10 +48,11 @@ def test_each_choice_gets_the_verdict_of_what_was_planted(table):
     assert found.loc["alike", "turn"].tolist()[-2:] == [1, 1]
 
 
-def test_a_choice_that_tells_nothing_speaks_neither_for_nor_against(table):
-    found = survival(together(of_runs_by_choice(table, "the usual")), "the usual")
-    assert found == {"collapse": ["shallow", "mixed"], "expansion": ["shallow", "mixed"], "compression": [],
-                     "alpha": ["alpha early"], "turn": ["early"]}
+def test_choices_are_listed_by_the_verdict_that_they_give(table):
+    found = by_verdict(together(of_runs_by_choice(table, "the usual")))
+    assert found["turn"] == {REPRODUCED: ["the usual", "alike", "shallow", "alpha early", "mixed"], PARTLY: [],
+                             NOT: ["early"], OPEN: ["noisy"]}
+    assert found["collapse"][PARTLY] == ["mixed"] and found["collapse"][NOT] == ["shallow"]
 
 
 def test_runs_too_few_decide_nothing(table):

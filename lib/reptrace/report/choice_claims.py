@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from reptrace.measures.phases import Phases, Turn, claims, find_phases
-from reptrace.report.verdicts import OPEN, of_runs
+from reptrace.report.verdicts import VERDICTS, of_runs
 
 CLAIMS = {"collapse": "falls to less than half", "expansion": "doubles its minimum",
           "compression": "falls below its peak", "alpha": "α peaks where RankMe is lowest",
-          "turn": "turns where the paper's choice does"}
+          "turn": "turns where the paper's does"}
 RATIOS = ("collapse", "expansion", "compression")
 
 
@@ -74,13 +74,9 @@ def together(of_runs_: pd.DataFrame) -> pd.DataFrame:
                   most=("value", "max")).reset_index()
 
 
-def survival(found: pd.DataFrame, reference: str) -> Mapping[str, list[str]]:
-    """Of each claim, the choices by which it has another verdict than by the reference, where that one is told.
-
-    A choice that tells nothing speaks neither for nor against.
-    """
-    told = found[found.choice == reference].set_index("claim").verdict
-    return {claim: list(its[(its.verdict != told[claim]) & (its.verdict != OPEN)].choice)
+def by_verdict(found: pd.DataFrame) -> Mapping[str, Mapping[str, list[str]]]:
+    """Of each claim, the choices that give it each verdict: claim -> verdict -> choices, in the table's order."""
+    return {claim: {verdict: list(its[its.verdict == verdict].choice) for verdict in VERDICTS}
             for claim, its in found.groupby("claim", sort=False)}
 
 
