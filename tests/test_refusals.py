@@ -26,8 +26,10 @@ import reptrace
 from reptrace.checkpoints.listing import checkpoints
 from reptrace.models.hidden_states import last_token_states
 from reptrace.models.loading import load, load_tokenizer
+from reptrace.models.matrices import unembedding
 from reptrace.records.store import Store
 from reptrace.sweeps.evaluation import evaluate_checkpoints
+from reptrace.sweeps.references import Kept
 from reptrace.sweeps.sweep import trace
 from reptrace.sweeps.tokenizers import tokenizer_of
 from reptrace.tasks.evaluation import evaluate, loss
@@ -413,6 +415,14 @@ def half_precision_training(world):
     world.train(reptrace_model(world.model.config).to(torch.bfloat16).half())
 
 
+def states_of_another_probe(world):
+    kept = Kept(world.folder / "states")
+    one, other = ({"weights": "a", "probe": probe} for probe in ("0123", "4567"))
+    kept.put(other, {"final": torch.zeros(3, 2)})
+    kept.path(other).rename(kept.path(one))
+    kept.get(one)
+
+
 CASES = {
     "One string where a list of texts is meant": lambda w: measured(w, "one text"),
     "A path where a list of texts is meant": lambda w: measured(w, Path("texts.txt")),
@@ -517,6 +527,10 @@ CASES = {
     "A model that changes its weights as it reads": learns,
     "Less memory than the model needs": too_little_memory,
     "A few sequences that make up most of the variance": few,
+    "A measure by a name that there is not": lambda w: w.traced(measures="ckaa"),
+    "Fewer sequences than a measure can be told from": lambda w: w.traced(measures="intrinsic_dimension"),
+    "A model without an unembedding, for readout or weights": lambda w: unembedding(w.model.model),
+    "States of another probe among those kept for comparisons": states_of_another_probe,
     "Any failure to measure, during training": half_precision_training,
     "Text in place of token ids, for GeometryCallback": lambda w: reptrace.GeometryCallback(None, ["a", "b"], every=1),
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -130,7 +132,8 @@ def _measuring(add) -> None:
     add("--ranks", nargs=2, type=int, default=[12, 100], metavar=("FIRST", "LAST"),
         help="alpha's window of 1-based ranks (default 12 100), shortened where the spectrum is shorter")
     add("--measures", nargs="+", default=["rankme", "alpha"], metavar="NAME",
-        help="what is read off the states besides the spectrum (default: rankme alpha)")
+        help="what is read off the states besides the spectrum: rankme alpha (default) anisotropy cka readout weights "
+             "intrinsic_dimension; what other calls with this --out measured stands in the same table")
     add("--seed", type=int, default=0, help="which documents are drawn (default 0)")
     _placing(add)
 
@@ -215,11 +218,13 @@ def _count(suite) -> str:
 
 
 def _sweep(options) -> int:
+    from reptrace.records.store import Store
+    from reptrace.sweeps import sweep
     from reptrace.sweeps.evaluation import Asked
 
     probes = [_probe_spec(text, options) for text in options.text]
     if options.dry_run:
-        return _dry_run(probes, options)
+        return _dry_run(probes, options, _settings(options))
     if options.limit and not options.tasks:
         raise ValueError("--limit says how many items of tasks: name some with --tasks.")
     size = {} if options.batch_size == "auto" else {"batch_size": options.batch_size}
@@ -229,6 +234,7 @@ def _sweep(options) -> int:
     for suite, rows in geometry.groupby("suite", sort=False):
         for number, (_, part) in enumerate(rows.groupby("probe_fingerprint", sort=False)):
             _draw(part, options.out / f"{suite}{f'-{number + 1}' if number else ''}.svg")
+    geometry = sweep.with_others(geometry, Store(options.out / "records"))
     return max(_write_out(geometry, options.out), 0 if tasks is None else _show_tasks(tasks, options.out))
 
 
@@ -268,7 +274,7 @@ def _client(scheduler: str):
     return Client(scheduler_file=scheduler)
 
 
-def _dry_run(probes, options) -> int:
+def _dry_run(probes, options, settings=None) -> int:
     from reptrace.checkpoints import suites
     from reptrace.records.store import Store
     from reptrace.sweeps.plan import estimate
@@ -276,7 +282,8 @@ def _dry_run(probes, options) -> int:
     chosen = [suites.suite(name, *options.suites).of_stages(options.stages) for name in options.names]
     refined = getattr(options, "refine", 0)
     table = estimate(chosen, probes, options.checkpoints, options.tasks, options.gpu, options.workers,
-                     store=Store(options.out / "records") if options.out else None, faulty=options.faulty)
+                     store=Store(options.out / "records") if options.out else None, faulty=options.faulty,
+                     **({"measures": settings.measures, "layers": settings.layers} if settings else {}))
     print(table.to_string(index=False, float_format="{:,.1f}".format))
     print(f"On {options.workers} {options.gpu} at 40 % of its peak, downloading 200 MB/s; gb_disk: fetched weights at "
           "once. Estimates: measure yours with make bench."
@@ -307,7 +314,7 @@ def _trace(options) -> int:
     _print(table)
     for line in _draw(table, out / "trajectory.svg"):
         print(line)
-    return _write_out(table, out)
+    return _write_out(sweep.with_others(table, Store(out / "records")), out)
 
 
 def _tasks(options) -> int:
@@ -389,10 +396,23 @@ def _summary(row) -> str:
     name = f"{row.model}@{row.revision}" if row.revision else row.model
     if row.status != "measured":
         return f"{name}: {row.status}: {row.reason}"
-    window = f"ranks {row.alpha_first_rank:.0f}..{row.alpha_last_rank:.0f}, " if row.alpha == row.alpha else ""
-    return (f"{name} layer {row.layer}: RankMe {row.rankme:.2f} +- {row.rankme_stderr:.2f} (covariance eigenvalues, "
-            f"centred), alpha {row.alpha:.3f} +- {row.alpha_stderr:.3f} ({window}R2 {row.alpha_r2:.3f}), "
-            f"M = {row.sequences}, d = {row.width:.0f}{_stored(row)}{_few(row)}")
+    return (f"{name} layer {row.layer}: {''.join(_measured(row))}M = {row.sequences}, d = {row.width:.0f}{_stored(row)}"
+            f"{_few(row)}")
+
+
+def _measured(row) -> Iterator[str]:
+    """What is known with an error of a row: RankMe and alpha with how they were read, others by their columns."""
+    from reptrace.measures.measure import REGISTRY
+
+    if row.rankme == row.rankme:
+        yield f"RankMe {row.rankme:.2f} +- {row.rankme_stderr:.2f} (covariance eigenvalues, centred), "
+    if row.rankme == row.rankme or row.alpha == row.alpha:
+        window = f"ranks {row.alpha_first_rank:.0f}..{row.alpha_last_rank:.0f}, " if row.alpha == row.alpha else ""
+        yield f"alpha {row.alpha:.3f} +- {row.alpha_stderr:.3f} ({window}R2 {row.alpha_r2:.3f}), "
+    for name, stderr in (pair for entry in REGISTRY.values() for pair in entry.columns.items()):
+        value = getattr(row, name, math.nan)
+        if stderr and name not in ("rankme", "alpha") and value == value:
+            yield f"{name} {value:.3g} +- {getattr(row, stderr):.2g}, "
 
 
 def _stored(row) -> str:

@@ -3,11 +3,14 @@ and directions that were planted."""
 
 import numpy as np
 import pytest
+import torch
 from scipy.linalg import subspace_angles
-from scipy.stats import ortho_group
+from scipy.stats import entropy, ortho_group
 from sklearn.linear_model import LinearRegression
+from test_anisotropy import delete_one
 
-from reptrace.measures.readout import Readout, overlap, share_along
+from reptrace.measures.measure import REGISTRY
+from reptrace.measures.readout import Head, Readout, overlap, readout, share_along
 
 RNG = np.random.default_rng(0)
 
@@ -59,3 +62,56 @@ def test_the_leading_direction_is_that_of_the_centred_unembedding():
 def test_what_cannot_be_fitted_is_said(shape, counts, said):
     with pytest.raises(ValueError, match=said):
         Readout.of(np.ones(shape), np.ones(counts))
+
+
+OTHER = np.random.default_rng(1)
+UNEMBEDDING = OTHER.normal(size=(80, 8)) * [5, 4, 3, 1, 0.5, 0.3, 0.2, 0.1] + 4
+STATES = OTHER.normal(size=(150, 8)) * [4, 2, 3, 1, 2, 0.5, 0.4, 0.3] + 7
+
+
+def by_hand(k):
+    """Share and overlap of k directions, of some states, by SVDs and scipy's angles."""
+    own = np.linalg.svd(UNEMBEDDING - UNEMBEDDING.mean(0))[2][:k].T
+
+    def found(states):
+        centred = states - states.mean(0)
+        theirs = np.linalg.svd(centred, full_matrices=False)[2][:k].T
+        return (np.square(centred @ own).sum() / np.square(centred).sum(),
+                np.square(np.cos(subspace_angles(theirs, own))).mean())
+
+    return found
+
+
+def test_readout_is_that_of_svds_and_angles_and_its_errors_near_those_of_leaving_one_out():
+    found = readout(torch.tensor(STATES), Head.of(torch.tensor(UNEMBEDDING), tied=True))
+    assert set(found) == set(REGISTRY["readout"].returned) and found["unembedding_tied"] is True
+    values = np.linalg.svd(UNEMBEDDING - UNEMBEDDING.mean(0), compute_uv=False) ** 2
+    assert found["readout_rank"] == pytest.approx(np.exp(entropy(values)), rel=1e-9)
+    k = found["readout_k"]
+    assert k == round(found["readout_rank"]) == 3 and found["readout_chance"] == 3 / 8
+    assert found["readout_quarter_chance"] == 2 / 8
+    for name, number in (("", k), ("quarter_", 2)):
+        by_k = by_hand(number)
+        ours = found[f"readout_{name}share"], found[f"readout_{name}overlap"]
+        assert ours == pytest.approx(by_k(STATES), rel=1e-8)
+        errors = found[f"readout_{name}share_stderr"], found[f"readout_{name}overlap_stderr"]
+        # infinitesimal against delete-one: they differ by terms of 1 / M and, for directions, of the gap
+        assert errors == pytest.approx(tuple(delete_one(by_k, [STATES])), rel=0.1)
+
+
+def test_random_directions_hold_what_chance_is_said_to_be():
+    states = torch.tensor(STATES)
+    found = [readout(states, Head.of(torch.tensor(UNEMBEDDING @ turn), tied=False)) for turn in
+             ortho_group.rvs(8, 200, random_state=6)]
+    for name in ("", "quarter_"):
+        for what in ("share", "overlap"):
+            each = np.array([one[f"readout_{name}{what}"] for one in found])
+            assert each.mean() == pytest.approx(found[0][f"readout_{name}chance"], abs=4 * each.std() / np.sqrt(200))
+
+
+def test_readout_of_another_width_or_of_too_few_states_is_refused():
+    head = Head.of(torch.tensor(UNEMBEDDING), tied=False)
+    with pytest.raises(ValueError, match="states of width 6 are not what an unembedding of width 8 reads"):
+        readout(torch.tensor(STATES[:, :6]), head)
+    with pytest.raises(ValueError, match="3 leading directions of the states: that needs 5 sequences at least, got 4"):
+        readout(torch.tensor(STATES[:4]), head)

@@ -19,7 +19,7 @@ from reptrace.measures.measure import REGISTRY, measure
 from reptrace.measures.registry import chosen, measured, needed
 from reptrace.measures.spectra import geometry
 from reptrace.records.store import Store
-from reptrace.sweeps import measurement
+from reptrace.sweeps import references
 from reptrace.sweeps.dispatch import Means
 from reptrace.sweeps.located import Opening
 from reptrace.sweeps.measurement import Settings
@@ -133,8 +133,8 @@ def test_a_reference_on_the_hub_may_be_one_of_the_checkpoints_that_are_compared_
 
 
 def test_a_reference_is_opened_once_for_all_checkpoints_and_probes(size, checkpoint, tmp_path, monkeypatch):
-    opened, open_at = [], measurement.open_at
-    monkeypatch.setattr(measurement, "open_at", lambda point, *rest: opened.append(point.step) or open_at(point, *rest))
+    opened, open_at = [], references.open_at
+    monkeypatch.setattr(references, "open_at", lambda point, *rest: opened.append(point.step) or open_at(point, *rest))
     points, (reference, _) = [checkpoint(seed)[0] for seed in (1, 2)], checkpoint(3)
     probes = [Probe("all", SEQUENCES, 12, 4), Probe("some", SEQUENCES[:30], 12, 4)]
     table = trace(points, probes, Store(tmp_path / "records"), ranks=(2, 8), measures="size", reference=reference,

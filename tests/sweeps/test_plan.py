@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from reptrace.checkpoints.suites import Stage, Suite, read_suites, registered
 from reptrace.records.store import Store
 from reptrace.sweeps.plan import GPUS, estimate
+from reptrace.sweeps.references import BUDGET
 from reptrace.texts.corpora import ProbeSpec
 
 PROBE = ProbeSpec("any.txt", 15_000, 512)
@@ -264,3 +265,36 @@ def test_one_suite_counts_as_a_list_of_one_and_names_are_refused():
     for names in ("pythia-1b", ["pythia-1b"]):
         with pytest.raises(TypeError, match=r"expected suites, as suites.suite\(name\) opens them, got str"):
             estimate(names, [PROBE])
+
+
+# What measures beside the spectrum take
+
+
+def test_cka_takes_a_pass_more_and_keeps_states_within_the_budget():
+    plain, compared = (plan("pythia-1b", measures=names) for names in (("rankme", "alpha"), ("rankme", "alpha", "cka")))
+    assert (plain.extra_passes, plain.gb_states, compared.extra_passes) == (0, 0, 1)
+    assert compared.gb_download == pytest.approx(plain.gb_download * 155 / 154)
+    # seven pairs of matrices, two products of M x d x d for each, a product and a sum
+    products = 154 * 7 * 2 * 2 * 15_000 * 2048**2
+    assert compared.petaflop * 1e15 == pytest.approx(plain.petaflop * 1e15 * 155 / 154 + products, rel=1e-12)
+    assert compared.gb_states == BUDGET / 1e9  # 154 x 123 MB would be 19 GB
+    few = plan("pythia-1b", measures="cka", count=5)
+    assert few.gb_states == pytest.approx(5 * 15_000 * 2048 * 4 / 1e9)
+
+
+def test_layers_and_matrices_count():
+    one_layer, all_of_them = (plan("pythia-1b", measures="anisotropy", layers=layers) for layers in (["final"], "all"))
+    assert all_of_them.petaflop - one_layer.petaflop == pytest.approx(154 * 17 * 8 * 15_000 * 2048 / 1e15)
+    plain, weights = plan("pythia-1b"), plan("pythia-1b", measures="weights")
+    gram = 2 * 50304 * 2048**2 + 16 * (2 * 12 + 8) * 2048**3  # of the unembedding, and of all matrices, eigenvalues too
+    assert weights.petaflop - plain.petaflop == pytest.approx(154 * gram / 1e15, rel=1e-9)
+
+
+def test_what_was_measured_for_other_measures_is_not_done(tmp_path):
+    store = Store(tmp_path)
+    store.write({"model": "EleutherAI/pythia-1b", "revision": "step0", "probe": "p"}, [{"rankme": 1.0}])
+    assert plan("pythia-1b", store=store).done == 1 and plan("pythia-1b", store=store, measures="cka").done == 0
+
+
+def test_measures_of_a_suite_whose_shape_is_not_known_have_no_price():
+    assert math.isnan(plan(one({}), measures="readout").gb_states)

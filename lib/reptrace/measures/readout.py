@@ -9,6 +9,104 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+
+from reptrace.measures.measure import measure
+from reptrace.measures.moments import BLOCK_ROWS, Moments, products_dtype
+from reptrace.measures.spectra import Decomposed, decompose, rankme
+
+OF_K = ("share", "overlap")
+
+
+@dataclass(frozen=True)
+class Head:
+    """An unembedding's directions.
+
+    Attributes
+    ----------
+    directions : tensor, shape (d, d), float64
+        Its right singular vectors (centred), a column each, the largest singular value first.
+    rank : float
+        exp(entropy) of the eigenvalues of its centred covariance over the vocabulary: RankMe of its rows, as
+        `spectra.rankme` of states.
+    tied : bool
+        Whether its weights are those of the embeddings.
+    """
+
+    directions: torch.Tensor
+    rank: float
+    tied: bool
+
+    @classmethod
+    def of(cls, unembedding: torch.Tensor, tied: bool) -> Head:
+        """From the weights, shape (V, d), V >= 2; on their device. V d^2 operations, and the eigenvectors' d^3."""
+        found = Moments(unembedding.shape[1], unembedding.device).update(unembedding.detach())
+        values, vectors = torch.linalg.eigh(found.covariance())
+        return cls(vectors.flip(1), rankme(values.flip(0).clamp(min=0).cpu().numpy()), tied)
+
+
+@measure(needs=["features", "head"], least=3, operations=lambda samples, width: 8.0 * samples * width**2,
+         columns={"readout_rank": None, "readout_k": None,
+                  **{f"readout_{what}": f"readout_{what}_stderr" for what in OF_K}, "readout_chance": None,
+                  **{f"readout_quarter_{what}": f"readout_quarter_{what}_stderr" for what in OF_K},
+                  "readout_quarter_chance": None, "unembedding_tied": None})
+def readout(features: torch.Tensor, head: Head) -> dict:
+    """How much of the states the unembedding reads along its leading directions; shares, 0 to 1.
+
+    `share`: of the states' total variance, what lies inside the unembedding's k leading directions. `overlap`: mean
+    squared cosine of the principal angles between these and the states' own k leading ones. Random directions hold
+    k / d of both on average (`chance`). k is the unembedding's effective rank (`readout_rank`, see `Head`), rounded;
+    and d / 4, rounded, in the columns with `quarter`. arXiv 2605.17084 reports that small Pythias lose this alignment
+    late in training. Where the weights are tied (`unembedding_tied`) the same directions also enter the model.
+
+    Standard errors over the draw of sequences: the infinitesimal jackknife, that of a ratio for the share, and through
+    the first-order change of the states' leading directions for the overlap. The latter grows without bound where the
+    k-th and the next eigenvalue come close, and then means that these directions are not settled.
+
+    Parameters
+    ----------
+    features : tensor, shape (M, d), M > k + 1
+
+    Raises
+    ------
+    ValueError
+        The width is not the unembedding's, as of a layer of another width; or fewer sequences than k + 2.
+    """
+    count, width = features.shape
+    if width != len(head.directions):
+        raise ValueError(f"states of width {width} are not what an unembedding of width {len(head.directions)} reads.")
+    ks = {"": max(1, min(width - 1, round(head.rank))), "quarter_": max(1, round(width / 4))}
+    if count < max(ks.values()) + 2:
+        raise ValueError(f"readout compares {max(ks.values())} leading directions of the states: that needs "
+                         f"{max(ks.values()) + 2} sequences at least, got {count}.")
+    read, found = decompose(features, None), {"readout_rank": head.rank, "readout_k": ks[""]}
+    for name, k in ks.items():
+        directions = head.directions[:, :k].to(features.device)
+        for what, (value, stderr) in zip(OF_K, _aligned(features, read, directions), strict=True):
+            found |= {f"readout_{name}{what}": value, f"readout_{name}{what}_stderr": stderr}
+        found[f"readout_{name}chance"] = k / width
+    return {**found, "unembedding_tied": head.tied}
+
+
+def _aligned(features: torch.Tensor, read: Decomposed, directions: torch.Tensor) -> list[tuple[float, float]]:
+    """Share of the variance in the span of orthonormal columns, shape (d, k), and overlap with the leading k
+    eigenvectors, each with its standard error."""
+    k, values = directions.shape[1], torch.as_tensor(read.eigenvalues, device=features.device)
+    cosines = read.vectors.T @ directions  # (d, k)
+    inside, total = float(values @ cosines.square().sum(1)), float(values.sum())
+    share, overlap = inside / total, float(cosines[:k].square().sum() / k)
+    gaps = values[:k, None] - values[k:]
+    # An infinitesimal dC turns eigenvector a towards b by b'dC a / (s_a - s_b); equal ones may be turned at no price.
+    turns = torch.where(gaps > 0, 2 / k * (cosines[:k] @ cosines[k:].T) / gaps, 0.0)
+    dtype = products_dtype(features.dtype, features.shape[1])
+    mean, vectors, cosines, turns = (each.to(dtype) for each in (read.mean, read.vectors, cosines, turns))
+    of_share = of_overlap = 0.0
+    for block in features.split(BLOCK_ROWS):
+        z = (block.to(dtype) - mean) @ vectors
+        influence = (z @ cosines).double().square().sum(1) - share * z.double().square().sum(1)
+        of_share += float(influence.square().sum())
+        of_overlap += float(((z[:, :k] @ turns) * z[:, k:]).double().sum(1).square().sum())
+    return [(share, of_share**0.5 / total / len(features)), (overlap, of_overlap**0.5 / len(features))]
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from reptrace.measures import readings as readings  # every module that holds measures is named here
-from reptrace.measures import within as within
-from reptrace.measures.measure import REGISTRY
+# every module that holds measures is named here, in the order of the registry
+from reptrace.measures import readings as readings  # isort: skip
+from reptrace.measures import anisotropy as anisotropy  # isort: skip
+from reptrace.measures import cka as cka  # isort: skip
+from reptrace.measures import readout as readout  # isort: skip
+from reptrace.measures import weights as weights  # isort: skip
+from reptrace.measures import intrinsic_dimension as intrinsic_dimension  # isort: skip
+from reptrace.measures import within as within  # isort: skip
+from reptrace.measures.measure import OF_THE_RUN, OPERATIONS, REGISTRY
 from reptrace.support.arguments import names, near
 
 DEFAULT = ("rankme", "alpha")
@@ -24,6 +31,34 @@ def chosen(given) -> tuple[str, ...]:
 def needed(measures: Iterable[str]) -> set[str]:
     """All that these measures need."""
     return {need for name in measures for need in REGISTRY[name].needs}
+
+
+def check_sequences(measures: Iterable[str], count: int) -> None:
+    """ValueError where these are fewer sequences than one of the measures can be told from."""
+    for entry in map(REGISTRY.get, measures):
+        if count < entry.least:
+            raise ValueError(f"{entry.name} needs {entry.least} sequences at least, got {count}.")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What measures take of a run beside the spectra, see `cost`."""
+
+    operations: float
+    passes: int
+    bytes: float
+
+
+def cost(measures: Iterable[str], checkpoints: int, samples: int, width: int, layers: int = 1, vocabulary: int = 0,
+         blocks: int = 0) -> Cost:
+    """Of so many checkpoints of one run on one probe: products and sums beside the spectrum's, forward passes beside
+    one a checkpoint (the last one's, whose states the first is compared with; all others are kept as they are made),
+    and bytes of states that are kept for comparisons (float32), were there no budget."""
+    needs, of_run = needed(measures), not needed(measures).isdisjoint(OF_THE_RUN)
+    each = layers * sum(REGISTRY[name].operations(samples, width) for name in measures)
+    each += sum(OPERATIONS[need](width, vocabulary, blocks) for need in needs if need in OPERATIONS)
+    return Cost(checkpoints * each, int(of_run and checkpoints > 1),
+                4.0 * checkpoints * samples * width * layers * of_run)
 
 
 def measured(measures: Iterable[str], given: Mapping) -> dict:

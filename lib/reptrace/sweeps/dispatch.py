@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -59,11 +60,13 @@ def run(groups: Sequence[tuple[Sequence[Checkpoint], Sequence[Part]]], store: St
     """Have every group's checkpoints measured for its parts, each once; the jobs of each group, all done by then.
 
     Known faults have no job, unless `faulty`. All groups share the same workers: these take seconds to start.
-    `reference`: what measures that need one compare with.
+    Each group is one run, whose first, last and previous checkpoints measures may compare with; `reference`: what
+    those compare with that need one by name.
     """
     opening = opening.placed(means.client)
     compared = None if reference is None else (reference, located([reference], opening, means.progress)[reference])
-    jobs = [_jobs(points, parts, opening, means.progress, faulty, compared) for points, parts in groups]
+    records = store.folder.absolute()
+    jobs = [_jobs(points, parts, opening, means.progress, faulty, compared, records) for points, parts in groups]
     missing = unfinished([job for each in jobs for job in each], store)
     _check_disk(missing, means.disk)
     work_off(missing, store, means)
@@ -71,10 +74,10 @@ def run(groups: Sequence[tuple[Sequence[Checkpoint], Sequence[Part]]], store: St
 
 
 def _jobs(points: Sequence[Checkpoint], parts: Sequence[Part], opening: Opening, progress: bool, faulty: bool,
-          reference) -> list[Job]:
+          reference, records: Path) -> list[Job]:
     wanted = [point for point in points if faulty or not point.fault]
     places = located(wanted, opening, progress, beside=any(part.reads for part in parts))
-    return jobs_of(places, parts, opening, reference)
+    return jobs_of(places, parts, opening, reference, records)
 
 
 def _check_disk(jobs: Sequence[Job], disk: int | None) -> None:

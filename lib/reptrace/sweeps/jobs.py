@@ -26,12 +26,13 @@ class Part(ABC):
     """One thing that checkpoints are measured for, the same for all of them: a base class of frozen dataclasses.
 
     `head`: whether the LM head is needed; `reads`: whether text is read, by a tokenizer; `opens`: whether the model is
-    opened for it, in this process.
+    opened for it, in this process; `references`: which other checkpoints it compares with, of `measure.REFERENCES`.
     """
 
     head = False
     reads = False
     opens = True
+    references: frozenset[str] = frozenset()
 
     @abstractmethod
     def identity(self, job: Job) -> dict:
@@ -58,14 +59,16 @@ class Part(ABC):
 class Job:
     """One checkpoint, where its weights are, and what it is to be measured for.
 
-    `reference`: the checkpoint that measures compare it with, where one of them needs that.
+    `references`: the checkpoints that measures compare it with, where one of them needs that, by the need's name; of
+    the run's none where there is none. `records`: the folder that its records go to.
     """
 
     checkpoint: Checkpoint
     at: Located
     parts: tuple[Part, ...] = field(repr=False)
     opening: Opening
-    reference: tuple[Checkpoint, Located] | None = None
+    references: Mapping[str, tuple[Checkpoint, Located]] = field(default_factory=dict)
+    records: Path | None = None
 
     def identity(self, part: Part) -> dict:
         """What a part's record depends on: the very weights, and what the part says."""
@@ -140,11 +143,19 @@ def _rows(part: Part, opened: Opened, progress: bool) -> list[dict]:
 
 
 def jobs_of(places: Mapping[Checkpoint, Located], parts: Sequence[Part], opening: Opening,
-            reference: tuple[Checkpoint, Located] | None = None) -> list[Job]:
-    """A job for each checkpoint. What is asked twice is a part of it once: two would wait for one claim."""
-    found = []
+            reference: tuple[Checkpoint, Located] | None = None, records: Path | None = None) -> list[Job]:
+    """A job for each checkpoint of a run, in its order. What is asked twice is a part of it once: two would wait for
+    one claim.
+
+    `reference`: what all are compared with; the run's first, last and previous are found here.
+    """
+    found, wanted = [], set().union(*(part.references for part in parts))
+    run = [(point, at) for point, at in places.items() if at.weights is not None]  # others cannot be opened
+    previous = None
     for point, at in places.items():
-        job, once = Job(point, at, tuple(parts), opening, reference), {}
+        others = {"reference": reference, "first": run and run[0], "last": run and run[-1], "previous": previous}
+        job = Job(point, at, tuple(parts), opening, {name: others[name] for name in wanted if others[name]}, records)
+        previous, once = (point, at) if at.weights is not None else previous, {}
         for part in parts:
             once.setdefault(json.dumps(job.identity(part), sort_keys=True), part)
         found.append(replace(job, parts=tuple(once.values())))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from warnings import warn
 
 from tqdm import tqdm
 
 from reptrace.measures import registry, spectra, within
+from reptrace.measures.measure import OF_THE_HEAD, OF_THE_RUN, REFERENCES
 from reptrace.measures.moments import products_dtype
-from reptrace.sweeps.jobs import Job, Opened, Part, fetched
-from reptrace.sweeps.located import open_at, place
+from reptrace.measures.readout import Head
+from reptrace.measures.weights import Spectra
+from reptrace.sweeps.jobs import Job, Opened, Part
+from reptrace.sweeps.located import place
+from reptrace.sweeps.references import keep, states_of_references
 from reptrace.texts.given import as_texts
 from reptrace.texts.probes import Probe, TokenizingError, first_tokens, in_order
 
@@ -23,7 +26,6 @@ from reptrace.texts.probes import Probe, TokenizingError, first_tokens, in_order
 METHOD = 2
 RANKS = (12, 100)
 SHARES = (1, 10)
-_references: dict[tuple, Mapping] = {}  # of this process: those of the last job, see `_reference`
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,28 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class GeometryPart(Part):
-    """Geometry on a probe, at every chosen layer: a row a layer."""
+    """Geometry on a probe, at every chosen layer: a row a layer.
+
+    ValueError where it has fewer sequences than one of the measures can be told from.
+    """
 
     probe: Probe = field(repr=False)
     settings: Settings
 
+    def __post_init__(self):
+        registry.check_sequences(self.settings.measures, len(self.probe.sequences))
+
     @property
     def head(self) -> bool:
-        return "unembedding" in self.settings.needs
+        return not self.settings.needs.isdisjoint(OF_THE_HEAD)
+
+    @property
+    def references(self) -> frozenset[str]:
+        return frozenset(self.settings.needs.intersection(REFERENCES))
 
     def identity(self, job: Job) -> dict:
-        compared = {"reference": job.reference[1].weights} if "reference" in self.settings.needs else {}
+        compared = {name: job.references[name][1].weights if name in job.references else None
+                    for name in self.references}
         return {"probe": self.probe.fingerprint, "method": METHOD, **self.settings.identity,
                 "device": job.opening.device, "dtype": job.opening.dtype, **compared}
 
@@ -88,11 +101,8 @@ class GeometryPart(Part):
                 "batch_size": str(self.settings.batch_size)}
 
     def prepare(self, opened: Opened, progress: bool) -> None:
-        if "reference" in self.settings.needs:
-            self._reference(opened, progress)
-
-    def _reference(self, opened: Opened, progress: bool) -> Mapping:
-        return opened.once(("reference", self), lambda: _reference(opened, self, progress))
+        if self.references:
+            states_of_references(opened, self, progress)
 
     def rows(self, opened: Opened, progress: bool) -> list[dict]:
         import torch
@@ -101,13 +111,10 @@ class GeometryPart(Part):
 
         model, settings = opened.model, self.settings
         device = next(model.parameters()).device
-        others = {}
-        if "reference" in settings.needs:
-            others["reference"] = self._reference(opened, progress)
-        if "unembedding" in settings.needs:
-            others["unembedding"] = model.get_output_embeddings().weight.detach()
+        others = states_of_references(opened, self, progress) | _of_the_weights(opened, settings.needs)
+        made = partial(keep, opened, self) if self.references.intersection(OF_THE_RUN) else None
         budget, found = _geometries(model, self.probe.sequences, settings.layers, settings.batch_size, settings.ranks,
-                                    progress, settings.measures, others)
+                                    progress, settings.measures, others, made)
         common = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
                   "dtype_forward": opened.job.opening.dtype, "dtype_solve": "float64", "centred": True,
                   "quantity": "covariance eigenvalue", "parameters": text_decoder(model).num_parameters(),
@@ -189,10 +196,11 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
 
 
 def _geometries(model, sequences, layers, batch_size, ranks, progress: bool, measures: Sequence[str] = (),
-                others: Mapping | None = None) -> tuple[int, dict]:
+                others: Mapping | None = None, made: Callable | None = None) -> tuple[int, dict]:
     """The token budget of the forward pass, and at each layer the geometry and the columns of the measures.
 
-    `others`: what measures need besides the layers' features. All is solved on the device that the model is on.
+    `others`: what measures need besides the layers' features. `made` is called with these, to keep them. All is solved
+    on the device that the model is on.
     """
     from reptrace.models.hidden_states import extract
 
@@ -201,46 +209,42 @@ def _geometries(model, sequences, layers, batch_size, ranks, progress: bool, mea
     device = next(model.parameters()).device
     on = device if device.type == "cuda" else "cpu"
     geometries = {}
+    if made:
+        made(found.features)
     for layer, matrix in found.features.items():
         try:
             features = matrix.to(on)
             spectrum = spectra.geometry(features, ranks and tuple(ranks), shorten=True)
             given = {"spectrum": spectrum, "features": features, "layers": found.features,
                      **{name: each[layer] for name, each in found.reduced.items()}, **(others or {})}
-            if "reference" in given:
-                given["reference"] = given["reference"][layer].to(on)
+            for name in set(REFERENCES).intersection(given):
+                states = given[name]  # by layer; none of its own where this is the checkpoint itself
+                given[name] = None if states is None else states[str(layer)].to(on) if states else features
             geometries[layer] = spectrum, registry.measured(measures, given)
         except ValueError as error:
             raise ValueError(f"layer {layer}: {error}") from error
     return found.token_budget, geometries
 
 
-def _reference(opened: Opened, part: GeometryPart, progress: bool) -> Mapping:
-    """The reference checkpoint's states of a part's sequences: layer -> features.
+def _of_the_weights(opened: Opened, needs: set[str]) -> dict:
+    """What measures need of a model's own weights, made once for all layers and probes."""
+    from reptrace.models import matrices
 
-    Those of a job's parts are kept, since the checkpoints of a sweep are compared with the same ones.
-
-    By the downloads that fetch the job's own weights: others would wait for ever where the two are one, or this one is
-    on its way as the next.
-    """
-    from reptrace.models.hidden_states import extract
-
-    job = opened.job
-    point, at = job.reference
-
-    def key(part: Part) -> tuple:
-        return job.opening, json.dumps(part.identity(job), sort_keys=True)
-
-    for stale in set(_references).difference(map(key, job.parts)):
-        _references.pop(stale, None)
-    found = _references.get(key(part))
-    if found is None:
-        with ExitStack() as held:
-            model = open_at(point, at, job.opening, fetched(at, job.at, opened.downloads, held))
-            found = extract(model, part.probe.sequences, part.settings.layers, part.settings.batch_size,
-                            progress).features
-        _references[key(part)] = found
+    found, model = {}, opened.model
+    if needs.intersection(OF_THE_HEAD):
+        found["unembedding"] = matrices.unembedding(model)  # refused before the forward pass where there is none
+    if "head" in needs:
+        found["head"] = opened.once("head", lambda: Head.of(found["unembedding"], matrices.tied(model)))
+    if "matrices" in needs:
+        found["matrices"] = opened.once("matrices", lambda: _spectra(model))
     return found
+
+
+def _spectra(model) -> Spectra:
+    from reptrace.models import matrices
+
+    inside, fused = matrices.block_matrices(model)
+    return Spectra.of({**inside, "unembedding": [matrices.unembedding(model)]}, fused)
 
 
 def _summary(found: spectra.Geometry, columns: Mapping) -> dict:

@@ -17,9 +17,11 @@ import pandas as pd
 from reptrace.checkpoints import hub
 from reptrace.checkpoints.selection import spread, with_faults
 from reptrace.checkpoints.suites import Suite
+from reptrace.measures import registry
 from reptrace.records.store import Store
 from reptrace.support.arguments import near
 from reptrace.sweeps.located import named
+from reptrace.sweeps.references import BUDGET
 from reptrace.texts.corpora import ProbeSpec
 
 SHARE = 0.4  # of a GPU's peak that a forward pass is taken to reach; `make bench` measures yours
@@ -42,7 +44,8 @@ GPUS = {"H200": GPU(989e12, 141e9), "H100": GPU(989e12, 80e9), "A100-80GB": GPU(
 
 def estimate(suites: Sequence[Suite], probes: Sequence[ProbeSpec], count: int | None = None,
              tasks: Sequence[str] = (), gpu: str = "H100", gpus: int = 1, megabytes_a_second: float = 200,
-             ask: bool = True, store: Store | None = None, faulty: bool = False) -> pd.DataFrame:
+             ask: bool = True, store: Store | None = None, faulty: bool = False,
+             measures: Sequence[str] = registry.DEFAULT, layers: Sequence | str = ("final",)) -> pd.DataFrame:
     """A row a suite: what there is, what would be measured, and what that takes.
 
     Parameters
@@ -62,18 +65,21 @@ def estimate(suites: Sequence[Suite], probes: Sequence[ProbeSpec], count: int | 
         Ask the hub for branches and sizes.
     store : Store, optional
         What it holds already is counted off: a checkpoint with all of the tasks, and with a geometry on whatever text
-        where there are probes.
+        of the same measures where there are probes.
     faulty : bool, default False
         Those with a known fault are measured too.
+    measures, layers : as in `measurement.Settings`
 
     Returns
     -------
     pandas.DataFrame: suite, published, faulty, chosen, done (checkpoints), gb_each, gb_download, gb_disk (with the
     default budget of two checkpoints a GPU), gb_memory (of the GPU: weights in bfloat16 and a batch), petaflop,
     gpu_hours, download_hours, hours (the two overlap: the longer one), fits (into one GPU), sizes ("files" or
-    "estimated"); nan where a suite's shape is not known. names: "seen" (on the hub, now, or here), "listed" in the
-    suite's file, or "not yet seen" (listed there from public text alone). What lies in a folder, or in a cache that the
-    suite names, is not downloaded.
+    "estimated"); nan where a suite's shape is not known. extra_passes: forward passes beside one a checkpoint and text,
+    of references whose states are not kept yet; gb_states: states kept for comparisons, at most the budget of
+    `references`. What the measures compute is in petaflop and the hours. names: "seen" (on the hub, now, or here),
+    "listed" in the suite's file, or "not yet seen" (listed there from public text alone). What lies in a folder, or in
+    a cache that the suite names, is not downloaded.
     """
     suites = [suites] if isinstance(suites, Suite) else list(suites)
     if not all(isinstance(suite, Suite) for suite in suites):
@@ -82,13 +88,14 @@ def estimate(suites: Sequence[Suite], probes: Sequence[ProbeSpec], count: int | 
     if gpu not in GPUS:
         raise ValueError(f"there is no GPU {gpu!r} in the table.{near(gpu, GPUS)} It has {', '.join(GPUS)}.")
     machine = GPUS[gpu]
-    done = _done(store, bool(probes), tasks)
-    return pd.DataFrame([_row(suite, count, probes, done, machine, gpus, megabytes_a_second, ask, faulty)
+    asked = registry.chosen(measures)
+    done = _done(store, asked if probes else (), tasks)
+    return pd.DataFrame([_row(suite, count, probes, done, machine, gpus, megabytes_a_second, ask, faulty, asked, layers)
                          for suite in suites])
 
 
 def _row(suite: Suite, count, probes: Sequence[ProbeSpec], done: set, gpu: GPU, gpus: int, speed: float, ask: bool,
-         faulty: bool) -> dict:
+         faulty: bool, measures: Sequence[str], layers) -> dict:
     points = suite.checkpoints(ask)
     chosen = with_faults(spread(points, count), points) if faulty else spread(points, count)
     left = [point for point in chosen if (named(point), point.revision) not in done]
@@ -96,14 +103,20 @@ def _row(suite: Suite, count, probes: Sequence[ProbeSpec], done: set, gpu: GPU, 
     size, sizes = _bytes_each(suite, left or chosen, ask)
     operations = sum(_operations(suite.shape, spec.sequences * spec.max_length, spec.max_length) for spec in probes)
     operations = operations if probes else float("nan")
-    measuring = _times(len(left), operations / (gpu.peak * SHARE) + OVERHEAD) / gpus / 3600
-    downloading = _times(len(fetched), size) / (speed * 1e6) / 3600
+    costs = [_cost(suite.shape, measures, len(left), spec.sequences, layers) for spec in probes]
+    again = max((each.passes for each in costs), default=0)
+    computed = _times(len(left) + again, operations) + sum(each.operations for each in costs)
+    measuring = (computed / (gpu.peak * SHARE) + len(left) * OVERHEAD) / gpus / 3600
+    downloads = len(fetched) + (again if fetched else 0)
+    downloading = _times(downloads, size) / (speed * 1e6) / 3600
     memory = suite.shape.get("parameters", float("nan")) * 2 * EXTRA_MEMORY
     return {"suite": suite.name, "published": len(points), "faulty": sum(bool(point.fault) for point in points),
             "chosen": len(chosen), "done": len(chosen) - len(left), "gb_each": size / 1e9,
-            "gb_download": _times(len(fetched), size) / 1e9,
+            "gb_download": _times(downloads, size) / 1e9,
             "gb_disk": _times(min(len(fetched), 2 * gpus), size) / 1e9, "gb_memory": memory / 1e9,
-            "petaflop": _times(len(left), operations) / 1e15, "gpu_hours": measuring * gpus,
+            "extra_passes": sum(each.passes for each in costs),
+            "gb_states": sum(min(each.bytes, BUDGET) for each in costs) / 1e9,
+            "petaflop": computed / 1e15, "gpu_hours": measuring * gpus,
             "download_hours": downloading, "hours": max(measuring, downloading), "fits": "?" if memory != memory else
             "yes" if memory <= gpu.memory else "no", "sizes": sizes, "names": _named_by(suite, points)}
 
@@ -119,14 +132,25 @@ def _times(count: int, each: float) -> float:
     return count * each if count else 0.0
 
 
-def _done(store: Store | None, geometry: bool, tasks: Sequence[str]) -> set[tuple]:
+def _cost(shape, measures: Sequence[str], checkpoints: int, samples: int, layers) -> registry.Cost:
+    """Of the measures; nan where they are some beside the spectra and the shape is not known."""
+    if not {"layers", "width", "vocabulary"} <= set(shape):
+        unknown = float("nan") if set(measures) - set(registry.DEFAULT) else 0.0
+        return registry.Cost(unknown, registry.cost(measures, checkpoints, samples, 1).passes, unknown)
+    count = shape["layers"] + 2 if layers == "all" else len(layers)
+    return registry.cost(measures, checkpoints, samples, shape["width"], count, shape["vocabulary"], shape["layers"])
+
+
+def _done(store: Store | None, measures: Sequence[str], tasks: Sequence[str]) -> set[tuple]:
     """(model, revision) of what a store holds in full, as records' identities name them."""
     table = store.table() if store else pd.DataFrame()
     if not len(table):
         return set()
-    held: dict[str | None, set] = {task: set() for task in [*([None] if geometry else []), *tasks]}
+    held: dict[str | None, set] = {task: set() for task in [*([None] if measures else []), *tasks]}
     for identity in map(json.loads, table.identity[table.status == "measured"]):
         asked = identity.get("definition", {}).get("task")
+        if asked is None and "probe" in identity and set(identity.get("measures", registry.DEFAULT)) != set(measures):
+            continue
         held.get(asked, set()).add((identity["model"], identity["revision"]))
     return set.intersection(*held.values())
 

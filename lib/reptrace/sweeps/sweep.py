@@ -7,6 +7,7 @@ cluster.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from reptrace.checkpoints import hub, suites
 from reptrace.checkpoints.listing import Checkpoint, as_checkpoints
 from reptrace.checkpoints.selection import refine as refine_selection
 from reptrace.checkpoints.selection import spread, with_faults
+from reptrace.measures.measure import OF_THE_RUN, REFERENCES
+from reptrace.records.joining import joined, shared
 from reptrace.records.store import Store
 from reptrace.support import arguments
 from reptrace.sweeps import evaluation
@@ -38,6 +41,7 @@ NOTHING = "a sweep needs a suite and a text at least, or a suite and a task, by 
 OF_A_TEXT = ProbeSpec.__dataclass_fields__
 MEASURED = ("layer", "rankme", "rankme_stderr", "alpha", "alpha_stderr", "alpha_r2", "largest_influence",
             "half_variance", "wall_seconds")
+PLACE = ("model", "revision", "stage", "step", "tokens", "fault", "same_weights_as", "same_geometry_as", "suite")
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,9 @@ def measure_suites(which: SuiteSpec, texts: str | ProbeSpec | Sequence[str | Pro
     _check_reference(settings, None)
     if which.refine and not (specs and "rankme" in settings.measures):
         raise ValueError("refining goes where RankMe bends: that takes a text, and rankme among the measures.")
+    if which.refine and settings.needs.intersection(OF_THE_RUN):
+        raise ValueError("refining puts checkpoints between others, which then have another previous one: ask for cka "
+                         "in a second call, without refining.")
     texts = {spec: spec.corpus(folder / "corpora") for spec in specs}
     for each in texts.values():
         corpora.report_passed_over(each)
@@ -188,6 +195,32 @@ def _specs(texts) -> tuple[ProbeSpec, ...]:
     return tuple(ProbeSpec(name) for name in arguments.names(given, "sources of text"))
 
 
+def with_others(table: pd.DataFrame, store: Store) -> pd.DataFrame:
+    """A table of `trace`, its rows joined with what other calls on the same store measured of the same states.
+
+    A record that compares with other checkpoints than a row does, because the run has grown since, is passed over.
+    """
+    rows = table[table.status == "measured"]
+    if not len(rows):
+        return table
+    own: dict[str, list] = {}
+    for _, row in rows.drop_duplicates(["identity", *(name for name in PLACE if name in rows)]).iterrows():
+        own.setdefault(shared(row.identity), []).append(row)
+    found, known = [table], set(rows.identity)
+    for path in sorted(store.folder.glob("*.parquet")):
+        identity = pd.read_parquet(path, columns=["identity"]).identity[0]
+        if identity not in known and "probe" in json.loads(identity):
+            found += [store.read(path).assign(**{name: row[name] for name in PLACE if name in row})
+                      for row in own.get(shared(identity), ()) if _compatible(row.identity, identity)]
+    return joined(pd.concat(found, ignore_index=True)) if len(found) > 1 else table
+
+
+def _compatible(one: str, other: str) -> bool:
+    """Whether two identities name no different reference for the same need."""
+    one, other = json.loads(one), json.loads(other)
+    return all(one[name] == other[name] for name in REFERENCES if name in one and name in other)
+
+
 def in_order(table: pd.DataFrame, points: Sequence[Checkpoint]) -> pd.DataFrame:
     """Rows in the order of the checkpoints."""
     number = {(point.model, point.revision): number for number, point in enumerate(points)}
@@ -233,6 +266,7 @@ def trace(checkpoints: Sequence[Checkpoint], probe: Probe | Sequence[Probe], sto
     Parameters
     ----------
     checkpoints : list of Checkpoint, or one (`suites` lists those of a name, a folder or a repository)
+        One run in its order, for measures that compare with its first, last and previous checkpoint: those in the list.
     probe : Probe, or several; the weights are opened once for all
     store : Store
     faulty : bool, default False
