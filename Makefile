@@ -8,7 +8,7 @@ PARAMS ?= notebooks/params/tiny.yaml
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help setup report book browser verify smoke test bench settings toy causes posttrain reference real lint clean
+.PHONY: help setup report book browser verify smoke test bench settings toy causes readings posttrain reference real lint clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -55,6 +55,9 @@ toy: setup ## the toy model's phases over starts and settings; writes data/resul
 
 causes: setup ## train with one cause of the phases changed at a time; writes data/results/causes*.csv (19 minutes)
 	$(RUN) studies/causes.py
+
+readings: setup ## other readings of the geometry, on the default suite; writes data/results/readings.csv (10 minutes)
+	$(RUN) studies/readings.py
 
 posttrain: setup ## train bases, then SFT, DPO and RLVR; writes data/results/posttrain_* and robustness_* (SMOKE=1, TRIALS=1)
 	$(RUN) studies/posttrain.py $(if $(SMOKE),--group smoke) $(if $(TRIALS),--trials)
