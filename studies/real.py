@@ -22,8 +22,8 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +35,13 @@ from tqdm import tqdm
 
 from reptrace.measures.echoes import echoes
 from reptrace.measures.spectra import eigenspectrum, geometry, rankme
+from reptrace.measures.spikes import largest_share, massive, spikes
+from reptrace.measures.variants import variant
 from reptrace.models import loading
+from reptrace.models.chosen_tokens import at_random, mean
 from reptrace.models.decoders import block_list, final_norm, text_decoder
 from reptrace.models.eigendirections import ABOUT, KINDS, Projection, directions
-from reptrace.models.hidden_states import FINAL, last_token_states
+from reptrace.models.hidden_states import FINAL, extract, last_token_states
 from reptrace.records.store import provenance, write_atomically
 from reptrace.support.fingerprints import fingerprint
 from reptrace.support.processes import cores
@@ -51,9 +54,6 @@ BUILD, RESULTS, CORPORA = ROOT / "build" / "real", ROOT / "data" / "results", RO
 MAIN = "docstrings"  # the text of all parts but the first
 TOGETHER = 125  # sequences whose states are kept in one file
 BATCH = 8  # sequences: their logits, of 49,152 entries a token, take 100 MB
-# An entry of a state is massive beyond both. Sun et al. (2024, arXiv 2402.17762) ask for 1000 times the median, of
-# models many times as large; no last token seen here has that, though a few hold most of the variance.
-MASSIVE, TIMES_MEDIAN = 100, 100
 
 
 class FetchError(RuntimeError):
@@ -141,7 +141,7 @@ class Study:
     def parts(self) -> dict[str, Callable[[], list[dict]]]:
         """What measures each table, in the order in which they are made."""
         return {"layers": self.layers, "positions": self.positions, "samples": self.samples, "lengths": self.lengths,
-                "directions": self.directions, "writing": self.writing}
+                "tokens": self.tokens, "directions": self.directions, "writing": self.writing}
 
     def kept(self, part: str, measured: Callable[[], list[dict]]) -> bytes:
         """A part's table as CSV, with what made it; measured unless that was done."""
@@ -196,6 +196,20 @@ class Study:
                                   f"lengths {asked['tokens']}")
         return [{"length": length, **self.described(found[str(length)]), "probe_fingerprint": drawn.fingerprint}
                 for length in asked["tokens"]]
+
+    def tokens(self) -> list[dict]:
+        """Every layer by other tokens than the last one, with and without centring; as many sequences as the smallest
+        of `samples`."""
+        found = self._kept_states(self.probe(MAIN).sequences[: min(self.plan["samples"])],
+                                  lambda part: states_by_token(self.model, part), "tokens")
+        rows = []
+        for name, states in found.items():
+            token, layer = name.rsplit(", ", 1)
+            for centred in (True, False):
+                read = variant(states, tuple(self.plan["alpha_ranks"]), centred)
+                rows.append({"token": token, "layer": layer, "centred": centred, "length": self.plan["length"],
+                             "sequences": len(states), **asdict(read), **spikes(states)})
+        return rows
 
     def directions(self) -> list[dict]:
         """Loss and share of right first guesses with directions removed or kept alone, on sequences beyond the probe's.
@@ -292,19 +306,6 @@ class Study:
         return fingerprint([json.dumps([self.plan, texts], sort_keys=True).encode()])
 
 
-def massive(states: torch.Tensor) -> torch.Tensor:
-    """Which states, shape (M, d), have an entry beyond `MASSIVE` and `TIMES_MEDIAN` times their median: bool (M,)."""
-    sizes = states.abs()
-    largest = sizes.amax(1)
-    return (largest > MASSIVE) & (largest > TIMES_MEDIAN * sizes.median(1).values)
-
-
-def largest_share(states: torch.Tensor) -> torch.Tensor:
-    """Share of each state's squared norm that its largest entry has, shape (M,)."""
-    squares = states.double().square()
-    return squares.amax(1) / squares.sum(1)
-
-
 def without_massive(states: torch.Tensor) -> dict:
     """How many states are massive, RankMe without them if there are any, and RankMe of all of them made equally long.
 
@@ -329,6 +330,14 @@ def states_at(model, sequences: Sequence[Sequence[int]], lengths: Sequence[int])
         for part in torch.tensor(sequences).split(BATCH):
             found.append(decoder(part, use_cache=False).last_hidden_state[:, ends])
     return {length: states.contiguous() for length, states in zip(lengths, torch.cat(found).unbind(1), strict=True)}
+
+
+def states_by_token(model, sequences: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """States of every layer by the token that stands for a sequence: "token, layer" -> (M, d)."""
+    others = {"any": at_random, "mean": mean, "mean without the first": partial(mean, first=1)}
+    found = extract(model, sequences, "all", BATCH, reductions=others)
+    return {f"{token}, {layer}": states for token, its in {"last": found.features, **found.reduced}.items()
+            for layer, states in its.items()}
 
 
 def all_states(model, sequences: Sequence[Sequence[int]]) -> dict[int | str, torch.Tensor]:

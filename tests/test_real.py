@@ -20,6 +20,7 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from reptrace.measures.spectra import geometry
+from reptrace.measures.spikes import massive
 from reptrace.models.decoders import text_decoder
 from reptrace.models.eigendirections import directions
 from reptrace.models.hidden_states import FINAL, last_token_states
@@ -133,12 +134,23 @@ def test_states_of_all_positions_end_with_those_of_the_last_token(model, sequenc
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_other_tokens_than_the_last_are_taken_from_the_states_of_all_of_them(study, model):
+    sequences = study.probe("docstrings").sequences[:20]
+    table = pd.DataFrame(study.tokens()).set_index(["token", "layer", "centred"])
+    assert len(table) == 4 * 5 * 2 and (table.sequences == 20).all()
+    for layer, states in real.all_states(model, sequences).items():
+        for token, known in (("last", states[:, -1]), ("mean", states.mean(1)),
+                             ("mean without the first", states[:, 1:].mean(1))):
+            assert table.rankme[token, str(layer), True] == pytest.approx(geometry(known, None).rankme, rel=1e-3)
+    assert (table.rankme.xs(False, level="centred") != table.rankme.xs(True, level="centred")).all()
+
+
 def test_massive_states_are_flagged_by_both_conditions_and_left_out():
     states = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
     states[7, 3] = 5000  # beyond both
     states[8, 3] = 90  # below 100
     states[9] = 300 + torch.arange(16)  # large throughout
-    assert real.massive(states).nonzero().flatten().tolist() == [7]
+    assert massive(states).nonzero().flatten().tolist() == [7]
     found, rest = real.without_massive(states), torch.cat([states[:7], states[8:]])
     assert found["massive"] == 1 and found["rankme_rest"] == geometry(rest, None).rankme
     lengths = np.linalg.norm(states.double().numpy(), axis=1, keepdims=True)

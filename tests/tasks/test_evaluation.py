@@ -210,6 +210,26 @@ def test_an_answer_that_ends_with_the_context_is_scored(architecture):
         assert value == pytest.approx(expected, rel=1e-5)  # float32, in a batch
 
 
+@pytest.mark.parametrize("architecture", ["GPT-NeoX", "Llama", "OLMo 2", "GPT-2"])
+def test_answers_to_one_question_are_scored_as_each_alone(architecture):
+    """Architectures that let them share a row, and one that does not."""
+    answering, rng = architectures.build(architecture), np.random.default_rng(0)
+    questions = [rng.integers(3, 90, length).tolist() for length in (1, 12, 12, 30)]
+    answers = [rng.integers(3, 90, length).tolist() for length in (1, 2, 9, 1, 5, 3)]
+    sequences = [[*question, *answer] for answer in answers for question in questions]
+    starts, passed = [len(question) for _ in answers for question in questions], []
+    handle = answering.get_input_embeddings().register_forward_hook(lambda module, args, out: passed.append(len(out)))
+    found = score(answering, sequences, starts, 4)
+    handle.remove()
+    assert (sum(passed) < len(sequences)) == (architecture != "GPT-2")
+    for sequence, start, value, greedy in zip(sequences, starts, *found, strict=True):
+        with torch.no_grad():
+            scores = answering(torch.tensor([sequence])).logits[0].log_softmax(-1)[start - 1 : -1]
+        answer = torch.tensor(sequence[start:])
+        assert value == pytest.approx(float(scores.gather(1, answer[:, None]).sum()), rel=1e-5)  # float32, in a batch
+        assert greedy == bool((scores.argmax(-1) == answer).all())
+
+
 @pytest.mark.parametrize("where", ["cpu", "disk"])
 def test_a_model_whose_weights_wait_elsewhere_gives_the_same_loss_and_scores(where, tmp_path):
     waiting, rng = architectures.build("Llama"), np.random.default_rng(0)
@@ -227,9 +247,9 @@ def test_the_batch_size_is_passed_on(model, tokenizer, data):
     sizes = []
     handle = model.register_forward_pre_hook(lambda module, args, options: sizes.append(
         (args or list(options.values()))[0].shape[0]), with_kwargs=True)
-    evaluate(model, tokenizer, ["cloze"], 32, data=data)
+    evaluate(model, tokenizer, ["cloze"], 8, data=data)
     handle.remove()
-    assert sizes == [32, 32, 32, 4]  # four choices to 25 questions
+    assert sizes == [8, 8, 8, 8, 1]  # 25 questions: the choices of one share a row, or two where they are long
 
 
 def test_a_limit_takes_the_first_items(model, tokenizer, data):

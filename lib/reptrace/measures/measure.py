@@ -28,11 +28,11 @@ NEEDS = {
     "last": "as `reference`, of the run's last checkpoint",
     "previous": "as `reference`, of the run's checkpoint before this one, or None",
     "unembedding": "the LM head's weights, tensor of shape (V, d), on the model's device",
+    "head": "`readout.Head` of the LM head's weights, made once for all layers",
+    "matrices": "`weights.Spectra` of the model's weight matrices, made once for all layers",
     "prompt_entropies": "of the layer's states of all tokens, a number a sequence, tensor (M,); see `within`",
     "curvatures": "likewise",
     "sentence_entropies": "likewise",
-    "head": "`readout.Head` of the LM head's weights, made once for all layers",
-    "matrices": "`weights.Spectra` of the model's weight matrices, made once for all layers",
 }
 REFERENCES = ("reference", "first", "last", "previous")  # needs that are another checkpoint's states
 OF_THE_RUN = REFERENCES[1:]

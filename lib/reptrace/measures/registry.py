@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 # every module that holds measures is named here, in the order of the registry
 from reptrace.measures import readings as readings  # isort: skip
+from reptrace.measures import spikes as spikes  # isort: skip
 from reptrace.measures import anisotropy as anisotropy  # isort: skip
 from reptrace.measures import cka as cka  # isort: skip
 from reptrace.measures import readout as readout  # isort: skip
 from reptrace.measures import weights as weights  # isort: skip
+from reptrace.measures import within as within  # isort: skip
 from reptrace.measures import intrinsic_dimension as intrinsic_dimension  # isort: skip
 from reptrace.measures import within as within  # isort: skip
 from reptrace.measures.measure import OF_THE_RUN, OPERATIONS, REGISTRY

@@ -278,16 +278,22 @@ def decompose(features, ranks: tuple[int, int] | None = (12, 100), shorten: bool
     value = rankme(s)
     hopeless = ranks is None or (shorten and _rank(s) < _two_ranks(ranks)[0] + 2)
     fit = None if hopeless else alpha_req(s, ranks, shorten)
+    return Decomposed(moments.mean, vectors, s, value, fit, derivatives(s, value, fit))
+
+
+def derivatives(s: np.ndarray, value: float, fit: AlphaFit | None) -> np.ndarray:
+    """Of RankMe, which is `value`, and of alpha by each of these values, shape (d, 2); 0 for alpha where it has no fit.
+
+    d RankMe / d s_i = -RankMe (ln p_i + entropy) / sum s; directions of pure rounding carry no weight.
+    """
     kept = s > NEGLIGIBLE * s[0]
-    log_s = np.log(s, where=kept, out=np.zeros(width))
-    log_shares = log_s - np.log(s.sum())
-    # d RankMe / d s_i = -RankMe (ln p_i + entropy) / sum s; directions of pure rounding carry no weight.
-    gradients = np.zeros((width, 2))
+    log_shares = np.log(s, where=kept, out=np.zeros(len(s))) - np.log(s.sum())
+    gradients = np.zeros((len(s), 2))
     gradients[kept, 0] = -value * (log_shares[kept] + np.log(value)) / s.sum()
     if fit is not None:
         window = slice(fit.ranks[0] - 1, fit.ranks[1])
         gradients[window, 1] = _alpha_coefficients(*fit.ranks)[0] / s[window]
-    return Decomposed(moments.mean, vectors, s, value, fit, gradients)
+    return gradients
 
 
 def _half(parts: np.ndarray) -> int:

@@ -43,6 +43,7 @@ DEVICE, DTYPE = "cpu", "float32"  # small models gain nothing on a GPU, and the 
 BATCH_SIZE = 128  # of the forward pass, in sequences of full length
 TRAINING_KEYS = ("vocabulary", "context", "batch", "learning_rate", "warmup_steps", "schedule", "weight_decay")
 SUITE_KEYS = ("head_width", "rotary", "decay_steps")  # of a suite or a size, and may be left out
+FINAL = "final"  # the layer that the paper measures, see `hidden_states`
 ALWAYS = ("suite", "trace", "trace_averaged")  # answers that are kept whether a page asks for them or not
 OPTIONAL_KEYS = ("loss", "frequencies", *SUITE_KEYS)  # of a size, see `runs.Run`
 
@@ -190,12 +191,36 @@ class Profile:
             return self.suite.checkpoints(run)
         return [Checkpoint(row.model, row.revision, row.step, row.tokens) for row in self.trace()[run].itertuples()]
 
+    points = checkpoints  # what both kinds of profile call them: a `HubProfile` has a number of that name
+
     def probe(self, run: Run) -> corpora.Probe:
-        """The held-out sequences, as the run's training text is tokenized and remapped."""
-        found = corpora.probe(self.texts[1], self.suite.tokenizer(run.vocabulary), self.sequences, run.context,
-                              self.min_length)
+        """The held-out sequences, as the run's training text is tokenized and remapped; tokenized once for all runs."""
+        key = run.vocabulary, run.context, run.frequencies
+        if key not in self._probes:
+            self._probes[key] = self.probe_of(run, self.texts[1], self.sequences, self.min_length)
+        return self._probes[key]
+
+    def probe_of(self, run: Run, corpus: corpora.Corpus, sequences: int, min_length: int,
+                 fewest: int | None = None) -> corpora.Probe:
+        """The same of any text; parameters as of `probes.probe`."""
+        found = corpora.probe(corpus, self.suite.tokenizer(run.vocabulary), sequences, run.context, min_length,
+                              fewest=fewest)
         remapping = self.suite.remapping(run)
         return remapping.probe(found) if remapping else found
+
+    @cached_property
+    def _probes(self) -> dict[tuple, corpora.Probe]:
+        """By vocabulary, context and frequencies."""
+        return {}
+
+    def context_of(self, run: Run) -> int:
+        """Tokens of a probe sequence at most."""
+        return run.context
+
+    @property
+    def placed(self) -> dict:
+        """How its checkpoints are opened and measured: `opening`, `means` and `batch_size` of a sweep."""
+        return {"opening": Opening(DEVICE, DTYPE), "means": Means(cores()), "batch_size": BATCH_SIZE}
 
     def train(self, progress: bool = True) -> None:
         """Train what is missing of the suite."""
@@ -204,9 +229,13 @@ class Profile:
             self.__dict__.pop("_logs", None)
 
     def trace(self, progress: bool = True) -> dict[Run, pd.DataFrame]:
-        """Geometry of every checkpoint of every run, measured where it is not in the store: a table a run."""
+        """Geometry of every checkpoint of every run at the final layer, measured where it is not in the store."""
+        return {run: final(table) for run, table in self.trace_layers(progress).items()}
+
+    def trace_layers(self, progress: bool = True) -> dict[Run, pd.DataFrame]:
+        """The same at every layer, before and after the final norm, in one pass: a table a run, a row a layer."""
         return self.by_run(self.asked("trace", lambda: self._traced(
-            {run: self.suite.checkpoints(run) for run in self.runs}, BATCH_SIZE, DTYPE, cores(), progress)))
+            {run: self.suite.checkpoints(run) for run in self.runs}, BATCH_SIZE, DTYPE, cores(), progress, "all")))
 
     def trace_averaged(self, progress: bool = True) -> dict[Run, pd.DataFrame]:
         """The same of the averaged weights, which there are from step AVERAGED_FROM on: a table a run that has any."""
@@ -233,12 +262,12 @@ class Profile:
         return {run: rows for run, rows in named.items() if len(rows)}
 
     def _traced(self, points: Mapping[Run, list[Checkpoint]], batch_size: int, dtype: str, workers: int = 1,
-                progress: bool = False) -> pd.DataFrame:
+                progress: bool = False, layers: str = FINAL) -> pd.DataFrame:
         alike: dict[tuple, list[Run]] = {}  # of one probe
         for run in points:
             alike.setdefault((run.vocabulary, run.context, run.frequencies), []).append(run)
         groups = [([point for run in runs for point in points[run]], self.probe(runs[0])) for runs in alike.values()]
-        settings = Settings(("final",), tuple(self.alpha_ranks), batch_size)
+        settings = Settings(layers, tuple(self.alpha_ranks), batch_size)
         return pd.concat(trace_groups(groups, self.store, settings, Opening(DEVICE, dtype),
                                       Means(workers, progress=progress)), ignore_index=True)
 
@@ -343,8 +372,33 @@ class HubProfile:
 
     def probe(self, run: HubRun) -> corpora.Probe:
         """The probe that `trace` measures a suite on."""
+        return self.probe_of(run, self.spec.corpus(self.folder / "corpora"), self.sequences, self.min_length)
+
+    def probe_of(self, run: HubRun, corpus: corpora.Corpus, sequences: int, min_length: int,
+                 fewest: int | None = None) -> corpora.Probe:
+        """The same of any text; parameters as of `probes.probe`."""
         points = [point for point in suites.suite(run.name).checkpoints() if point.stage == self.STAGE]
-        return self.spec.probe(self.spec.corpus(self.folder / "corpora"), tokenizer_of(points, self.context))
+        return corpora.probe(corpus, tokenizer_of(points, self.context), sequences, self.context, min_length,
+                             fewest=fewest)
+
+    def context_of(self, run: HubRun) -> int:
+        """Tokens of a probe sequence at most."""
+        return self.context
+
+    @property
+    def placed(self) -> dict:
+        """How its checkpoints are opened and measured: `opening`, `means` and `batch_size` of a sweep."""
+        return {"opening": Opening(), "means": Means(), "batch_size": "auto"}
+
+    def points(self, run: HubRun) -> list[Checkpoint]:
+        """The checkpoints that `trace` measures."""
+        chosen = set(self.trace()[run].query("status == 'measured'").revision)
+        return [point for point in suites.suite(run.name).checkpoints()
+                if point.stage == self.STAGE and point.revision in chosen]
+
+    def asked(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """What `make` makes: of these there is no archive."""
+        return make()
 
     def train(self, progress: bool = True) -> None:
         """Nothing: these were trained by others."""
@@ -354,9 +408,13 @@ class HubProfile:
         return pd.DataFrame(columns=["tokens", "loss", "gradient_norm", "learning_rate", "wall_seconds"], dtype=float)
 
     def trace(self, progress: bool = True) -> dict[HubRun, pd.DataFrame]:
-        """Geometry of the chosen checkpoints of every suite, measured where it is not in the store."""
+        """Geometry of the chosen checkpoints of every suite at the final layer, measured where it is not in the store."""
+        return {run: final(table) for run, table in self.trace_layers(progress).items()}
+
+    def trace_layers(self, progress: bool = True) -> dict[HubRun, pd.DataFrame]:
+        """The same at every layer, before and after the final norm, in one pass: a table a run, a row a layer."""
         table = sweep(self.suites, self.spec, self.folder, count=self.checkpoints, refine=self.refine,
-                      stages=[self.STAGE], ranks=self.alpha_ranks, progress=progress)
+                      stages=[self.STAGE], ranks=self.alpha_ranks, layers="all", progress=progress)
         return {run: table[table.suite == run.name].reset_index(drop=True) for run in self.runs}
 
     def trace_averaged(self, progress: bool = True) -> dict[HubRun, pd.DataFrame]:
@@ -370,6 +428,11 @@ class HubProfile:
         points = [point for point in suite.checkpoints() if point.stage == self.STAGE]
         shape = [suite.shape.get(key, float("nan")) for key in ("layers", "width", "vocabulary", "parameters")]
         return HubRun(suite.name, *shape, points[-1].step, points[-1].tokens)
+
+
+def final(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the final layer, and gaps, which have none."""
+    return table[(table.layer == FINAL) | table.layer.isna()].reset_index(drop=True)
 
 
 def _scale(sizes: Sequence[Sequence[Run]] | Sequence[Sequence[HubRun]]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import logging
 import math
 import os
@@ -33,6 +34,8 @@ from reptrace.texts.token_ids import reading_fingerprint
 
 BOOTSTRAPS = 1000  # for metrics that are no mean, such as lambada's perplexity
 ENCODED_TEXTS = 200_000
+FILES = 16  # whose tasks are kept
+_of_files: dict[tuple, list] = {}
 _one_at_a_time = threading.RLock()  # of this process's threads
 
 
@@ -47,7 +50,7 @@ def run(model, tokenizer, spec: Mapping, batch_size: int | str, limit: int | Non
         scorer.progress = progress
         with without_draws(scorer.tokenizer):
             results = simple_evaluate(
-                scorer, tasks=_built(known, spec, file), num_fewshot=num_fewshot,
+                scorer, tasks=_tasks(known, spec, file, folders, num_fewshot), num_fewshot=num_fewshot,
                 limit=limit, batch_size=batch_size, task_manager=known, bootstrap_iters=BOOTSTRAPS,
                 # leaves the caller's generators alone
                 random_seed=None, numpy_random_seed=None, torch_random_seed=None)
@@ -85,6 +88,25 @@ def _read_stock_tasks(folders: tuple[Path, ...], state: str):
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=list(folders))
+
+
+def _tasks(known, spec: Mapping, file: str | Path | None, folders: Sequence[Path], num_fewshot: int | None) -> list:
+    """`_built`; with a file, once a process for the same content, and its items as a list: the checkpoints of a suite
+    are asked the same, and lm-eval goes over the items four times for each, which takes longer in a data set.
+
+    lm-eval sets all that it changes of a task anew, but for the number of examples.
+    """
+    if file is None or not Path(file).is_file():
+        return _built(known, spec, file)
+    key = (json.dumps(spec, sort_keys=True, default=repr), files_fingerprint([("", Path(file))]),
+           task_files.fingerprint(folders), num_fewshot)
+    if key not in _of_files:
+        if len(_of_files) >= FILES:
+            _of_files.clear()
+        _of_files[key] = _built(known, spec, file)
+        for task in _of_files[key]:
+            task.dataset = {split: list(items) for split, items in task.dataset.items()}
+    return _of_files[key]
 
 
 def _built(known, spec: Mapping, file: str | Path | None) -> list:

@@ -1,7 +1,7 @@
 """Text sources: names -> documents in a fixed order, with a fingerprint that says exactly which.
 
-`docstrings`, `code` and `readmes` need no network: they read what the project's own requirements installed, real
-English and code, the same documents in the same order wherever Python and the same packages are installed alike. Files
+`docstrings`, `code`, `readmes` and `catalogues` need no network: they read what the project's own requirements
+installed, real English, code and other languages, the same documents in the same order wherever Python and the same packages are installed alike. Files
 (`text_files`), folders of them and hub datasets give the same `Corpus`; `probes` makes token sequences of it.
 """
 
@@ -31,6 +31,7 @@ from reptrace.records.store import write_atomically
 from reptrace.support import arguments
 from reptrace.support.arguments import near_folders
 from reptrace.support.fingerprints import fingerprint, order_key
+from reptrace.texts import catalogues as catalogue_files
 from reptrace.texts import data_folders, docstring_files, readme_sections, text_files
 from reptrace.texts.given import as_texts, check_characters
 from reptrace.texts.probes import Probe as Probe
@@ -101,20 +102,22 @@ class ProbeSpec:
 
 def open_text(source: str | Path, documents: int = 50_000, cache: Path | None = None,
               field: str = text_files.FIELD) -> Corpus:
-    """A corpus by name: "docstrings", "code" or "readmes"; a file, see `text_files.read`;
+    """A corpus by name: "docstrings", "code", "readmes" or "catalogues"; a file, see `text_files.read`;
     "hub:REPOSITORY[:CONFIG[:SPLIT[:FIELD]]]"; or "hub:FOLDER[:[CONFIG]:[SPLIT][:FIELD]]".
 
     `field` says which field of a row holds the text, of files and of a hub dataset that names none itself.
     """
     if not isinstance(source, (str, os.PathLike)):
-        raise TypeError('a text is named by "docstrings", "code", "readmes", a file, or "hub:REPOSITORY:CONFIG"; got '
-                        f"{arguments.shown(source)}. Of texts in memory: Corpus(name, texts).")
+        raise TypeError('a text is named by "docstrings", "code", "readmes", "catalogues", a file, or '
+                        f"\"hub:REPOSITORY:CONFIG\"; got {arguments.shown(source)}. Of texts in memory: Corpus(name, texts).")
     if source == "docstrings":
         return docstrings(cache=cache)
     if source == "code":
         return code()
     if source == "readmes":
         return readmes()
+    if source == "catalogues":
+        return catalogues()
     if str(source).startswith("hub:"):
         parts = str(source).split(":")[1:]
         if not parts[0] or len(parts) > 4:
@@ -241,6 +244,17 @@ def readmes(min_characters: int = 200, packages: Sequence[str] | None = None) ->
     return Corpus("readmes", *_distinct(map(readme_sections.sections, pages), min_characters))
 
 
+def catalogues(min_characters: int = 200, packages: Sequence[str] | None = None) -> Corpus:
+    """Translated messages of installed packages, each document once: 0.5 MB in some sixty languages, none English.
+
+    Packages and order are those of `docstrings`; files by path. Messages that follow each other in a file make a
+    document, see `catalogues.documents`. French, Catalan, Portuguese, Galician, Albanian and Spanish are the commonest.
+    """
+    files = [path for name in _chosen(packages) for path in _files_of(name, ".mo")]
+    return Corpus("catalogues", *_distinct((catalogue_files.documents(path, min_characters) for path in files),
+                                           min_characters))
+
+
 def _chosen(packages: Sequence[str] | None) -> list[str]:
     """Distribution names in their order, each once: those given, or those of the default text."""
     wanted = default_packages() if packages is None else arguments.names(packages, "names of distributions")
@@ -341,9 +355,10 @@ def _distinct(found: Iterable[Sequence[str]], min_characters: int) -> text_files
     return text_files.Documents(list(documents), broken)
 
 
-def _files_of(distribution: str) -> Iterator[Path]:
+def _files_of(distribution: str, suffix: str = ".py") -> Iterator[Path]:
     files = metadata.files(distribution) or []
-    return (Path(file.locate()) for file in sorted(files, key=str) if file.suffix == ".py" and file.locate().is_file())
+    return (Path(file.locate()) for file in sorted(files, key=str)
+            if file.suffix == suffix and file.locate().is_file())
 
 
 def _standard_library() -> list[Path]:

@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from reptrace.records.store import write_atomically
@@ -73,7 +74,7 @@ class Probe:
 
 
 def probe(corpus: Corpus, tokenizer, sequences: int, max_length: int = 512, min_length: int = 32,
-          seed: int = 0) -> Probe:
+          seed: int = 0, fewest: int | None = None) -> Probe:
     """The first `sequences` documents, in an order set by their hash and the seed, each cut to its first max_length
     tokens.
 
@@ -85,6 +86,8 @@ def probe(corpus: Corpus, tokenizer, sequences: int, max_length: int = 512, min_
         M. RankMe is biased down when M is not well above the model's width; the paper takes 15,000.
     max_length, min_length : int, default 512 and 32, as in the paper's OLMo script
         Documents of fewer than min_length tokens are passed over.
+    fewest : int, optional
+        Make do with so many sequences, or as many more as there are; default none fewer than `sequences`.
 
     Raises
     ------
@@ -114,11 +117,21 @@ def probe(corpus: Corpus, tokenizer, sequences: int, max_length: int = 512, min_
             raise TokenizingError(f"document {number + 1} of {corpus.name!r}", number, error.reason) from error
         kept += [pair for pair in zip(encoded, documents, strict=True) if len(pair[0]) >= min_length]
         if len(kept) >= sequences:
-            chosen, sources = zip(*kept[:sequences], strict=True)
-            return Probe(corpus.name, list(chosen), max_length, min_length, seed, list(map(document_hash, sources)))
-    raise ValueError(f"{sequences} sequences of at least {min_length} tokens were asked for, {corpus.name!r} has "
+            break
+    needed = sequences if fewest is None else min(fewest, sequences)
+    if len(kept) >= max(needed, 2):
+        chosen, sources = zip(*kept[:sequences], strict=True)
+        return Probe(corpus.name, list(chosen), max_length, min_length, seed, list(map(document_hash, sources)))
+    raise ValueError(f"{needed} sequences of at least {min_length} tokens were asked for, {corpus.name!r} has "
                      f"{len(kept)} among {len(order)} different documents{_rows_read(corpus, len(order))}: "
                      f"{_advice(corpus, len(kept), len(order), min_length)}.")
+
+
+def shuffled(probe: Probe, seed: int = 0) -> Probe:
+    """The same tokens, those of each sequence in an order that is drawn: a control without grammar or sense."""
+    draw = np.random.default_rng(seed)
+    return replace(probe, name=f"{probe.name}, shuffled", documents=[],
+                   sequences=[draw.permutation(each).tolist() for each in probe.sequences])
 
 
 def in_order(documents: Sequence[str], seed: int = 0) -> list[str]:

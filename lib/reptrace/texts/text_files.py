@@ -125,11 +125,11 @@ def _check_there(path: Path) -> None:
             hint = f" hub:{name} reads all the files of this folder, in their order; or pass one of them."
         elif beside:
             files = [shown_name(each.name) for each in path.parent.iterdir() if each.is_file()]
-            hint = near(path.name, ["docstrings", "code", "readmes", *files])
+            hint = near(path.name, ["docstrings", "code", "readmes", "catalogues", *files])
         elif len(name) < 200:
             hint = near_folders(path)
         raise FileNotFoundError(f"there is no text file {name!r}{what}. {READABLE}; a text may also be \"docstrings\", "
-                                f"\"code\", \"readmes\" or \"hub:REPOSITORY:CONFIG\".{hint}")
+                                f"\"code\", \"readmes\", \"catalogues\" or \"hub:REPOSITORY:CONFIG\".{hint}")
     if not _is_utf8(str(path)):
         raise ValueError(f"the name of the file {name!r} is not UTF-8, so no table can hold it: rename the file.")
 
