@@ -12,7 +12,7 @@ import pytest
 from reptrace.measures.registry import REGISTRY
 from reptrace.report.archive import Answers
 from reptrace.report.other_readings import READINGS, TASKS
-from reptrace.report.profiles import ROOT
+from reptrace.report.profiles import ROOT, final
 
 sys.path.insert(0, str(ROOT / "studies"))
 import readings
@@ -46,7 +46,7 @@ def test_a_checkpoint_gets_the_loss_before_it_and_the_tasks_of_its_weights():
 
 def test_the_tracked_table_is_of_the_archive_s_checkpoints():
     table, archive = pd.read_csv(readings.OUT), Answers(ROOT / "data/archive")
-    trace, tasks, place = archive.read("trace"), archive.read("tasks_1000"), ["model", "revision", "weights"]
+    trace, tasks, place = final(archive.read("trace")), archive.read("tasks_1000"), ["model", "revision", "weights"]
     both = table.merge(trace, on=place, suffixes=("", "_there"), validate="one_to_one")
     assert len(both) == len(table) == len(trace)
     # Passes that look at all tokens round otherwise than those of the last token alone: float32, through a logarithm.

@@ -14,7 +14,6 @@ from reptrace.measures import readout as readout  # isort: skip
 from reptrace.measures import weights as weights  # isort: skip
 from reptrace.measures import within as within  # isort: skip
 from reptrace.measures import intrinsic_dimension as intrinsic_dimension  # isort: skip
-from reptrace.measures import within as within  # isort: skip
 from reptrace.measures.measure import OF_THE_RUN, OPERATIONS, REGISTRY
 from reptrace.support.arguments import names, near
 
