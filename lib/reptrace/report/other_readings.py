@@ -26,9 +26,9 @@ READINGS = {
     "cka_last": "CKA with the last", "cka_previous": "CKA with the previous", "prompt_entropy": "prompt entropy",
     "curvature": "curvature", "sentence_erank": "sentence eRank", "intrinsic_dimension": "intrinsic dimension",
     "readout_quarter_share": "share read out", "readout_quarter_overlap": "overlap with the readout",
-    "readout_rank": "unembedding, RankMe",
-    **{f"{part}_{column}": f"{name}, {words}" for (part, name), (column, words) in product(PARTS.items(), (
-        ("effective_rank", "effective rank"), ("stable_rank", "stable rank"), ("condition", "condition")))}}
+    "readout_rank": "unembedding's RankMe",
+    **{f"{part}_{column}": f"{name}'s {words}" for (part, name), (column, words) in product(PARTS.items(), (
+        ("effective_rank", "effective rank"), ("stable_rank", "stable rank"), ("condition", "condition number")))}}
 FUTURE = ("cka_last",)  # compare with what is still to come: they foretell nothing
 TASKS = ("continuation", "copy", "copy_near", "memorization")
 EXACT = 1e-9  # relative error given to readings that have none: every move of theirs is real
