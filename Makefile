@@ -8,8 +8,8 @@ PARAMS ?= notebooks/params/tiny.yaml
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help setup report book browser verify smoke test bench settings toy causes choices posttrain reference real \
-        estimators lint clean
+.PHONY: help setup report book browser verify smoke test bench settings toy causes choices readings posttrain reference \
+        real estimators lint clean
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -59,6 +59,9 @@ causes: setup ## train with one cause of the phases changed at a time; writes da
 
 choices: setup ## measure the suite by other tokens, texts, lengths and definitions; writes data/results/choices*.parquet (7 minutes)
 	$(RUN) studies/choices.py
+
+readings: setup ## other readings of the geometry, on the default suite; writes data/results/readings.csv (10 minutes)
+	$(RUN) studies/readings.py
 
 posttrain: setup ## train bases, then SFT, DPO and RLVR; writes data/results/posttrain_* and robustness_* (SMOKE=1, TRIALS=1)
 	$(RUN) studies/posttrain.py $(if $(SMOKE),--group smoke) $(if $(TRIALS),--trials)

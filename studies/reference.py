@@ -30,8 +30,12 @@ import yaml
 from filelock import FileLock
 from peak import matmul_peak, wait
 
+from reptrace.measures import registry, within
+from reptrace.measures.readout import Head
 from reptrace.measures.spectra import geometry
-from reptrace.models.hidden_states import FINAL, NonFiniteError, last_token_states
+from reptrace.measures.weights import Spectra
+from reptrace.models import matrices
+from reptrace.models.hidden_states import FINAL, NonFiniteError, extract, last_token_states
 from reptrace.models.repetition import repetition, shuffled
 from reptrace.records.store import provenance, write_atomically
 from reptrace.support.fingerprints import fingerprint
@@ -48,6 +52,11 @@ CHUNK_SECONDS = 2  # of training between two looks at the clock
 KEY = ["seed", "step", "weights"]  # of a row
 # columns of what is set beside a run's identity; another tokenizer is known by the number of tokens
 ASKED = ["sequences", "length", "averaging", "unique_tokens"]
+# Measures beside RankMe and alpha, of the weights as they are. Of CKA that with the untrained model alone: the last
+# checkpoint is not there yet, and the previous one not where a run goes on.
+READINGS = ("anisotropy", "cka", "readout", "weights", "prompt_entropy", "curvature", "sentence_erank",
+            "intrinsic_dimension")
+ABSENT = ("last", "previous")
 
 
 @dataclass(frozen=True)
@@ -366,6 +375,8 @@ class Measured:
         self.held_out = torch.from_numpy(held_out).to(self.device)
         half = run.context // 2
         self.unordered = shuffled(self.held_out, self.held_out.numel() // half // 4, half)
+        self.readings = [name for name in READINGS if registry.REGISTRY[name].least <= len(self.probe)]
+        self.untrained = last_token_states(self.model, self.probe, batch_size="auto")[FINAL].to(self.device)
 
     def rows(self, loop: Loop, training: dict) -> list[dict]:
         """A row for the weights as they are, and one for their average."""
@@ -378,7 +389,9 @@ class Measured:
         run, text, started = self.run, self.reference.text, time.perf_counter()
         with torch.no_grad():
             torch._foreach_copy_(list(self.model.parameters()), list(weights))
-        states = last_token_states(self.model, self.probe, batch_size="auto")[FINAL].to(self.device)
+        read = extract(self.model, self.probe, batch_size="auto", reductions=within.REDUCTIONS if kind == "raw" else {})
+        states = read.features[FINAL].to(self.device)
+        others = self._readings(states, read.reduced) if kind == "raw" else {}
         found = geometry(states, tuple(self.reference.plan["alpha_ranks"]), shorten=True)
         loss, copied = self._held_out_loss(), repetition(self.model, self.unordered)
         blank = dict.fromkeys(("train_loss", "gradient_norm", "learning_rate", "train_seconds", "tokens_per_second",
@@ -391,12 +404,22 @@ class Measured:
                 "alpha_first": first, "alpha_last": last, "largest_influence": found.largest_influence,
                 "half_variance": found.half_variance, "eigenvalues": found.eigenvalues.astype(np.float32),
                 "held_out_loss": loss, "first_copy_loss": copied.first_loss, "second_copy_loss": copied.second_loss,
-                "copy_accuracy": copied.accuracy, **{**blank, **(training if kind == "raw" else {})},
+                "copy_accuracy": copied.accuracy, **others, **{**blank, **(training if kind == "raw" else {})},
                 "measuring_seconds": time.perf_counter() - started, "peak_tflops": self.reference.peak / 1e12,
                 "device": device_name(self.device), "dtype": "bfloat16" if self.device.type == "cuda" else "float32",
                 "measured_dtype": "float32", **self.reference.asked, "text": text.facts["text"],
                 "text_fingerprint": text.facts["fingerprint"],
                 "identity": json.dumps(run.identity, sort_keys=True), **provenance()}
+
+    def _readings(self, states: torch.Tensor, reduced: dict) -> dict:
+        """Columns of the other measures, as a sweep gives them."""
+        head, (inside, fused) = matrices.unembedding(self.model), matrices.block_matrices(self.model)
+        found = registry.measured(self.readings, {
+            "features": states, "first": self.untrained, **dict.fromkeys(ABSENT),
+            "head": Head.of(head, matrices.tied(self.model)),
+            "matrices": Spectra.of({**inside, "unembedding": [head]}, fused),
+            **{name: each[FINAL] for name, each in reduced.items()}})
+        return {name: value for name, value in found.items() if not name.startswith(tuple(f"cka_{k}" for k in ABSENT))}
 
     @torch.no_grad()
     def _held_out_loss(self) -> float:

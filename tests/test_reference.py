@@ -21,7 +21,8 @@ from limits import SOON, in_background
 
 from reptrace.measures.phases import claims, find_phases
 from reptrace.measures.spectra import geometry
-from reptrace.models.hidden_states import FINAL, last_token_states
+from reptrace.measures.within import curvatures, diff_erank
+from reptrace.models.hidden_states import FINAL, extract, last_token_states
 from reptrace.report.profiles import ROOT
 from reptrace.texts.corpora import Corpus
 from reptrace.training.lean import Averaging, Loop
@@ -111,6 +112,32 @@ def test_the_last_row_is_what_the_loop_and_the_library_s_own_functions_give(whol
     # other batches and other sizes of the chunks of training: float32 rounding
     assert row.held_out_loss == pytest.approx(loss, rel=1e-5)
     assert row.rankme == pytest.approx(geometry(states, (4, 15)).rankme, rel=1e-4)
+    units = states / states.norm(dim=1, keepdim=True)
+    assert row.mean_cosine == pytest.approx(float((units @ units.T)[~torch.eye(40, dtype=bool)].mean()), rel=1e-3)
+    angles = extract(loop.model, text.probe.tolist(), reductions={"of": curvatures}).reduced["of"][FINAL]
+    assert row.curvature == pytest.approx(float(angles.mean()), rel=1e-4)
+
+
+def test_other_readings_are_of_the_weights_as_they_are_and_count_from_the_untrained_model(whole):
+    table = read(whole)
+    raw = table[table.weights == "raw"]
+    names = ["mean_share", "readout_quarter_share", "attention_stable_rank", "prompt_entropy", "sentence_erank"]
+    assert raw[names].notna().all(axis=None) and table.loc[table.weights == "averaged", names].isna().all(axis=None)
+    assert "cka_last" not in table and "intrinsic_dimension" not in table  # no last yet; too few sequences
+    assert raw[raw.step == 0].cka_first.tolist() == pytest.approx([1, 1])
+    assert raw[raw.step == 80].cka_first.max() < 0.999
+    found = [diff_erank(its) for _, its in raw.groupby("seed")]
+    assert all(each.diff_erank.iloc[0] == 0 and each.diff_erank_stderr.iloc[-1] > 0 for each in found)
+
+
+def test_a_table_from_before_there_were_other_readings_is_gone_on_with(whole, text, tmp_path):
+    (tmp_path / "out").mkdir()
+    older = read(whole).drop(columns=["mean_share", "curvature", "cka_first"])
+    older[older.seed == 0].to_parquet(tmp_path / "out/cpu-d16.parquet")
+    reference.train([reference.Reference(PLAN, "cpu", text, tmp_path / "out", tmp_path / "build")], float("inf"))
+    both = read(tmp_path)
+    assert both[both.seed == 0].curvature.isna().all() and both[both.seed == 1].query(
+        "weights == 'raw'").curvature.notna().all()
 
 
 def test_runs_cut_short_again_and_again_end_as_those_never_stopped(whole, text, tmp_path, monkeypatch):

@@ -133,7 +133,7 @@ def _measuring(add) -> None:
         help="alpha's window of 1-based ranks (default 12 100), shortened where the spectrum is shorter")
     add("--measures", nargs="+", default=["rankme", "alpha"], metavar="NAME",
         help="what is read off the states besides the spectrum: rankme alpha (default) anisotropy cka readout weights "
-             "intrinsic_dimension; what other calls with this --out measured stands in the same table")
+             "prompt_entropy curvature sentence_erank intrinsic_dimension; what other calls with this --out measured stands in the same table")
     add("--seed", type=int, default=0, help="which documents are drawn (default 0)")
     _placing(add)
 
@@ -433,7 +433,7 @@ def _write_out(table, folder: Path) -> int:
     """The table beside the records; 1 where it has failures."""
     from reptrace.records.store import write_atomically
 
-    plain = table.drop(columns="eigenvalues", errors="ignore")
+    plain = table.drop(columns=["eigenvalues", "sentence_entropy_parts"], errors="ignore")  # lists
     write_atomically(folder / "table.csv", plain.to_csv(index=False).encode())
     return int((table.status == "failed").any())
 

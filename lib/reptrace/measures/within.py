@@ -29,6 +29,13 @@ from reptrace.measures.measure import measure
 
 # Of these the means are kept, so that the same sequences can be compared between checkpoints: see `diff_erank`.
 PARTS = 32
+TOKENS = 512  # of a sequence, for which costs are counted: the longest of the paper's probes
+
+
+def _operations(samples: int, width: int) -> float:
+    """Of the smaller Gram matrices and their eigenvalues."""
+    small = min(TOKENS, width)
+    return samples * (2.0 * TOKENS * width * small + 4 / 3 * small**3)
 
 
 def prompt_entropies(hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
@@ -61,20 +68,21 @@ def sentence_entropies(hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor
 REDUCTIONS = {each.__name__: each for each in (prompt_entropies, curvatures, sentence_entropies)}
 
 
-@measure(needs=["prompt_entropies"],
+@measure(needs=["prompt_entropies"], operations=_operations,
          columns={"prompt_entropy": "prompt_entropy_stderr", "prompt_entropy_sequences": None})
 def prompt_entropy(prompt_entropies: torch.Tensor) -> dict:
     """Mean prompt entropy, in nats, and the number of sequences that have one."""
     return _mean("prompt_entropy", prompt_entropies)
 
 
-@measure(needs=["curvatures"], columns={"curvature": "curvature_stderr", "curvature_sequences": None})
+@measure(needs=["curvatures"], operations=lambda samples, width: 6.0 * samples * TOKENS * width,
+         columns={"curvature": "curvature_stderr", "curvature_sequences": None})
 def curvature(curvatures: torch.Tensor) -> dict:
     """Mean curvature, in radians, and the number of sequences that have one."""
     return _mean("curvature", curvatures)
 
 
-@measure(needs=["sentence_entropies"],
+@measure(needs=["sentence_entropies"], operations=_operations,
          columns={"sentence_erank": "sentence_erank_stderr", "sentence_erank_sequences": None,
                   "sentence_entropy_parts": None})
 def sentence_erank(sentence_entropies: torch.Tensor) -> dict:

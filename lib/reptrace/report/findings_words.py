@@ -116,7 +116,7 @@ three times as much as one with one. A claim's id links to its own row.
 {{download}}`All of this as a table (CSV) <findings.csv>`, with thresholds, scales and what made each verdict.
 
 <table class="findings">
-<caption>The paper's claims, in its order, and last our own tests of them</caption>
+<caption>The paper's claims, in its order, and last our own tests of them and of others' claims</caption>
 <thead><tr>{head}</tr></thead>
 <tbody>
 {rows}
