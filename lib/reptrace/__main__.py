@@ -133,7 +133,8 @@ def _measuring(add) -> None:
         help="alpha's window of 1-based ranks (default 12 100), shortened where the spectrum is shorter")
     add("--measures", nargs="+", default=["rankme", "alpha"], metavar="NAME",
         help="what is read off the states besides the spectrum: rankme alpha (default) anisotropy cka readout weights "
-             "prompt_entropy curvature sentence_erank intrinsic_dimension; what other calls with this --out measured stands in the same table")
+             "spikes prompt_entropy curvature sentence_erank intrinsic_dimension; what other calls with this --out "
+             "measured stands in the same table")
     add("--seed", type=int, default=0, help="which documents are drawn (default 0)")
     _placing(add)
 
