@@ -8,14 +8,13 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable
-from itertools import groupby
 
 import pandas as pd
 import yaml
 
 from reptrace.checkpoints import published
 from reptrace.report.profiles import ROOT, span
-from reptrace.report.verdicts import MARKS, NOT, OPEN, PARTLY, REPRODUCED, claims, of_parts
+from reptrace.report.verdicts import MARKS, NOT, OPEN, PARTLY, REPRODUCED, of_parts
 from reptrace.support.marked import plain
 
 # The most telling results, and what each claims, short: the claims' own words stand in Findings. Where the number that
@@ -52,8 +51,6 @@ QUESTIONS = (
       NOT: f"in a toy model its causes are not the paper's, {CAUSES}",
       OPEN: f"whether its causes are the paper's, {CAUSES}, can't be told here",
       UNDECIDED: "its causes are not decided"}))
-# What the paper's figures show of which there is no page yet.
-SUBJECTS = dict.fromkeys(range(7, 12), "robustness")
 RULES = {REPRODUCED: "every run shows it beyond its uncertainty", PARTLY: "some runs do, or a part of it holds",
          NOT: "every run, or their mean, surely shows the opposite",
          OPEN: "tested, without a clear result", UNDECIDED: "no page tests it"}
@@ -91,7 +88,7 @@ def opening(found: pd.DataFrame, picture: bool) -> str:
 :::::
 
 :::{{div}} foot
-{counted(found)} {without_page()} [](findings.md) has all claims. {SPANS}
+{counted(found)} [](findings.md) has all claims. {SPANS}
 :::
 
 """
@@ -130,7 +127,7 @@ def readme(found: pd.DataFrame) -> str:
     pages = dict(zip(found.id, found.page, strict=True))
     lines = [marks(), answer(found), f"![{alt(found)}](book/{FIGURE})", CAPTION,
              results(found, lambda words, claim: f"[{plain(words)}](notebooks/{pages[claim]}.ipynb)"),
-             f"{counted(found)} {without_page()}", SPANS, models(found)]
+             counted(found), SPANS, models(found)]
     return "\n" + "\n\n".join(lines) + "\n"
 
 
@@ -242,14 +239,6 @@ def shown_in(row) -> str:
     unit = "starts" if row.scale.startswith("toy model") else "runs"
     wholly = row.runs < row.of or row.verdict == REPRODUCED  # else each shows the effect, but not all that was asked
     return f"{row.runs:,.0f} of {row.of:,.0f} {unit} show {'it' if wholly else 'a part of it'}"
-
-
-def without_page() -> str:
-    """Which figures of the paper no page here is about, and what they show."""
-    figure = claims()["where"].str.extract(r"Fig (\d+)")[0]
-    missing = sorted(int(number) for number, pages in claims().page.groupby(figure) if not any(pages))
-    groups = groupby(missing, SUBJECTS.get)
-    return f"**No page yet:** Fig {', '.join(f'{_numbers([*each])} ({words})' for words, each in groups) or 'none'}."
 
 
 def alt(found: pd.DataFrame) -> str:
