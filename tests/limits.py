@@ -13,9 +13,12 @@ import struct
 import subprocess
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from socketserver import TCPServer
 
 import pytest
@@ -48,6 +51,16 @@ def pytest_handlecrashitem(crashitem: str, sched) -> None:
 def run(command: list, seconds: float = SOON, **options) -> subprocess.CompletedProcess:
     """`subprocess.run` of text, its output kept; a process that does not end in time is killed, and an error."""
     return subprocess.run(command, timeout=seconds, text=True, capture_output=True, **options)
+
+
+def beside(function: Callable) -> BaseProcess:
+    """A process of its own, from this one, so that nothing needs to be imported again; it ends when the function has.
+    """
+    process = get_context("fork").Process(target=function, daemon=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: under xdist there is another thread
+        process.start()
+    return process
 
 
 def line(process: subprocess.Popen, seconds: float = SOON) -> str:

@@ -6,14 +6,16 @@ import logging
 import os
 import random
 import re
-import sys
+import socket
 import weakref
+from functools import partial
 
 import numpy as np
 import peft
 import pytest
 import torch
-from limits import run
+from accelerate.state import AcceleratorState
+from limits import SOON, beside
 from transformers import (
     BatchEncoding,
     GPTNeoXConfig,
@@ -564,25 +566,27 @@ def test_a_model_that_is_spread_over_processes_is_not_run_by_one_of_them(tmp_pat
     assert "2 of 2 measurements failed: 2 ShardedModelError (first at step 0)" in said()[1]
 
 
-TWO_PROCESSES = """
-import sys
-from pathlib import Path
-from test_callback import assert_same_weights, logged, lora, llama, train
-folder = Path(sys.argv[1])
-plain, _ = train(folder, lora(llama()))
-measured, _ = train(folder, lora(llama()), every=2)
-assert_same_weights(plain, measured)
-assert type(measured.model_wrapped).__name__ == "DistributedDataParallel"
-assert list(logged(measured, "loss")) == list(logged(plain, "loss"))
-(folder / str(measured.args.process_index)).write_text(str(list(logged(measured))))
-"""
+def one_of_two(rank, port, folder):
+    """What torchrun starts, forked from this process, in which all is imported."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    plain, _ = train(folder, lora(llama()))
+    measured, _ = train(folder, lora(llama()), every=2)
+    assert_same_weights(plain, measured)
+    assert type(measured.model_wrapped).__name__ == "DistributedDataParallel"
+    assert list(logged(measured, "loss")) == list(logged(plain, "loss"))
+    (folder / str(measured.args.process_index)).write_text(str(list(logged(measured))))
 
 
 def test_two_processes_train_on_together_while_the_first_measures(tmp_path):
-    (tmp_path / "two.py").write_text(TWO_PROCESSES)
-    done = run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                tmp_path / "two.py", tmp_path], 240, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
-    assert done.returncode == 0, done.stderr[-3000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [beside(partial(one_of_two, rank, port, tmp_path)) for rank in (0, 1)]
+    for process in both:
+        process.join(2 * SOON)
+    assert [process.exitcode for process in both] == [0, 0]
     assert [(tmp_path / process).read_text() for process in "01"] == ["[0, 2, 4, 6]", "[]"]
 
 

@@ -11,7 +11,6 @@ import signal
 import time
 import warnings
 from dataclasses import fields, replace
-from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ from datasets import Dataset
 from datasets.utils import logging as of_datasets
 from huggingface_hub import scan_cache_dir
 from huggingface_hub.utils import validate_repo_id
-from limits import SOON
+from limits import SOON, beside
 from test_callback import generators, rankme_by_numpy
 from test_callback_trl import MODELS, SIZES, share_right, text, tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -120,16 +119,6 @@ def assert_the_same(found, expected):
 
 
 # Interrupted
-
-
-def beside(function):
-    """A process of its own, from this one, so that nothing needs to be imported again; it ends when the function has.
-    """
-    process = get_context("fork").Process(target=function, daemon=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: under xdist there is another thread
-        process.start()
-    return process
 
 
 def killed(function):
