@@ -56,7 +56,7 @@ toy: setup ## the toy model's phases over starts and settings; writes data/resul
 causes: setup ## train with one cause of the phases changed at a time; writes data/results/causes*.csv (19 minutes)
 	$(RUN) studies/causes.py
 
-choices: setup ## measure the suite by other tokens, texts, lengths and definitions; writes data/results/choices*.parquet (7 minutes)
+choices: setup ## measure the suite by other tokens, texts, lengths and definitions; writes data/results/choices*.parquet (5 minutes)
 	$(RUN) studies/choices.py
 
 posttrain: setup ## train bases, then SFT, DPO and RLVR; writes data/results/posttrain_* and robustness_* (SMOKE=1, TRIALS=1)
