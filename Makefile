@@ -57,7 +57,7 @@ toy: setup ## the toy model's phases over starts and settings; writes data/resul
 causes: setup ## train with one cause of the phases changed at a time; writes data/results/causes*.csv (19 minutes)
 	$(RUN) studies/causes.py
 
-choices: setup ## measure the suite by other tokens, texts, lengths and definitions; writes data/results/choices*.parquet (7 minutes)
+choices: setup ## measure the suite by other tokens, texts, lengths and definitions; writes data/results/choices*.parquet (5 minutes)
 	$(RUN) studies/choices.py
 
 readings: setup ## other readings of the geometry, on the default suite; writes data/results/readings.csv (10 minutes)

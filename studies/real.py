@@ -204,11 +204,11 @@ class Study:
                                   lambda part: states_by_token(self.model, part), "tokens")
         rows = []
         for name, states in found.items():
-            token, layer = name.rsplit(", ", 1)
+            (token, layer), flagged = name.rsplit(", ", 1), spikes(states)
             for centred in (True, False):
                 read = variant(states, tuple(self.plan["alpha_ranks"]), centred)
                 rows.append({"token": token, "layer": layer, "centred": centred, "length": self.plan["length"],
-                             "sequences": len(states), **asdict(read), **spikes(states)})
+                             "sequences": len(states), **asdict(read), **flagged})
         return rows
 
     def directions(self) -> list[dict]:
