@@ -72,6 +72,16 @@ def test_subsets_of_a_size_share_no_sequence_and_names_draw_other_ones():
     assert sorted(one) == list(range(50)) and list(one) == list(subsets.order_of("a", 50)) != list(other)
 
 
+def test_sequences_that_end_alike_have_no_spectrum_and_the_others_one(tmp_path):
+    made("gpt_neox").save_pretrained(tmp_path / "model")
+    alike = [[7] * 4 + each[4:] for each in SEQUENCES]
+    point, part = Checkpoint(str(tmp_path / "model")), SubsetsPart(Probe("some", alike, 16, 16), (4, 16), (2, 6), 16)
+    store = Store(tmp_path / "records")
+    (jobs,) = run([([point], [part])], store, Opening("cpu", "float32"), Means(progress=False))
+    table = table_of([point], [part], jobs, store)
+    assert table.rankme.isna().tolist() == [True] + [False] * (len(table) - 1)
+
+
 def test_a_length_beyond_the_sequences_is_refused():
     with pytest.raises(ValueError, match="states at 32 tokens take sequences of so many at least, got one of 16"):
         SubsetsPart(Probe("some", SEQUENCES, 16, 16), (8, 32), (2, 6))

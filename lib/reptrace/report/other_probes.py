@@ -70,7 +70,7 @@ def on_texts(profile: Profile | HubProfile, runs: Sequence, names: Sequence[str]
         named = [table.assign(run=profile.labels[run], text=table.probe_fingerprint.map(
             {probe.fingerprint: name for name, probe in its.items()}))
             for (run, its), table in zip(probes.items(), tables, strict=True)]
-        return pd.concat([*named, pd.DataFrame(refused)])[["run", "text", *_ROW]]
+        return pd.concat([*named, pd.DataFrame(refused)]).reindex(columns=["run", "text", *_ROW])
 
     return _by_run(profile, runs, profile.asked("texts", measured))
 
@@ -114,7 +114,8 @@ def by_subsets(profile: Profile | HubProfile, runs: Sequence, sequences: int) ->
         jobs = done(groups, profile.store, placed["opening"], placed["means"])
         for run, (points, parts), its in zip(runs, groups, jobs, strict=True):
             tables.append(table_of(points, parts, its, profile.store).assign(run=profile.labels[run]))
-        return pd.concat(tables)[["run", *_ROW, "length", "times_width", "used", "draw", "alpha_last_rank"]]
+        return pd.concat(tables).reindex(columns=["run", *_ROW, "length", "times_width", "used", "draw",
+                                                  "alpha_last_rank"])
 
     return _by_run(profile, runs, profile.asked("subsets", measured))
 

@@ -74,6 +74,8 @@ class SubsetsPart(Part):
         return [{"layer": FINAL, **row} for row in rows]
 
     def _geometry(self, states) -> dict:
+        if bool((states == states[0]).all()):  # a few short sequences of small models may end alike: no spectrum
+            return {"width": states.shape[1]}
         found = spectra.geometry(states, self.ranks, shorten=True)
         fit = found.alpha
         return {"width": states.shape[1], "rankme": found.rankme, "rankme_stderr": found.rankme_stderr,
