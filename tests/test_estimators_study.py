@@ -34,7 +34,7 @@ def coverage():
 
 def alike(small: pd.DataFrame, tracked: pd.DataFrame, keys: list[str]) -> list[str]:
     """Rows whose coverage in a few draws is none that a tracked share would give in 999 of 1,000 tries."""
-    both = small.merge(tracked, on=keys, suffixes=("", "_tracked"))
+    both = small.astype({"ratio": float}).merge(tracked, on=keys, suffixes=("", "_tracked"))
     assert len(both) == len(small)
     apart = []
     for row in both[both.given > 0].to_dict("records"):
@@ -56,7 +56,7 @@ def test_coverage_and_bias_come_out_again_in_a_small_part(study, coverage, monke
     small = found[found.table == "coverage"].dropna(axis=1, how="all")
     assert alike(small, coverage, KEYS) == []
     keys = ["spectrum", "rows", "ratio", "estimator", "quantity"]
-    both = found[found.table == "bias"].dropna(axis=1, how="all").merge(
+    both = found[found.table == "bias"].dropna(axis=1, how="all").astype({"ratio": float}).merge(
         pd.read_csv(RESULTS / "estimator_bias.csv"), on=keys, suffixes=("", "_tracked"))
     noise = np.hypot(both.scatter / np.sqrt(both.draws), both.scatter_tracked / np.sqrt(both.draws_tracked))
     assert len(both) == 10 and ((both.bias - both.bias_tracked).abs() < 4 * noise).all()
@@ -82,6 +82,8 @@ def test_intervals_hold_what_they_are_said_to_hold(coverage):
     settled = planted[planted.interval == "plain, if settled"]
     assert len(same) == 80 and surely_below(same, 0.9) == []
     assert len(better[better.given > 0]) == 48 and surely_below(better, 0.9) == []
+    trained = coverage[(coverage.interval == "extrapolated in 1/N") & (coverage.kind == "trained")]
+    assert (trained.given > 0).any() and surely_below(trained, 0.9) == []
     assert (better.given > 0).equals(better.ratio >= 2)  # none is given below
     assert (turns.given.sum() > 1000) and surely_below(turns, 0.95) == []
     assert (settled.given.sum() > 1000) and surely_below(settled, 0.9) == []

@@ -113,8 +113,8 @@ class Geometry:
     def rankme_interval(self) -> tuple[float, float]:
         """95 % interval of what RankMe is on average over draws of as many sequences (1.96 standard errors either way).
 
-        Not of RankMe of infinitely many, which is higher, unless `settled`. With fewer than 2 d sequences of a trained
-        checkpoint it was seen to hold that average in 85 % of draws only.
+        Not of RankMe of infinitely many, which is higher, unless `settled`. With fewer than 2 d sequences it may hold
+        that average in fewer than 90 % of draws, as seen on trained checkpoints.
         """
         return self.rankme - 1.96 * self.rankme_stderr, self.rankme + 1.96 * self.rankme_stderr
 
