@@ -114,7 +114,8 @@ def main() -> None:
             store.write(identity, job())
     kept = store.table([identity for identity, _ in jobs])
     for table in ("bias", "coverage", "windows", "judged"):
-        its = kept[kept.table == table].dropna(axis=1, how="all").drop(columns=["table", "identity", "status"])
+        its = kept[kept.table == table].drop(columns=["table", "identity", "status", "reason"])
+        its = its.dropna(axis=1, how="all")
         its = its[[*its.columns.difference(list(provenance()), sort=False), *provenance()]]
         write_atomically(RESULTS / f"estimator_{table}.csv", its.to_csv(index=False, float_format="%.5g").encode())
         print(f"data/results/estimator_{table}.csv: {len(its)} rows")

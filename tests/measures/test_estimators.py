@@ -117,13 +117,22 @@ def test_what_is_extrapolated_is_the_plain_value_and_halves_of_the_rows(rng):
 def test_below_two_sequences_a_dimension_there_is_no_interval(rng):
     found = extrapolated(drawn(rng, 2 * D - 1, power_law(1)), RANKS, shorten=True)
     assert not found.sound and np.isnan([*found.rankme_interval, *found.alpha_interval]).all()
-    assert extrapolated(drawn(rng, 2 * D, power_law(1)), RANKS, shorten=True).sound
+    enough = extrapolated(drawn(rng, 2 * D, power_law(1)), RANKS, shorten=True)
+    assert enough.sound and np.isfinite(enough.rankme_interval).all()
+    assert np.isnan(enough.alpha_interval).all()  # its window ends at 12, of halves of 16
     without = extrapolated(drawn(rng, 4 * D, power_law(1)), None)
     assert np.isnan(without.alpha) and np.isfinite(without.rankme_stderr)
     with pytest.raises(ValueError, match="four in all, got 3"):
         extrapolated(drawn(rng, 3, power_law(1, 2)), None)
     with pytest.raises(ValueError, match="must have shape"):
         extrapolated(np.ones(3))
+
+
+def test_alpha_has_no_interval_where_its_window_reaches_the_last_eigenvalues_of_few_sequences(rng):
+    rows = drawn(rng, 4 * RANKS[1], power_law(1))
+    assert np.isfinite(extrapolated(rows, RANKS).alpha_interval).all()
+    assert np.isfinite(geometry(rows[: 2 * RANKS[1]], RANKS).alpha_interval).all()
+    assert np.isnan(geometry(rows[: 2 * RANKS[1] - 1], RANKS).alpha_interval).all()
 
 
 def test_an_interval_is_settled_where_the_bias_is_slight(rng):

@@ -18,6 +18,7 @@ PAGES = (*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "book/index.md", 
 NUMBER = r"\d[\d,]*\.\d+|\d[\d,]* (?:%|minutes?|seconds?|hours?|thousand|million|billion|of \d+)"
 NOT_MEASURED = r"section \d\.\d|95 %|95 of 100|about 3 %"  # a place in the paper, levels, how well a figure is read
 SETTINGS = {  # what a page sets or asks, not what it found
+    "estimators": "90 to 98 %",
     "fig03_capabilities": r"fewer than 2\.5 or more than 97\.5 %",  # the same level, at either end
     "fig04_toy_dynamics": r"jitter of 0\.001|rate of 0\.25|changes of 2 %|scale 0\.1|more than 5 % of starts",
     "fig12_13_controls": r"fewer than 5 % of starts|in over 5 %|within 1 % of its last value",

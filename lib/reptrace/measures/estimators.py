@@ -42,7 +42,7 @@ class Extrapolated:
     rankme, alpha : float
         Extrapolated; alpha is nan without one.
     rankme_stderr, alpha_stderr : float
-        Over the draw of sequences; nan where `sound` is false.
+        Over the draw of sequences; nan where `sound` is false, and alpha's where its window reaches beyond rank N / 4.
     rankme_bias, alpha_bias : float
         What it is that few sequences do: the plain value minus the extrapolated one.
     samples, width : int
@@ -99,7 +99,7 @@ def extrapolated(features, ranks: tuple[int, int] | None = (12, 100), shorten: b
     It costs `SPLITS` times two spectra with their vectors, of half as many rows, beside that of all rows.
     """
     features = features if isinstance(features, torch.Tensor) else torch.from_numpy(np.asarray(features))
-    whole, influence = _values(features, ranks, shorten)  # refuses what is no feature matrix
+    whole, influence, last = _values(features, ranks, shorten)  # refuses what is no feature matrix
     samples, width = features.shape
     if samples < 4:
         raise ValueError(f"halves need two sequences each, so four in all, got {samples}.")
@@ -107,24 +107,26 @@ def extrapolated(features, ranks: tuple[int, int] | None = (12, 100), shorten: b
     rng = np.random.default_rng(seed)
     for _ in range(SPLITS):
         for part in np.array_split(rng.permutation(samples), 2):
-            half, of_half = _values(features[torch.as_tensor(part, device=features.device)], ranks, shorten)
+            half, of_half, _ = _values(features[torch.as_tensor(part, device=features.device)], ranks, shorten)
             halves.append(half)
             influence[part] -= of_half * (samples / len(part) / 2 / SPLITS)  # a row has more weight in a half
     found = 2 * whole - np.mean(halves, 0)
     stderr = np.sqrt(np.square(influence).sum(0)) / samples
     if samples < ENOUGH * width:
         stderr[:] = np.nan
+    if samples < 4 * last:  # of a half the last eigenvalues of the window would be all but zero
+        stderr[1] = np.nan
     value = float(np.exp(found[0]))
     return Extrapolated(value, value * stderr[0], float(np.exp(whole[0])) - value, float(found[1]), float(stderr[1]),
                         float(whole[1] - found[1]), samples, width)
 
 
-def _values(features: torch.Tensor, ranks, shorten: bool) -> tuple[np.ndarray, np.ndarray]:
-    """ln RankMe and alpha, shape (2,), and every row's influence on them, shape (N, 2)."""
+def _values(features: torch.Tensor, ranks, shorten: bool) -> tuple[np.ndarray, np.ndarray, int]:
+    """ln RankMe and alpha, shape (2,), every row's influence on them, shape (N, 2), and the last rank fitted."""
     read = decompose(features, ranks, shorten)
     influence, _ = of_rows(features, read.mean, read.vectors, read.eigenvalues, read.gradients)
-    alpha = read.alpha.alpha if read.alpha else np.nan
-    return np.array([np.log(read.rankme), alpha]), influence / [read.rankme, 1 if read.alpha else np.nan]
+    alpha, last = (read.alpha.alpha, read.alpha.ranks[1]) if read.alpha else (np.nan, 0)
+    return np.array([np.log(read.rankme), alpha]), influence / [read.rankme, 1 if read.alpha else np.nan], last
 
 
 def linear(features) -> np.ndarray:

@@ -113,14 +113,20 @@ class Geometry:
     def rankme_interval(self) -> tuple[float, float]:
         """95 % interval of what RankMe is on average over draws of as many sequences (1.96 standard errors either way).
 
-        Not of RankMe of infinitely many, which is higher, unless `settled`.
+        Not of RankMe of infinitely many, which is higher, unless `settled`. With fewer than 2 d sequences it may hold
+        that average in fewer than 90 % of draws, as seen on trained checkpoints.
         """
         return self.rankme - 1.96 * self.rankme_stderr, self.rankme + 1.96 * self.rankme_stderr
 
     @property
     def alpha_interval(self) -> tuple[float, float]:
-        """95 % interval of what alpha is on average over draws of as many sequences; nan without alpha."""
-        alpha = self.alpha.alpha if self.alpha else float("nan")
+        """95 % interval of what alpha is on average over draws of as many sequences.
+
+        nan without alpha, and where its window reaches beyond rank M / 2: the last eigenvalues of so few sequences are
+        all but zero, and their logarithms move by more than any first order tells.
+        """
+        given = self.alpha is not None and self.samples >= 2 * self.alpha.ranks[1]
+        alpha = self.alpha.alpha if given else float("nan")
         return alpha - 1.96 * self.alpha_stderr, alpha + 1.96 * self.alpha_stderr
 
 
@@ -249,7 +255,7 @@ def geometry(features, ranks: tuple[int, int] = (12, 100), shorten: bool = False
 
     They say how far the numbers would move with as many other sequences from the same source: the intervals are for
     the average over such draws. How often they hold it, and how often the value of infinitely many sequences, stands
-    in data/results/estimator_coverage.csv. They do not cover the bias of few samples, for
+    in data/results/estimator_coverage.csv (the notebook `estimators`). They do not cover the bias of few samples, for
     which see `Geometry.settled` and `estimators.extrapolated`, nor the scatter between training seeds.
 
     Parameters
