@@ -44,9 +44,9 @@ def intrinsic_dimension(features: torch.Tensor) -> dict:
     where a few sequences are the nearest of many. (With ratios taken one by one it is a fifth too small, with
     neighbours looked for anew among those left nearly twice too large; so it is within a tenth, on flat, normal and
     heavy-tailed samples of 300 to 1,500 in 1 to 30 dimensions.) `halved` is the dimension with half of the sequences
-    (mean of both halves), where neighbours lie farther apart; `misfit` the largest distance between F and the fitted 1 - m^-d; `duplicates`
-    the share of states that equal another one, which have no ratio and are left out. `doubt` names what tells that the
-    assumption fails, "" if nothing:
+    (mean of both halves), where neighbours lie farther apart; `misfit` the largest distance between F and the fitted 1
+    - m^-d; `duplicates` the share of states that equal another one, which have no ratio and are left out. `doubt` names
+    what tells that the assumption fails, "" if nothing:
 
     - "duplicates": more than 1 %;
     - "scale": halving moves the dimension by more than 10 %, and by more than two standard errors;
