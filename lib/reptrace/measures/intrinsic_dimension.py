@@ -57,10 +57,9 @@ def intrinsic_dimension(features: torch.Tensor) -> dict:
     dimension, misfit = _twonn(_ratios(distances))
     blocks = _blocks(near[:, 0])
     without = np.array([_twonn(_ratios(distances[blocks != b]))[0] for b in range(BLOCKS)])
-    sizes = np.bincount(blocks, minlength=BLOCKS)
-    # of equal blocks the usual (BLOCKS - 1) / BLOCKS: what leaving out m of N moves has a variance of m / (N - m) / N
-    stderr = (math.sqrt(np.square(without - without.mean()).sum() / (sizes / (count - sizes)).sum())
-              if sizes.max() <= count / 4 else math.nan)
+    stderr = math.sqrt((BLOCKS - 1) / BLOCKS * np.square(without - without.mean()).sum())
+    if np.bincount(blocks).max() > count / 4:
+        stderr = math.nan
     half = np.arange(count) % 2
     halved = float(np.mean([_twonn(_ratios(distances[half == h], (half[near] == h)[half == h]))[0] for h in (0, 1)]))
     twice = float((distances[:, 0] == 0).mean())
