@@ -280,6 +280,9 @@ def test_cka_takes_a_pass_more_and_keeps_states_within_the_budget():
     assert compared.gb_states == BUDGET / 1e9  # 154 x 123 MB would be 19 GB
     few = plan("pythia-1b", measures="cka", count=5)
     assert few.gb_states == pytest.approx(5 * 15_000 * 2048 * 4 / 1e9)
+    # of 18 layers no four checkpoints' states fit into the budget: three are made anew for each
+    crowded = plan("pythia-1b", measures="cka", layers="all")
+    assert (crowded.extra_passes, crowded.gb_states) == (3 * 154, BUDGET / 1e9)
 
 
 def test_layers_and_matrices_count():

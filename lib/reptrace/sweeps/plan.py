@@ -18,6 +18,7 @@ from reptrace.checkpoints import hub
 from reptrace.checkpoints.selection import spread, with_faults
 from reptrace.checkpoints.suites import Suite
 from reptrace.measures import registry
+from reptrace.measures.measure import OF_THE_RUN
 from reptrace.records.store import Store
 from reptrace.support.arguments import near
 from reptrace.sweeps.located import named
@@ -26,6 +27,7 @@ from reptrace.texts.corpora import ProbeSpec
 
 SHARE = 0.4  # of a GPU's peak that a forward pass is taken to reach; `make bench` measures yours
 OVERHEAD = 30  # seconds a checkpoint: opening the weights, the covariance and its eigenvalues
+HELD = 1 + len(OF_THE_RUN)  # checkpoints whose states a comparison takes
 EXTRA_MEMORY = 1.2  # weights and a batch's activations, against the weights alone
 
 
@@ -76,10 +78,11 @@ def estimate(suites: Sequence[Suite], probes: Sequence[ProbeSpec], count: int | 
     default budget of two checkpoints a GPU), gb_memory (of the GPU: weights in bfloat16 and a batch), petaflop,
     gpu_hours, download_hours, hours (the two overlap: the longer one), fits (into one GPU), sizes ("files" or
     "estimated"); nan where a suite's shape is not known. extra_passes: forward passes beside one a checkpoint and text,
-    of references whose states are not kept yet; gb_states: states kept for comparisons, at most the budget of
-    `references`. What the measures compute is in petaflop and the hours. names: "seen" (on the hub, now, or here),
-    "listed" in the suite's file, or "not yet seen" (listed there from public text alone). What lies in a folder, or in
-    a cache that the suite names, is not downloaded.
+    of references whose states are not kept yet: one where the budget of `references` holds those of four checkpoints,
+    else up to three a checkpoint; gb_states: states kept for comparisons, at most that budget. What the measures
+    compute is in petaflop and the hours. names: "seen" (on the hub, now, or here), "listed" in the suite's file, or
+    "not yet seen" (listed there from public text alone). What lies in a folder, or in a cache that the suite names, is
+    not downloaded.
     """
     suites = [suites] if isinstance(suites, Suite) else list(suites)
     if not all(isinstance(suite, Suite) for suite in suites):
@@ -104,7 +107,11 @@ def _row(suite: Suite, count, probes: Sequence[ProbeSpec], done: set, gpu: GPU, 
     operations = sum(_operations(suite.shape, spec.sequences * spec.max_length, spec.max_length) for spec in probes)
     operations = operations if probes else float("nan")
     costs = [_cost(suite.shape, measures, len(left), spec.sequences, layers) for spec in probes]
-    again = max((each.passes for each in costs), default=0)
+    states = sum(each.bytes for each in costs)
+    # In the states' folder lie those of the first, the last, the previous checkpoint and this one; where it does not
+    # hold all four, the first three are made anew for each.
+    crowded = HELD * states > BUDGET * len(left)
+    again = len(OF_THE_RUN) * len(left) if crowded else max((each.passes for each in costs), default=0)
     computed = _times(len(left) + again, operations) + sum(each.operations for each in costs)
     measuring = (computed / (gpu.peak * SHARE) + len(left) * OVERHEAD) / gpus / 3600
     downloads = len(fetched) + (again if fetched else 0)
@@ -114,8 +121,8 @@ def _row(suite: Suite, count, probes: Sequence[ProbeSpec], done: set, gpu: GPU, 
             "chosen": len(chosen), "done": len(chosen) - len(left), "gb_each": size / 1e9,
             "gb_download": _times(downloads, size) / 1e9,
             "gb_disk": _times(min(len(fetched), 2 * gpus), size) / 1e9, "gb_memory": memory / 1e9,
-            "extra_passes": sum(each.passes for each in costs),
-            "gb_states": sum(min(each.bytes, BUDGET) for each in costs) / 1e9,
+            "extra_passes": again * sum(each.passes > 0 for each in costs),
+            "gb_states": (min(states, BUDGET) if states == states else states) / 1e9,
             "petaflop": computed / 1e15, "gpu_hours": measuring * gpus,
             "download_hours": downloading, "hours": max(measuring, downloading), "fits": "?" if memory != memory else
             "yes" if memory <= gpu.memory else "no", "sizes": sizes, "names": _named_by(suite, points)}
