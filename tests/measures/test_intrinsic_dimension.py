@@ -74,3 +74,10 @@ def test_it_takes_as_many_points_as_stated_and_no_direction_that_does_not_vary(m
     monkeypatch.setattr("reptrace.measures.intrinsic_dimension.POINTS", 200)
     some = intrinsic_dimension(torch.tensor(features))
     assert some == intrinsic_dimension(torch.tensor(features[:200]))
+
+
+def test_where_nearly_all_are_next_to_a_few_there_is_no_standard_error():
+    rng = np.random.default_rng(0)
+    far = rng.normal(size=(400, 200)) * rng.random((400, 1)) ** 2  # those in the middle are all others' nearest
+    found = intrinsic_dimension(torch.tensor(far))
+    assert found["intrinsic_dimension"] > 20 and np.isnan(found["intrinsic_dimension_stderr"])

@@ -115,3 +115,11 @@ def test_readout_of_another_width_or_of_too_few_states_is_refused():
         readout(torch.tensor(STATES[:, :6]), head)
     with pytest.raises(ValueError, match="3 leading directions of the states: that needs 5 sequences at least, got 4"):
         readout(torch.tensor(STATES[:4]), head)
+
+
+def test_states_that_vary_along_fewer_directions_have_no_overlap_of_leading_ones():
+    head = Head.of(torch.randn(50, 16, generator=torch.Generator().manual_seed(0)), False)
+    few = torch.randn(3, 16, generator=torch.Generator().manual_seed(1)).repeat(20, 1)  # two directions
+    found = readout(few, head)
+    assert np.isnan([found["readout_quarter_overlap"], found["readout_quarter_overlap_stderr"]]).all()
+    assert 0 < found["readout_quarter_share"] < 1

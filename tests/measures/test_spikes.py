@@ -45,3 +45,10 @@ def test_the_unit_of_the_states_does_not_change_which_one_coordinate_dominates(s
 def test_states_in_one_coordinate_all_leave_nothing():
     found = spikes(torch.tensor(np.eye(4)) * 7)
     assert found["one_coordinate"] == 4 and np.isnan(found["rankme_rest"]) and np.isnan(found["rankme_rest_stderr"])
+
+
+def test_others_that_do_not_differ_have_no_rankme_and_do_not_cost_the_rest(states):
+    flagged = torch.zeros(4, 16)
+    flagged[:, 3] = torch.arange(4.0) + 500
+    found = spikes(torch.cat([flagged, torch.ones(3, 16)]))
+    assert found["massive"] == 4 and np.isnan(found["rankme_rest"])

@@ -103,7 +103,7 @@ def test_sequences_without_a_number_are_counted_and_not_averaged_in():
     assert found["sentence_erank"] == pytest.approx(np.exp(np.mean(entropies)))
     assert found["sentence_erank_stderr"] == pytest.approx(
         np.exp(np.mean(entropies)) * np.std(entropies, ddof=1) / 3**0.5)
-    with pytest.raises(ValueError, match="1 of 3 sequences have a curvature"):
+    with pytest.raises(ValueError, match="curvature: 1 of 3 sequences have one"):
         measured(["curvature"], {name: reduction(states[1:4], last[1:4]) for name, reduction in
                                  within.REDUCTIONS.items()})
 

@@ -4,7 +4,19 @@ out of the matrices that are told apart; the sizes that a configuration says."""
 import pytest
 import torch
 from test_hidden_states import CLASSES, LAYERS, SHAPE, tiny
-from transformers import AutoModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3Model
+from transformers import (
+    AutoModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OlmoeConfig,
+    OlmoeModel,
+    OPTConfig,
+    OPTModel,
+    Phi3Config,
+    Phi3Model,
+)
 
 from reptrace.models.matrices import block_matrices, tied, unembedding
 
@@ -49,6 +61,16 @@ def test_gpt2_s_and_phi3_s_are_told_apart_and_unknown_ones_are_counted():
     assert fused == 0 and sorted(len(each) for each in found["attention"][:4]) == [16, 16, 32, 32]
     model.config.model_type = "else"
     assert block_matrices(model)[1] == LAYERS
+
+
+def test_an_mlp_without_a_module_of_its_own_is_one_and_a_router_is_none():
+    shape = {"vocab_size": 97, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
+    found, _ = block_matrices(OPTModel(OPTConfig(**shape, ffn_dim=64, word_embed_proj_dim=WIDTH)))
+    assert [len(found[kind]) for kind in ("attention", "mlp")] == [8, 4]
+    moe = OlmoeModel(OlmoeConfig(**shape, intermediate_size=48, num_experts=3, num_experts_per_tok=2))
+    found, _ = block_matrices(moe)
+    assert {48, 96} >= {max(set(each.shape) - {WIDTH}) for each in found["mlp"]}
+    assert sum(each.numel() for each in found["mlp"]) == 2 * 3 * 3 * 48 * WIDTH  # gate, up and down of each expert
 
 
 def test_a_tied_unembedding_is_said_and_a_missing_one_is_refused():

@@ -18,7 +18,7 @@ from test_hidden_states import tiny
 from reptrace.__main__ import main
 from reptrace.checkpoints.listing import Checkpoint
 from reptrace.measures.cka import linear_cka
-from reptrace.records.store import Store
+from reptrace.records.store import RecordError, Store
 from reptrace.sweeps import references
 from reptrace.sweeps.dispatch import Means
 from reptrace.sweeps.located import Opening
@@ -122,6 +122,19 @@ def test_states_are_kept_within_the_budget_and_the_least_recently_used_go_first(
     assert len(list(kept.folder.iterdir())) == 3
     kept.path(names[3]).write_bytes(b"cut short")
     assert kept.get(names[3]) is None
+    kept.put(names[3], states)  # what was damaged is kept anew
+    assert torch.equal(kept.get(names[3])["final"], states["final"])
+
+
+def test_a_failure_that_is_another_checkpoints_names_that_one(run, tmp_path):
+    points, _ = run
+    path = tmp_path / "run" / "step2"
+    broken = tiny("GPTNeoX", torch.float32).from_pretrained(path)
+    broken.base_model.layers[0].mlp.dense_h_to_4h.weight.data.fill_(float("nan"))
+    broken.save_pretrained(path)
+    table = trace(points, PROBE, Store(tmp_path / "records"), measures=["rankme", "cka"], **OPTIONS)
+    assert all("step2, which this one is compared with: NonFiniteError" in reason for reason in table.reason[:2])
+    assert "compared" not in table.reason[2]
 
 
 def test_a_layer_s_measures_all_join_into_the_rows_of_another_call(run, tmp_path):
@@ -146,6 +159,17 @@ def test_what_was_compared_with_another_last_checkpoint_is_not_mixed_in(run, tmp
     both = with_others(trace(points, PROBE, store, **OPTIONS), store)  # either may be meant: both are told
     assert both.cka_first.notna().all() and both.rankme.notna().all()
     assert "cka_last" in both.conflicts[0] and "(record " in both.conflicts[0] and pd.isna(both.conflicts[2])
+
+
+def test_what_failed_in_another_call_is_no_gap_of_this_one_and_a_damaged_record_is_named(run, tmp_path):
+    points, _ = run
+    store = Store(tmp_path / "records")
+    failed = trace(points, Probe("few", SEQUENCES[:9], 12, 4), store, measures="readout", **OPTIONS)
+    plain = trace(points, Probe("few", SEQUENCES[:9], 12, 4), store, **OPTIONS)
+    assert failed.status.eq("failed").all() and with_others(plain, store).equals(plain)
+    store.path(json.loads(failed.identity[0])).write_bytes(b"cut short")
+    with pytest.raises(RecordError, match=r"is damaged .* Delete that"):
+        with_others(plain, store)
 
 
 def test_refining_is_refused_where_it_would_change_the_previous_checkpoint(tmp_path):

@@ -40,7 +40,8 @@ class Extrapolated:
     Attributes
     ----------
     rankme, alpha : float
-        Extrapolated; alpha is nan without one.
+        Extrapolated; alpha is nan without one. Where a half's spectrum ends inside the window, `shorten` fits fewer
+        ranks of the half than of the whole: that alpha mixes the two, and has no interval.
     rankme_stderr, alpha_stderr : float
         Over the draw of sequences; nan where `sound` is false, and alpha's where its window reaches beyond rank N / 4.
     rankme_bias, alpha_bias : float

@@ -40,12 +40,13 @@ def intrinsic_dimension(features: torch.Tensor) -> dict:
     short in high dimension (of 20 or more, by tenths): the scale of neighbours grows as points become few.
 
     The standard error leaves out each of 20 blocks of the ratios in turn; a sequence and its nearest one are in one
-    block, since their ratios go together. (With ratios taken one by one it is a fifth too small, with neighbours looked
-    for anew among those left nearly twice too large; so it is within a tenth, on flat, normal and heavy-tailed samples
-    of 300 to 1,500 in 1 to 30 dimensions.) `halved` is the dimension with half of the sequences (mean of both halves),
-    where neighbours lie farther apart; `misfit` the largest distance between F and the fitted 1 - m^-d; `duplicates`
-    the share of states that equal another one, which have no ratio and are left out. `doubt` names what tells that the
-    assumption fails, "" if nothing:
+    block, since their ratios go together; nan where more than a quarter of all hang together so, as in high dimension
+    where a few sequences are the nearest of many. (With ratios taken one by one it is a fifth too small, with
+    neighbours looked for anew among those left nearly twice too large; so it is within a tenth, on flat, normal and
+    heavy-tailed samples of 300 to 1,500 in 1 to 30 dimensions.) `halved` is the dimension with half of the sequences
+    (mean of both halves), where neighbours lie farther apart; `misfit` the largest distance between F and the fitted 1
+    - m^-d; `duplicates` the share of states that equal another one, which have no ratio and are left out. `doubt` names
+    what tells that the assumption fails, "" if nothing:
 
     - "duplicates": more than 1 %;
     - "scale": halving moves the dimension by more than 10 %, and by more than two standard errors;
@@ -57,6 +58,8 @@ def intrinsic_dimension(features: torch.Tensor) -> dict:
     blocks = _blocks(near[:, 0])
     without = np.array([_twonn(_ratios(distances[blocks != b]))[0] for b in range(BLOCKS)])
     stderr = math.sqrt((BLOCKS - 1) / BLOCKS * np.square(without - without.mean()).sum())
+    if np.bincount(blocks).max() > count / 4:
+        stderr = math.nan
     half = np.arange(count) % 2
     halved = float(np.mean([_twonn(_ratios(distances[half == h], (half[near] == h)[half == h]))[0] for h in (0, 1)]))
     twice = float((distances[:, 0] == 0).mean())

@@ -6,6 +6,7 @@ which the softmax doesn't see.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from reptrace.measures.measure import measure
 from reptrace.measures.moments import BLOCK_ROWS, Moments, products_dtype
-from reptrace.measures.spectra import Decomposed, decompose, rankme
+from reptrace.measures.spectra import NEGLIGIBLE, Decomposed, decompose, rankme
 
 OF_K = ("share", "overlap")
 
@@ -61,7 +62,8 @@ def readout(features: torch.Tensor, head: Head) -> dict:
 
     Standard errors over the draw of sequences: the infinitesimal jackknife, that of a ratio for the share, and through
     the first-order change of the states' leading directions for the overlap. The latter grows without bound where the
-    k-th and the next eigenvalue come close, and then means that these directions are not settled.
+    k-th and the next eigenvalue come close, and then means that these directions are not settled. nan for both where
+    the states vary along fewer than k directions: the rest of their leading ones would be anybody's.
 
     Parameters
     ----------
@@ -106,6 +108,8 @@ def _aligned(features: torch.Tensor, read: Decomposed, directions: torch.Tensor)
         influence = (z @ cosines).double().square().sum(1) - share * z.double().square().sum(1)
         of_share += float(influence.square().sum())
         of_overlap += float(((z[:, :k] @ turns) * z[:, k:]).double().sum(1).square().sum())
+    if (values > NEGLIGIBLE * values[0]).sum() < k:
+        overlap = of_overlap = math.nan
     return [(share, of_share**0.5 / total / len(features)), (overlap, of_overlap**0.5 / len(features))]
 
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-# every module that holds measures is named here, in the order of the registry
-from reptrace.measures import readings as readings  # isort: skip
-from reptrace.measures import spikes as spikes  # isort: skip
-from reptrace.measures import anisotropy as anisotropy  # isort: skip
-from reptrace.measures import cka as cka  # isort: skip
-from reptrace.measures import readout as readout  # isort: skip
-from reptrace.measures import weights as weights  # isort: skip
-from reptrace.measures import within as within  # isort: skip
-from reptrace.measures import intrinsic_dimension as intrinsic_dimension  # isort: skip
+from reptrace.measures import anisotropy, cka, intrinsic_dimension, readings, readout, spikes, weights, within
 from reptrace.measures.measure import OF_THE_RUN, OPERATIONS, REGISTRY
 from reptrace.support.arguments import names, near
 
 DEFAULT = ("rankme", "alpha")
+# every module that holds measures, in the order of the registry, whichever of them was imported first
+_MODULES = [each.__name__ for each in (readings, spikes, anisotropy, cka, readout, weights, within,
+                                       intrinsic_dimension)]
+for _name in sorted(REGISTRY, key=lambda name: [*_MODULES, of := REGISTRY[name].function.__module__].index(of)):
+    REGISTRY[_name] = REGISTRY.pop(_name)
 
 
 def chosen(given) -> tuple[str, ...]:

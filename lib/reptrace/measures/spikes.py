@@ -35,19 +35,19 @@ def largest_share(states: torch.Tensor) -> torch.Tensor:
     return squares.amax(1) / squares.sum(1)
 
 
-@measure(needs=["features"], columns={
+@measure(needs=["features"], operations=lambda samples, width: 4.0 * samples * width**2 + 9.0 * width**3, columns={
     "coordinate_share_median": None, "coordinate_share_largest": None, "massive": None, "one_coordinate": None,
     "rankme_rest": "rankme_rest_stderr"})
 def spikes(features: torch.Tensor) -> dict:
     """How many sequences are massive, how many have more than DOMINATED in one coordinate, and RankMe without either.
 
     Shares of the squared length in the largest entry: median and largest over sequences. RankMe without those flagged
-    is that of all where none is; nan where fewer than two are left.
+    is that of all where none is; nan where fewer than two are left, or those that are left do not differ.
     """
     shares, large = largest_share(features), massive(features)
     flagged = large | (shares > DOMINATED)
     rest = features[~flagged]
-    kept = geometry(rest, None) if len(rest) > 1 else None
+    kept = geometry(rest, None) if (rest != rest[:1]).any() else None
     return {"coordinate_share_median": float(shares.median()), "coordinate_share_largest": float(shares.max()),
             "massive": int(large.sum()), "one_coordinate": int((shares > DOMINATED).sum()),
             "rankme_rest": kept.rankme if kept else math.nan,

@@ -151,7 +151,7 @@ def _mean(name: str, values: torch.Tensor) -> dict:
     """Mean of the values that are numbers, its standard error, and how many there are; ValueError below two."""
     found = values[values.isfinite()].double()
     if len(found) < 2:
-        raise ValueError(f"{len(found)} of {len(values)} sequences have a {name.replace('_', ' ')}, which takes at "
+        raise ValueError(f"{name.replace('_', ' ')}: {len(found)} of {len(values)} sequences have one, which takes at "
                          "least two tokens (a curvature three) that differ; a mean with an error needs two sequences.")
     return {name: float(found.mean()), f"{name}_stderr": float(found.std() / len(found) ** 0.5),
             f"{name}_sequences": len(found)}

@@ -10,7 +10,8 @@ from torch import nn
 from reptrace.models.decoders import block_list, text_decoder
 
 KINDS = {"attention": re.compile(r"attn|attention", re.IGNORECASE),
-         "mlp": re.compile(r"mlp|feed_?forward|ffn|expert|moe", re.IGNORECASE)}
+         "mlp": re.compile(r"mlp|feed_?forward|ffn|expert|moe|\bfc\d", re.IGNORECASE)}
+ROUTER = re.compile(r"(\bgate|router)(\.\w+)?\.weight$")  # which expert a token goes to: of no MLP
 FUSED = re.compile(r"(query_key_value|qkv_proj|Wqkv|c_attn|qkv)\.weight$")
 
 
@@ -26,7 +27,8 @@ def unembedding(model: nn.Module) -> torch.Tensor:
 
 def tied(model: nn.Module) -> bool:
     """Whether the unembedding's weights are those of the embeddings: the very same numbers in memory."""
-    return unembedding(model).data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    unembedding(model)  # refuses a model without one
+    return model.get_output_embeddings().weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
 
 
 def block_matrices(model: nn.Module) -> tuple[dict[str, list[torch.Tensor]], int]:
@@ -40,7 +42,7 @@ def block_matrices(model: nn.Module) -> tuple[dict[str, list[torch.Tensor]], int
     for block in block_list(decoder):
         for name, weight in block.named_parameters():
             kind = next((kind for kind, pattern in KINDS.items() if pattern.search(name)), None)
-            if kind is None or weight.ndim not in (2, 3) or min(weight.shape[-2:]) < 2:
+            if kind is None or ROUTER.search(name) or weight.ndim not in (2, 3) or min(weight.shape[-2:]) < 2:
                 continue
             weight = _at_hand(weight)
             parts = list(weight) if weight.ndim == 3 else [weight]

@@ -108,10 +108,10 @@ class Store:
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["status", "reason"])
 
     @staticmethod
-    def read(path: Path) -> pd.DataFrame:
-        """One record. A damaged file raises RecordError, which names it."""
+    def read(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+        """One record, or these columns of it. A damaged file raises RecordError, which names it."""
         try:
-            return pd.read_parquet(path)
+            return pd.read_parquet(path, columns=columns)
         except Exception as error:
             raise RecordError(f"the record {str(path)!r} is damaged ({type(error).__name__}: {error}). Delete that "
                               "file and run again: it alone is measured anew.") from error

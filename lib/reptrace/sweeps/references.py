@@ -23,6 +23,10 @@ BUDGET = 4 * 2**30  # bytes a folder: a width of 2048 and 15,000 sequences take 
 FOLDER = ".states"
 
 
+class ComparisonError(RuntimeError):
+    """A checkpoint that another one is compared with cannot be measured."""
+
+
 class Kept:
     """States in a folder, by what they depend on.
 
@@ -58,7 +62,11 @@ class Kept:
                                      f"probe {identity['probe']}, and {str(path)!r} holds those of probe "
                                      f"{came['probe']}. Delete it: they are made anew.")
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-        except (OSError, SafetensorError, KeyError, TypeError):
+        except OSError:
+            return None
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError):  # damaged: makes room for new ones
+            with suppress(OSError):
+                path.unlink()
             return None
         with suppress(OSError):
             path.touch()  # used last
@@ -109,8 +117,19 @@ def states_of_references(opened: Opened, part, progress: bool) -> dict:
         identity = reference and _identity(opened, part, *reference)
         found[name] = (None if reference is None else {} if identity == own else
                        opened.once(("states", json.dumps(identity)),
-                                   lambda at=reference, what=identity: _states(opened, part, *at, what, progress)))
+                                   lambda at=reference, what=identity: _named(opened, part, *at, what, progress)))
     return found
+
+
+def _named(opened: Opened, part, point: Checkpoint, *rest) -> Mapping:
+    """As `_states`; an error says that it is about another checkpoint than the one whose record it stands in."""
+    try:
+        return _states(opened, part, point, *rest)
+    except OSError:  # of the disk or a file, which it names
+        raise
+    except Exception as error:
+        raise ComparisonError(f"{point.label}, which this one is compared with: {type(error).__name__}: {error}"
+                              ) from error
 
 
 def _states(opened: Opened, part, point: Checkpoint, at: Located, identity: Mapping, progress: bool) -> Mapping:

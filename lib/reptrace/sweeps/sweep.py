@@ -198,7 +198,8 @@ def _specs(texts) -> tuple[ProbeSpec, ...]:
 def with_others(table: pd.DataFrame, store: Store) -> pd.DataFrame:
     """A table of `trace`, its rows joined with what other calls on the same store measured of the same states.
 
-    A record that compares with other checkpoints than a row does, because the run has grown since, is passed over.
+    A record that compares with other checkpoints than a row does, because the run has grown since, is passed over, and
+    so is a failure: it is no gap of this table. Where a row compares with none, the newest of other records counts.
     """
     rows = table[table.status == "measured"]
     if not len(rows):
@@ -207,9 +208,11 @@ def with_others(table: pd.DataFrame, store: Store) -> pd.DataFrame:
     for _, row in rows.drop_duplicates(["identity", *(name for name in PLACE if name in rows)]).iterrows():
         own.setdefault(shared(row.identity), []).append(row)
     found, known = [table], set(rows.identity)
-    for path in sorted(store.folder.glob("*.parquet")):
-        identity = pd.read_parquet(path, columns=["identity"]).identity[0]
-        if identity not in known and "probe" in json.loads(identity):
+    newest = sorted(store.folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in newest:
+        facts = store.read(path, ["identity", "status"])
+        identity = facts.identity[0]
+        if identity not in known and facts.status.eq("measured").all() and "probe" in json.loads(identity):
             found += [store.read(path).assign(**{name: row[name] for name in PLACE if name in row})
                       for row in own.get(shared(identity), ()) if _compatible(row.identity, identity)]
     return joined(pd.concat(found, ignore_index=True)) if len(found) > 1 else table
