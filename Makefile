@@ -60,7 +60,7 @@ causes: setup ## train with one cause of the phases changed at a time; writes da
 choices: setup ## measure the suite by other tokens, texts, lengths and definitions; writes data/results/choices*.parquet (5 minutes)
 	$(RUN) studies/choices.py
 
-readings: setup ## other readings of the geometry, on the default suite; writes data/results/readings.csv (10 minutes)
+readings: setup ## other readings of the geometry, on the default suite; writes data/results/readings.csv (6 minutes)
 	$(RUN) studies/readings.py
 
 posttrain: setup ## train bases, then SFT, DPO and RLVR; writes data/results/posttrain_* and robustness_* (SMOKE=1, TRIALS=1)

@@ -91,7 +91,7 @@ def _probes(profile: Profile | HubProfile, run, texts: Mapping[str, corpora.Corp
     found, refused = {}, []
     for name, corpus in texts.items():
         try:
-            found[name] = profile.probe_of(run, corpus, sequences, profile.min_length, ENOUGH * int(run.width))
+            found[name] = profile.probe_of(run, corpus, sequences, profile.min_length, round(ENOUGH * run.width))
         except ValueError as error:
             refused.append({"run": profile.labels[run], "text": name, "status": "refused", "reason": str(error)})
     own = profile.probe(run)
@@ -122,7 +122,7 @@ def by_subsets(profile: Profile | HubProfile, runs: Sequence, sequences: int) ->
 
 def _own_of_full_length(profile: Profile | HubProfile, run, sequences: int, context: int) -> Probe:
     text = profile.texts[1] if isinstance(profile, Profile) else profile.spec.corpus(profile.folder / "corpora")
-    return profile.probe_of(run, text, sequences, context, ENOUGH * int(run.width))
+    return profile.probe_of(run, text, sequences, context, round(ENOUGH * run.width))
 
 
 def lengths(context: int) -> tuple[int, ...]:
@@ -130,7 +130,7 @@ def lengths(context: int) -> tuple[int, ...]:
     found = [SHORTEST]
     while 2 * found[-1] < context:
         found.append(2 * found[-1])
-    return (*found, context)
+    return tuple(found if found[-1] >= context else [*found, context])
 
 
 def _by_run(profile: Profile | HubProfile, runs: Sequence, table: pd.DataFrame) -> dict:
