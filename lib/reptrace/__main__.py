@@ -407,7 +407,7 @@ def _measured(row) -> Iterator[str]:
 
     if row.rankme == row.rankme:
         yield f"RankMe {row.rankme:.2f} +- {row.rankme_stderr:.2f} (covariance eigenvalues, centred), "
-    if row.rankme == row.rankme or row.alpha == row.alpha:
+    if hasattr(row, "alpha_first_rank"):  # it was asked for
         window = f"ranks {row.alpha_first_rank:.0f}..{row.alpha_last_rank:.0f}, " if row.alpha == row.alpha else ""
         yield f"alpha {row.alpha:.3f} +- {row.alpha_stderr:.3f} ({window}R2 {row.alpha_r2:.3f}), "
     for name, stderr in (pair for entry in REGISTRY.values() for pair in entry.columns.items()):

@@ -56,6 +56,10 @@ def test_english_catalogues_have_no_documents_and_other_files_are_refused(tmp_pa
     assert catalogues.documents(written(tmp_path, "en_GB", {"color": "colour of the thing"}), 5) == []
     with pytest.raises(ValueError, match=r"not a message catalogue \(\.mo\)"):
         list(catalogues.messages(b"msgid \"\"\n"))
+    whole = written(tmp_path, "de", {"a": "eine Zeile"}).read_bytes()
+    for cut in (6, 24, len(whole) - 4):
+        with pytest.raises(ValueError, match="cut short"):
+            list(catalogues.messages(whole[:cut]))
 
 
 def test_the_text_is_of_many_languages_and_enough_for_a_probe():

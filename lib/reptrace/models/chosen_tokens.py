@@ -9,15 +9,17 @@ import torch
 
 
 def at(place: int, hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """State of the token at a place, from 0: a causal model's last one of a sequence that ends there."""
-    return hidden[:, place]
+    """State of the token at a place, from 0: a causal model's last one of a sequence that ends there; nan where a
+    sequence ends before."""
+    return hidden[:, place].masked_fill((last < place)[:, None], torch.nan)
 
 
 def mean(hidden: torch.Tensor, last: torch.Tensor, first: int = 0) -> torch.Tensor:
-    """Mean over the real tokens, from the one at `first` on."""
+    """Mean over the real tokens, from the one at `first` on, in float32 at least; nan where there are none."""
     places = torch.arange(hidden.shape[1], device=hidden.device)
-    real = ((places >= first) & (places <= last[:, None])).to(hidden.dtype)
-    return torch.einsum("btd,bt->bd", hidden, real) / real.sum(1, keepdim=True)
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    real = ((places >= first) & (places <= last[:, None])).to(dtype)
+    return torch.einsum("btd,bt->bd", hidden.to(dtype), real) / real.sum(1, keepdim=True)
 
 
 def at_random(hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:

@@ -90,7 +90,7 @@ def foretold(table: pd.DataFrame, tasks: Sequence[str] = TASKS, readings: Iterab
 
     A line is fitted by least squares to all runs but one, and asked of that one: the next value from the present one
     and the loss (the mean since the record before); with the reading in place of the loss; and with it beside the loss.
-    A reading enters as the difference from its run's first checkpoint, of logarithms where it is positive throughout.
+    A reading enters as the difference from its run's first checkpoint, of logarithms where it is positive in all runs.
 
     Returns
     -------
@@ -119,17 +119,18 @@ def foretold(table: pd.DataFrame, tasks: Sequence[str] = TASKS, readings: Iterab
 
 def _pairs(table: pd.DataFrame) -> pd.DataFrame:
     """A row a checkpoint that has a loss and a next one, with the next values of the tasks as `next_...`."""
-    found = []
+    found, readings = [], table[[each for each in ("rankme", *READINGS) if each in table]]
+    positive = readings.gt(0).where(readings.notna(), True).all()  # in all runs: of one kind is what is compared
     for _, its in table.groupby("model", sort=False):
-        changed = {each: _from_first(its[each]) for each in ("rankme", *READINGS) if each in its}
+        changed = {each: _from_first(its[each], positive[each]) for each in readings}
         following = its[[task for task in TASKS if task in its]].shift(-1).add_prefix("next_")
         found.append(pd.concat([its.assign(**changed), following], axis=1).iloc[:-1])
     pairs = pd.concat(found)
     return pairs[pairs.loss.notna()]
 
 
-def _from_first(values: pd.Series) -> pd.Series:
-    values = np.log(values) if (values.dropna() > 0).all() else values
+def _from_first(values: pd.Series, logarithms: bool) -> pd.Series:
+    values = np.log(values) if logarithms else values
     return values - values[values.first_valid_index()] if values.notna().any() else values
 
 

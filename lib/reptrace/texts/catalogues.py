@@ -40,16 +40,26 @@ def language(path: Path) -> str:
 def messages(content: bytes) -> Iterator[tuple[str, Sequence[str]]]:
     """Each original (singular, after its context, if any) with its translations, of which a plural has several.
 
-    The header, the translation of nothing, is left out; ValueError for another file than a catalogue in UTF-8.
+    The header, the translation of nothing, is left out; ValueError for another file than a catalogue in UTF-8, or for
+    one that is cut short.
     """
     order = next((order for order in "<>" if content[:4] == struct.pack(f"{order}I", MAGIC)), None)
     if order is None:
         raise ValueError("not a message catalogue (.mo): its first bytes are others")
-    count, originals, translations = struct.unpack_from(f"{order}3I", content, 8)
+
+    def numbers(count: int, start: int) -> tuple[int, ...]:
+        try:
+            return struct.unpack_from(f"{order}{count}I", content, start)
+        except struct.error as error:
+            raise ValueError(f"a message catalogue (.mo) that is cut short: {error}") from error
 
     def text(table: int, number: int) -> str:
-        length, start = struct.unpack_from(f"{order}2I", content, table + 8 * number)
+        length, start = numbers(2, table + 8 * number)
+        if start + length > len(content):
+            raise ValueError("a message catalogue (.mo) that is cut short: a text ends beyond it")
         return content[start : start + length].decode()
+
+    count, originals, translations = numbers(3, 8)
 
     for number in range(count):
         original = text(originals, number).split("\0")[0]
