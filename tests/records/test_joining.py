@@ -38,6 +38,11 @@ def test_another_value_is_told_with_the_record_that_has_it(tmp_path):
                                                    f"eigenvalues otherwise (record {record})"}
 
 
+def test_lists_with_the_same_gaps_are_no_conflict(tmp_path):
+    row = {"layer": "1", "sentence_entropy_parts": [0.5, float("nan")]}
+    assert "conflicts" not in joined(table(tmp_path, (ONE, [row]), (ONE | {"measures": ["rankme"]}, [row])))
+
+
 def test_a_checkpoint_that_stands_there_twice_stays_twice(tmp_path):
     rows = table(tmp_path, (ONE, [{"layer": "1", "rankme": 2.5}]), (ONE | {"measures": ["cka"]}, [{"layer": "1",
                                                                                                 "cka": 0.5}]))

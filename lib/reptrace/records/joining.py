@@ -57,10 +57,15 @@ def _add(into: dict, row: dict) -> None:
     for name, value in row.items():
         if _missing(into.get(name)):
             into[name] = value
-        elif name not in OF_THE_MAKING and not _missing(value) and not np.array_equal(into[name], value):
+        elif name not in OF_THE_MAKING and not _missing(value) and not _same(into[name], value):
             record = hashlib.sha256(row["identity"].encode()).hexdigest()[:24]  # the file's name, see `Store.path`
             shown = value if np.ndim(value) == 0 else "otherwise"
             into[CONFLICTS] = "; ".join([*filter(None, [into.get(CONFLICTS)]), f"{name} {shown} (record {record})"])
+
+
+def _same(one, other) -> bool:
+    """Equal; in lists, which are of numbers, one that is nan equals another."""
+    return np.array_equal(one, other, equal_nan=np.ndim(one) == np.ndim(other) == 1)
 
 
 def _missing(value) -> bool:
