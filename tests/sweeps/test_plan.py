@@ -6,6 +6,7 @@ Sums of a few products in double precision agree to 1e-12; looser tolerances say
 """
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -301,3 +302,8 @@ def test_what_was_measured_for_other_measures_is_not_done(tmp_path):
 
 def test_measures_of_a_suite_whose_shape_is_not_known_have_no_price():
     assert math.isnan(plan(one({}), measures="readout").gb_states)
+
+
+def test_too_few_sequences_for_a_measure_are_refused_as_in_a_sweep():
+    with pytest.raises(ValueError, match="intrinsic_dimension needs 100 sequences at least, got 50"):
+        plan("pythia-1b", measures="intrinsic_dimension", probes=[replace(PROBE, sequences=50)])

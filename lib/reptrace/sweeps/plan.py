@@ -92,6 +92,8 @@ def estimate(suites: Sequence[Suite], probes: Sequence[ProbeSpec], count: int | 
         raise ValueError(f"there is no GPU {gpu!r} in the table.{near(gpu, GPUS)} It has {', '.join(GPUS)}.")
     machine = GPUS[gpu]
     asked = registry.chosen(measures)
+    for spec in probes:
+        registry.check_sequences(asked, spec.sequences)
     done = _done(store, asked if probes else (), tasks)
     return pd.DataFrame([_row(suite, count, probes, done, machine, gpus, megabytes_a_second, ask, faulty, asked, layers)
                          for suite in suites])
