@@ -27,6 +27,7 @@ from reptrace.report.profiles import ROOT
 pytestmark = pytest.mark.timeout(1200)  # the whole book takes three minutes on a quiet machine
 PROSE = ["method", "own_model", "own_posttraining", "posttraining_paper", "refused", "glossary", "references"]
 NOTEBOOK = "notebooks/trace_real_suite"  # in its place, for own_model.md links to it
+LINKED = "notebooks/estimators"  # the same again, for method.md links there
 DESKTOP, PHONE = (1400, 1000, False), (390, 844, True)  # width, height, whether it is a phone
 LAPTOP = (1300, 900, False)
 CELLS = ["""
@@ -58,15 +59,16 @@ def book(tmp_path_factory):
     folder = tmp_path_factory.mktemp("book")
     shutil.copytree(ROOT / "book", folder / "book")
     (folder / "book/index.md").write_text("# A small book\n\n{cite:t}`li2025tracing`\n")
-    parts = [{"caption": "All", "chapters": [{"file": name} for name in [NOTEBOOK, *PROSE]]}]
+    parts = [{"caption": "All", "chapters": [{"file": name} for name in [NOTEBOOK, LINKED, *PROSE]]}]
     (folder / "book/_toc.yml").write_text(json.dumps({"format": "jb-book", "root": "index", "parts": parts}))
     (folder / "requirements.lock").write_text("")
     (folder / "notebooks").mkdir()
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_markdown_cell("# One"), *map(nbformat.v4.new_code_cell, CELLS)],
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
-    nbformat.write(notebook, folder / f"{NOTEBOOK}.ipynb")
-    list(execute([page_of(folder / f"{NOTEBOOK}.ipynb", {}, folder / f"out/source/{NOTEBOOK}.ipynb", [])]))
+    for name in (NOTEBOOK, LINKED):
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+        list(execute([page_of(folder / f"{name}.ipynb", {}, folder / f"out/source/{name}.ipynb", [])]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(making, "BOOK", folder / "book")
         patch.setattr(making, "ROOT", folder)
