@@ -10,10 +10,18 @@ from reptrace.measures.measure import OF_THE_RUN, OPERATIONS, REGISTRY
 from reptrace.support.arguments import names, near
 
 DEFAULT = ("rankme", "alpha")
-# every module that holds measures, in the order of the registry, whichever of them was imported first
+# every module that holds measures, in the order of the registry
 _MODULES = [each.__name__ for each in (readings, spikes, anisotropy, cka, readout, weights, within,
                                        intrinsic_dimension)]
-for _name in sorted(REGISTRY, key=lambda name: [*_MODULES, of := REGISTRY[name].function.__module__].index(of)):
+
+
+def _place(name: str) -> int:
+    """Of a measure's module; a user's own come last."""
+    module = REGISTRY[name].function.__module__
+    return _MODULES.index(module) if module in _MODULES else len(_MODULES)
+
+
+for _name in sorted(REGISTRY, key=_place):  # whichever module was imported first
     REGISTRY[_name] = REGISTRY.pop(_name)
 
 
