@@ -33,12 +33,13 @@ MADE = ["code", "packages", "python", "machine"]
 
 
 def main() -> None:
-    profile = Profile.of(yaml.safe_load((ROOT / "notebooks" / "params" / "tiny.yaml").read_text()))
+    parameters = yaml.safe_load((ROOT / "notebooks" / "params" / "tiny.yaml").read_text())
+    profile = Profile.of(parameters)
     profile.train()
     settings = Settings(("final",), profile.alpha_ranks, BATCH_SIZE, MEASURES)
     groups = [(profile.suite.checkpoints(run), profile.probe(run)) for run in profile.runs]
     traced = trace_groups(groups, profile.store, settings, Opening(DEVICE, DTYPE), Means(cores()))
-    name = f"tasks_{yaml.safe_load((ROOT / 'notebooks' / 'params' / 'tiny.yaml').read_text())['items']}"
+    name = f"tasks_{parameters['items']}"
     kept = profile.answers if name in profile.answers.names else Answers(ROOT / "data" / "archive")
     logs = [profile.suite.log(run) for run in profile.runs]
     write_atomically(OUT, table(traced, logs, kept.read(name)).to_csv(index=False, float_format="%.7g").encode())

@@ -31,9 +31,7 @@ from filelock import FileLock
 from peak import matmul_peak, wait
 
 from reptrace.measures import registry, within
-from reptrace.measures.readout import Head
 from reptrace.measures.spectra import geometry
-from reptrace.measures.weights import Spectra
 from reptrace.models import matrices
 from reptrace.models.hidden_states import FINAL, NonFiniteError, extract, last_token_states
 from reptrace.models.repetition import repetition, shuffled
@@ -413,11 +411,9 @@ class Measured:
 
     def _readings(self, states: torch.Tensor, reduced: dict) -> dict:
         """Columns of the other measures, as a sweep gives them."""
-        head, (inside, fused) = matrices.unembedding(self.model), matrices.block_matrices(self.model)
         found = registry.measured(self.readings, {
             "features": states, "first": self.untrained, **dict.fromkeys(ABSENT),
-            "head": Head.of(head, matrices.tied(self.model)),
-            "matrices": Spectra.of({**inside, "unembedding": [head]}, fused),
+            "head": matrices.head_of(self.model), "matrices": matrices.spectra_of(self.model),
             **{name: each[FINAL] for name, each in reduced.items()}})
         return {name: value for name, value in found.items() if not name.startswith(tuple(f"cka_{k}" for k in ABSENT))}
 

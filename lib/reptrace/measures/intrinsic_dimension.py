@@ -14,6 +14,7 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from reptrace.measures.anisotropy import jackknife
 from reptrace.measures.measure import measure
 
 POINTS = 4096  # at most: distances take their square
@@ -57,7 +58,7 @@ def intrinsic_dimension(features: torch.Tensor) -> dict:
     dimension, misfit = _twonn(_ratios(distances))
     blocks = _blocks(near[:, 0])
     without = np.array([_twonn(_ratios(distances[blocks != b]))[0] for b in range(BLOCKS)])
-    stderr = math.sqrt((BLOCKS - 1) / BLOCKS * np.square(without - without.mean()).sum())
+    stderr = jackknife(torch.from_numpy(without))
     if np.bincount(blocks).max() > count / 4:
         stderr = math.nan
     half = np.arange(count) % 2

@@ -7,6 +7,8 @@ import re
 import torch
 from torch import nn
 
+from reptrace.measures.readout import Head
+from reptrace.measures.weights import Spectra
 from reptrace.models.decoders import block_list, text_decoder
 
 KINDS = {"attention": re.compile(r"attn|attention", re.IGNORECASE),
@@ -51,6 +53,17 @@ def block_matrices(model: nn.Module) -> tuple[dict[str, list[torch.Tensor]], int
                 fused += len(parts) == 1
             found[kind] += parts
     return found, fused
+
+
+def head_of(model: nn.Module) -> Head:
+    """The directions of a model's unembedding."""
+    return Head.of(unembedding(model), tied(model))
+
+
+def spectra_of(model: nn.Module) -> Spectra:
+    """Singular values of its weight matrices, the unembedding among them."""
+    inside, fused = block_matrices(model)
+    return Spectra.of({**inside, "unembedding": [unembedding(model)]}, fused)
 
 
 def _at_hand(weight: torch.Tensor) -> torch.Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 import numpy as np
 import pandas as pd
+
+from reptrace.records.store import name_of
 
 # What a record says of its making, and of where its checkpoint stands: the first record's is kept, others may differ.
 OF_THE_MAKING = ("identity", "status", "reason", "code", "packages", "python", "machine", "wall_seconds",
@@ -58,7 +59,7 @@ def _add(into: dict, row: dict) -> None:
         if _missing(into.get(name)):
             into[name] = value
         elif name not in OF_THE_MAKING and not _missing(value) and not _same(into[name], value):
-            record = hashlib.sha256(row["identity"].encode()).hexdigest()[:24]  # the file's name, see `Store.path`
+            record = name_of(json.loads(row["identity"]))
             shown = value if np.ndim(value) == 0 else "otherwise"
             into[CONFLICTS] = "; ".join([*filter(None, [into.get(CONFLICTS)]), f"{name} {shown} (record {record})"])
 

@@ -55,6 +55,11 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         Path(temporary).unlink(missing_ok=True)
 
 
+def name_of(identity: Mapping) -> str:
+    """What a file is named by that holds what an identity (a JSON-able mapping) stands for."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+
+
 class Store:
     """Records in a folder, each under the hash of its identity.
 
@@ -69,8 +74,7 @@ class Store:
 
     def path(self, identity: Mapping) -> Path:
         """Where the record of this identity (a JSON-able mapping) is or would be kept."""
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        return self.folder / f"{digest[:24]}.parquet"
+        return self.folder / f"{name_of(identity)}.parquet"
 
     def done(self, identity: Mapping) -> bool:
         """Whether a good record is there; a recorded failure is not one, so it is tried again."""

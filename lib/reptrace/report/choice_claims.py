@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from reptrace.measures.phases import Phases, Turn, claims, find_phases
+from reptrace.report.measured_otherwise import phases_of
 from reptrace.report.verdicts import VERDICTS, of_runs
 
 CLAIMS = {"collapse": "falls to less than half", "expansion": "doubles its minimum",
@@ -26,11 +27,6 @@ def at_one_place(one: Turn | None, other: Turn | None) -> str:
         return "undecided"
     (a, b), (c, d) = one.interval, other.interval
     return "yes" if max(a, c) <= min(b, d) or abs(one.index - other.index) <= 1 else "no"
-
-
-def of_rankme(table: pd.DataFrame) -> Phases:
-    """RankMe's phases; columns tokens, rankme, rankme_stderr, a row a checkpoint in order."""
-    return find_phases(table.tokens, table.rankme, table.rankme_stderr)
 
 
 def of_alpha(table: pd.DataFrame) -> Phases:
@@ -49,7 +45,7 @@ def of_runs_by_choice(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     The value is the ratio that decides; of alpha, the tokens at its peak over those at RankMe's minimum; of the turn,
     its tokens over those of the reference's; nan where a move or turn is not seen, as are `low` and `high` of places.
     """
-    phases = {key: (of_rankme(its), of_alpha(its)) for key, its in table.groupby(["choice", "run"], sort=False)}
+    phases = {key: (phases_of(its), of_alpha(its)) for key, its in table.groupby(["choice", "run"], sort=False)}
     rows = []
     for (choice, run), (rankme, alpha) in phases.items():
         said, common = claims(rankme), {"choice": choice, "run": run}

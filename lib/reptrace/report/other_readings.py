@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 from scipy.stats import t as student
 
 from reptrace.measures.phases import Phases, find_phases
+from reptrace.report import choice_claims
 from reptrace.report.over_runs import NONE, mean_over
 from reptrace.report.verdicts import NOT, OPEN, REPRODUCED, of_interval
 
@@ -72,8 +73,7 @@ def at_one_place(one, other) -> str:
     """
     if not one or not other:
         return "no" if one or other else "neither"
-    (a, b), (c, d) = one.interval, other.interval
-    return "yes" if max(a, c) <= min(b, d) or abs(one.index - other.index) <= 1 else "no"
+    return choice_claims.at_one_place(one, other)
 
 
 def told(found: pd.DataFrame) -> str:

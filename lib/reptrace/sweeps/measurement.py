@@ -14,8 +14,6 @@ from tqdm import tqdm
 from reptrace.measures import registry, spectra, within
 from reptrace.measures.measure import OF_THE_HEAD, OF_THE_RUN, REFERENCES
 from reptrace.measures.moments import products_dtype
-from reptrace.measures.readout import Head
-from reptrace.measures.weights import Spectra
 from reptrace.sweeps.jobs import Job, Opened, Part
 from reptrace.sweeps.located import place
 from reptrace.sweeps.references import keep, states_of_references
@@ -234,17 +232,10 @@ def _of_the_weights(opened: Opened, needs: set[str]) -> dict:
     if needs.intersection(OF_THE_HEAD):
         found["unembedding"] = matrices.unembedding(model)  # refused before the forward pass where there is none
     if "head" in needs:
-        found["head"] = opened.once("head", lambda: Head.of(found["unembedding"], matrices.tied(model)))
+        found["head"] = opened.once("head", lambda: matrices.head_of(model))
     if "matrices" in needs:
-        found["matrices"] = opened.once("matrices", lambda: _spectra(model))
+        found["matrices"] = opened.once("matrices", lambda: matrices.spectra_of(model))
     return found
-
-
-def _spectra(model) -> Spectra:
-    from reptrace.models import matrices
-
-    inside, fused = matrices.block_matrices(model)
-    return Spectra.of({**inside, "unembedding": [matrices.unembedding(model)]}, fused)
 
 
 def _summary(found: spectra.Geometry, columns: Mapping) -> dict:

@@ -6,7 +6,6 @@ are removed where new ones would be beyond the budget. Each names the probe that
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -15,7 +14,7 @@ from pathlib import Path
 from reptrace.checkpoints.downloads import weights_cache
 from reptrace.checkpoints.listing import Checkpoint
 from reptrace.measures.measure import REFERENCES
-from reptrace.records.store import write_atomically
+from reptrace.records.store import name_of, write_atomically
 from reptrace.sweeps.jobs import Opened, fetched
 from reptrace.sweeps.located import Located, identity_of, open_at
 
@@ -40,8 +39,7 @@ class Kept:
         self.folder, self.budget = Path(folder), budget
 
     def path(self, identity: Mapping) -> Path:
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        return self.folder / f"{digest[:24]}.safetensors"
+        return self.folder / f"{name_of(identity)}.safetensors"
 
     def get(self, identity: Mapping) -> dict | None:
         """Layer, as a string -> states, shape (M, d); None where there are none that can be read.

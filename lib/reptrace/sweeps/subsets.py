@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -86,7 +87,9 @@ class SubsetsPart(Part):
 
 def at_lengths(lengths: Sequence[int]) -> dict:
     """Reductions of `hidden_states.extract`, by name: the state of the last token of the first so many."""
-    return {str(length): lambda hidden, last, length=length: hidden[:, length - 1] for length in lengths}
+    from reptrace.models.chosen_tokens import at
+
+    return {str(length): partial(at, length - 1) for length in lengths}
 
 
 def order_of(name: str, count: int) -> np.ndarray:
