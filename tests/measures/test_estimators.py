@@ -87,7 +87,7 @@ def test_of_a_flat_spectrum_it_is_pages():
 
 
 def test_extrapolation_takes_the_bias_out_and_knows_its_scatter(rng):
-    spectrum, samples = power_law(1), 4 * D
+    spectrum, samples = power_law(1), 6 * D
     truth = rankme(spectrum), alpha_req(spectrum, RANKS).alpha
     found = [extrapolated(drawn(rng, samples, spectrum), RANKS) for _ in range(150)]
     plain = np.array([(each.rankme + each.rankme_bias, each.alpha + each.alpha_bias) for each in found])
@@ -129,8 +129,9 @@ def test_below_two_sequences_a_dimension_there_is_no_interval(rng):
 
 
 def test_alpha_has_no_interval_where_its_window_reaches_the_last_eigenvalues_of_few_sequences(rng):
-    rows = drawn(rng, 4 * RANKS[1], power_law(1))
+    rows = drawn(rng, 8 * RANKS[1], power_law(1))
     assert np.isfinite(extrapolated(rows, RANKS).alpha_interval).all()
+    assert np.isnan(extrapolated(rows[1:], RANKS).alpha_interval).all()
     assert np.isfinite(geometry(rows[: 2 * RANKS[1]], RANKS).alpha_interval).all()
     assert np.isnan(geometry(rows[: 2 * RANKS[1] - 1], RANKS).alpha_interval).all()
 
@@ -138,3 +139,12 @@ def test_alpha_has_no_interval_where_its_window_reaches_the_last_eigenvalues_of_
 def test_an_interval_is_settled_where_the_bias_is_slight(rng):
     few, many = (geometry(drawn(rng, n * D, power_law(1)), RANKS) for n in (2, 200))
     assert not few.settled and many.settled and few.rankme_bias < many.rankme_bias < 0
+    steep = drawn(rng, 4 * D, power_law(4))  # its bias is slight from the start
+    assert geometry(steep, RANKS).settled and not geometry(steep[1:], RANKS).settled
+
+
+def test_of_fewer_than_30_sequences_there_is_no_interval_of_rankme(rng):
+    rows = drawn(rng, 30, power_law(1))
+    assert np.isfinite(geometry(rows, RANKS).rankme_interval).all()
+    few = geometry(rows[1:], RANKS)
+    assert np.isnan(few.rankme_interval).all() and few.rankme_stderr > 0

@@ -1,15 +1,16 @@
 """Judging a power law.
 
 Trusted: rows drawn from spectra that are power laws, or are broken on purpose; scipy's optimizer for the likelihood;
-numpy's covariance of draws.
+numpy's covariance of draws; scipy's Mahalanobis distance.
 """
 
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.spatial
 import scipy.stats
 
-from reptrace.measures.power_law import cross_validated_window, likelihood_alpha, power_law_judgement
+from reptrace.measures.power_law import cross_validated_window, likelihood_alpha, power_law_judgement, squared_radii
 from reptrace.measures.spectra import alpha_req, eigenspectrum
 
 D, RANKS = 24, (2, 16)
@@ -45,14 +46,39 @@ def test_the_exponent_is_the_one_that_was_planted(rng):
     assert plain > 1
 
 
-def test_heavier_tails_count_as_fewer_sequences_and_too_few_are_refused(rng):
+def heavy(rng, samples, spectrum):
+    """Rows of a multivariate t distribution of 5 degrees of freedom."""
+    return drawn(rng, samples, spectrum) * np.sqrt(3 / rng.chisquare(5, (samples, 1)))
+
+
+def test_of_heavy_rows_too_a_power_law_is_judged_one_as_often_as_the_level_says(rng):
+    many, level = 60, 0.2
+    known, normal = [], []
+    for _ in range(many):
+        rows = heavy(rng, 8 * D, I**-0.5)
+        s = eigenspectrum(rows)
+        for rejected, radii in ((known, squared_radii(rows)), (normal, None)):
+            judgement = power_law_judgement(s, len(rows), RANKS, radii=radii, level=level, draws=39)
+            rejected.append(judgement.rejected)
+    # Counted in 60 draws: beyond these in one of 1,000 tries
+    assert scipy.stats.binom.ppf(0.001, many, level) <= sum(known) <= scipy.stats.binom.ppf(0.999, many, level)
+    assert sum(normal) > scipy.stats.binom.ppf(0.999, many, level)  # positive control: tails matter
+
+
+def test_radii_are_distances_from_the_other_rows(rng):
+    rows = heavy(rng, 80, I**-1.0)
+    others = [np.delete(rows, k, axis=0) for k in range(80)]
+    far = [scipy.spatial.distance.mahalanobis(row, its.mean(0), np.linalg.inv(np.cov(its.T))) ** 2
+           for row, its in zip(rows, others, strict=True)]
+    np.testing.assert_allclose(squared_radii(rows), far / np.mean(far), rtol=1e-9)  # rounding
+
+
+def test_what_does_not_fit_a_judgement_is_refused(rng):
     s = eigenspectrum(drawn(rng, 8 * D, BROKEN))
-    p_values = [power_law_judgement(s, 8 * D, RANKS, kurtosis=kurtosis).p_value for kurtosis in (3, 8)]
-    assert p_values[0] < p_values[1]
-    with pytest.raises(ValueError, match=r"24 eigenvalues is judged from 48 normal sequences on; 47 of kurtosis 3"):
+    with pytest.raises(ValueError, match=r"24 eigenvalues is judged from 48 sequences on, got 47"):
         power_law_judgement(s, 2 * D - 1, RANKS)
-    with pytest.raises(ValueError, match="above 1, got 1"):
-        power_law_judgement(s, 8 * D, RANKS, kurtosis=1)
+    with pytest.raises(ValueError, match="of the 192 sequences, got 3"):
+        power_law_judgement(s, 8 * D, RANKS, radii=np.ones(3))
 
 
 def test_the_likelihood_is_the_largest(rng):

@@ -107,7 +107,7 @@ def test_rank_one_features_have_rank_one_by_every_reading(rng, samples):
         # 39 eigenvalues of rounding, 1e-16 of the first, add to the entropy 39 * 1e-16 * ln(1e16) = 1e-13.
         assert reading(found.eigenvalues) == pytest.approx(1, abs=1e-11)
     assert found.rankme == pytest.approx(1, abs=1e-11)
-    assert found.rankme_stderr < 1e-9
+    assert found.rankme_stderr < 1e-5  # the nodes of `deletions`
 
 
 # Identities
@@ -314,9 +314,12 @@ def long_way(features, weights=None):
     return np.array([np.exp(scipy.stats.entropy(spectrum)), -slope])
 
 
-def test_standard_errors_are_the_infinitesimal_jackknife_by_numeric_derivatives(rng):
+@pytest.mark.parametrize("heavy", [False, True])
+def test_standard_errors_are_the_jackknife_s_rankme_s_the_larger_of_two(rng, heavy):
     samples, step = 60, 1e-5
-    features = gaussian(rng, samples, power_law(8, 1))
+    features = gaussian(rng, samples, power_law(8, 0.5 if heavy else 1))
+    if heavy:  # whole rows, as of a t distribution of 3 degrees of freedom
+        features *= np.sqrt(1 / rng.chisquare(3, (samples, 1)))
     found = geometry(features, (2, 7))
     derivatives = []
     for row in range(samples):
@@ -324,18 +327,12 @@ def test_standard_errors_are_the_infinitesimal_jackknife_by_numeric_derivatives(
         ahead, behind = (long_way(features, 1 / samples + sign * step * direction) for sign in (1, -1))
         derivatives.append((ahead - behind) / (2 * step))
     expected = np.sqrt(np.square(derivatives).sum(0)) / samples
+    left = np.array([long_way(np.delete(features, row, axis=0)) for row in range(samples)])
+    deleted = np.sqrt((samples - 1) * left.var(0))
+    assert (deleted[0] > expected[0]) != heavy
+    expected[0] = max(expected[0], deleted[0])
     # Central differences: (step * samples)^2 = 4e-7 of truncation, 1e-15 / step = 1e-10 of rounding
     np.testing.assert_allclose([found.rankme_stderr, found.alpha_stderr], expected, rtol=1e-5)
-
-
-def test_standard_errors_agree_with_the_delete_one_jackknife(rng):
-    samples = 600
-    features = gaussian(rng, samples, power_law(8, 1))
-    found = geometry(features, (2, 7))
-    left_out = np.array([long_way(np.delete(features, row, axis=0)) for row in range(samples)])
-    expected = np.sqrt((samples - 1) / samples * np.square(left_out - left_out.mean(0)).sum(0))
-    # The two differ in second order, by a few widths over samples
-    np.testing.assert_allclose([found.rankme_stderr, found.alpha_stderr], expected, rtol=4 * 8 / samples)
 
 
 @pytest.mark.parametrize("samples", [400, 2000])

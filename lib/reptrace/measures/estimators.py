@@ -43,7 +43,7 @@ class Extrapolated:
         Extrapolated; alpha is nan without one. Where a half's spectrum ends inside the window, `shorten` fits fewer
         ranks of the half than of the whole: that alpha mixes the two, and has no interval.
     rankme_stderr, alpha_stderr : float
-        Over the draw of sequences; nan where `sound` is false, and alpha's where its window reaches beyond rank N / 4.
+        Over the draw of sequences; nan where `sound` is false, and alpha's where its window reaches beyond rank N / 8.
     rankme_bias, alpha_bias : float
         What it is that few sequences do: the plain value minus the extrapolated one.
     samples, width : int
@@ -115,7 +115,7 @@ def extrapolated(features, ranks: tuple[int, int] | None = (12, 100), shorten: b
     stderr = np.sqrt(np.square(influence).sum(0)) / samples
     if samples < ENOUGH * width:
         stderr[:] = np.nan
-    if samples < 4 * last:  # of a half the last eigenvalues of the window would be all but zero
+    if samples < 8 * last:  # of a half the last eigenvalues of the window would be too far from where they belong
         stderr[1] = np.nan
     value = float(np.exp(found[0]))
     return Extrapolated(value, value * stderr[0], float(np.exp(whole[0])) - value, float(found[1]), float(stderr[1]),
@@ -125,7 +125,7 @@ def extrapolated(features, ranks: tuple[int, int] | None = (12, 100), shorten: b
 def _values(features: torch.Tensor, ranks, shorten: bool) -> tuple[np.ndarray, np.ndarray, int]:
     """ln RankMe and alpha, shape (2,), every row's influence on them, shape (N, 2), and the last rank fitted."""
     read = decompose(features, ranks, shorten)
-    influence, _ = of_rows(features, read.mean, read.vectors, read.eigenvalues, read.gradients)
+    influence = of_rows(features, read.mean, read.vectors, read.eigenvalues, read.gradients)
     alpha, last = (read.alpha.alpha, read.alpha.ranks[1]) if read.alpha else (np.nan, 0)
     return np.array([np.log(read.rankme), alpha]), influence / [read.rankme, 1 if read.alpha else np.nan], last
 

@@ -1,8 +1,9 @@
 """How far each sequence moves RankMe and alpha: what the standard errors are summed from.
 
-A row x with coordinates z_i on eigenvector i moves a statistic T by phi(x) = sum_i dT/ds_i (z_i^2 - s_i), and
-SE(T) = sqrt(sum phi^2) / M. All coordinates of all rows take an M x d x d product, twice the price of the covariance.
-Where that is long (products in float32, that is from a width of 1024 on, and many rows), less is computed:
+A row x with coordinates z_i on eigenvector i moves a statistic T by phi(x) = sum_i dT/ds_i (z_i^2 - s_i) to first
+order, and RankMe without it is known exactly (`deletions`). All coordinates of all rows take an M x d x d product,
+twice the price of the covariance. Where that is long (products in float32, that is from a width of 1024 on, and many
+rows), less is computed:
 
 - The leading coordinates of every row, LEADING or as many as alpha's window needs, and its squared distance from the
   mean. They give alpha's influences whole, and a guess of RankMe's: the variance beyond the leading directions enters
@@ -12,6 +13,8 @@ Where that is long (products in float32, that is from a width of 1024 on, and ma
   squared, and what these were wrong by on those at random, times others / CHANCE (the difference estimator, Cochran,
   Sampling Techniques, 1977, section 7.3, with slope 1).
 
+Of RankMe without a row the same is summed, (M - 1) times what it differs by in place of phi.
+
 An outlier is among the rows taken for sure. For the others, were all guesses alike, RankMe's standard error would be
 off by sqrt((kurtosis - 1) / CHANCE) / 2, 2.2 % for normal influences; see `geometry` for what was measured. So many
 rows are a tenth of 15,000: with fewer little would be gained, as the eigenvectors take ten times as long.
@@ -19,11 +22,13 @@ rows are a tenth of 15,000: with fewer little would be gained, as the eigenvecto
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from reptrace.measures.deletions import rankme_without
 from reptrace.measures.moments import BLOCK_ROWS, products_dtype
 
 LEADING, SURE, CHANCE = 128, 256, 1024
@@ -37,6 +42,9 @@ class Influences:
     ----------
     squares : array, shape (2,), float64
         Sum of phi^2 for RankMe and for alpha.
+    deleted : float
+        Sum of the squares of what RankMe without a row differs by from their mean, times (M - 1)^2: as `squares` to
+        first order. nan of two rows.
     largest : float
         The largest phi^2 for RankMe.
     distances : array, shape (M,), float64
@@ -44,6 +52,7 @@ class Influences:
     """
 
     squares: np.ndarray
+    deleted: float
     largest: float
     distances: np.ndarray
 
@@ -63,54 +72,77 @@ def influences(features: torch.Tensor, mean: torch.Tensor, vectors: torch.Tensor
     dtype = products_dtype(features.dtype, features.shape[1])
     mean, vectors = mean.to(dtype), vectors.to(dtype)
     if dtype == torch.float64 or len(features) <= 2 * (2 * SURE + CHANCE):
-        phi, distances = of_rows(features, mean, vectors, s, gradients)
+        phi, deleted, distances = _whole(features, mean, vectors, s, gradients, len(features))
         found = np.square(phi)
-        return Influences(found.sum(0), float(found[:, 0].max()), distances)
+        return Influences(found.sum(0), float(np.square(deleted - deleted.mean()).sum()), float(found[:, 0].max()),
+                          distances)
     return _from_a_part(features, mean, vectors, s, gradients)
 
 
 def of_rows(features: torch.Tensor, mean: torch.Tensor, vectors: torch.Tensor, s: np.ndarray,
-            gradients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """phi of each row, shape (rows, 2), and its squared distance along these vectors, shape (rows,); float64.
+            gradients: np.ndarray) -> np.ndarray:
+    """phi of each row, shape (rows, 2), float64; products are of the mean's dtype. Parameters as of `influences`."""
+    return np.concatenate([_phi(each, s, gradients) for each in _squares(features, mean, vectors)])
 
-    The products are of the mean's dtype. Parameters as of `influences`.
-    """
-    influence, distances = [], []
-    on_device, expected = (torch.as_tensor(array, device=features.device) for array in (gradients, s @ gradients))
+
+def _squares(features: torch.Tensor, mean: torch.Tensor, vectors: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Squared coordinates on these vectors, shape (rows, vectors), float64, block by block."""
     for block in features.split(BLOCK_ROWS):
-        z = (block.to(mean.dtype) - mean) @ vectors
-        z_squares = z.double().square()
-        influence.append((z_squares @ on_device - expected).cpu())
-        distances.append(z_squares.sum(1).cpu())
-    return torch.cat(influence).numpy(), torch.cat(distances).numpy()
+        yield ((block.to(mean.dtype) - mean) @ vectors).double().square()
+
+
+def _phi(z_squares: torch.Tensor, s: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    on_device, expected = (torch.as_tensor(array, device=z_squares.device) for array in (gradients, s @ gradients))
+    return (z_squares @ on_device - expected).cpu().numpy()
+
+
+def _whole(features, mean, vectors, s, gradients, samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of these rows, of `samples` in all: phi, shape (rows, 2), RankMe without each of them times 1 - samples, and
+    squared distances, shape (rows,)."""
+    phi, deleted, distances = [], [], []
+    for z_squares in _squares(features, mean, vectors):
+        phi.append(_phi(z_squares, s, gradients))
+        distances.append(z_squares.sum(1).cpu().numpy())
+        deleted.append((1 - samples) * rankme_without(z_squares, s, samples).cpu().numpy() if samples > 2
+                       else np.full(len(z_squares), np.nan))
+    return np.concatenate(phi), np.concatenate(deleted), np.concatenate(distances)
 
 
 def _from_a_part(features, mean, vectors, s, gradients) -> Influences:
     last = int(np.flatnonzero(gradients[:, 1]).max(initial=-1)) + 1  # alpha needs no further coordinate
     guesses, distances = _guessed(features, mean, vectors, s, gradients, max(LEADING, last))
-    sure = np.union1d(np.argsort(distances)[-SURE:], np.argsort(guesses[:, 0])[-SURE:])
+    far = np.square(guesses[:, 0])
+    sure = np.union1d(np.argsort(distances)[-SURE:], np.argsort(far)[-SURE:])
     others = np.setdiff1d(np.arange(len(features)), sure)
     chance = np.random.default_rng(0).choice(others, CHANCE, replace=False)
-    rows = torch.as_tensor(np.concatenate([sure, chance]), device=features.device)
-    known = np.square(of_rows(features[rows], mean, vectors, s, gradients)[0][:, 0])
-    wrong = known[len(sure) :] - guesses[chance, 0]
-    rankme = known[: len(sure)].sum() + guesses[others, 0].sum() + len(others) * wrong.mean()
+    part = np.concatenate([sure, chance])
+    phi, deleted, _ = _whole(features[torch.as_tensor(part, device=features.device)], mean, vectors, s, gradients,
+                             len(features))
+
+    def of_all(known: np.ndarray, guessed: np.ndarray) -> float:
+        """The sum over all rows of what is known of the part."""
+        wrong = known[len(sure) :] - guessed[chance]
+        return known[: len(sure)].sum() + guessed[others].sum() + len(others) * wrong.mean()
+
+    middle = of_all(deleted, guesses[:, 0]) / len(features)
+    squares, apart = np.square(phi[:, 0]), np.square(deleted - middle)
     # Never less than what was seen, however bad the guesses.
-    return Influences(np.array([max(rankme, known.sum()), guesses[:, 1].sum()]), float(known.max()), distances)
+    return Influences(np.array([max(of_all(squares, far), squares.sum()), np.square(guesses[:, 1]).sum()]),
+                      max(of_all(apart, far), apart.sum()), float(squares.max()), distances)
 
 
 def _guessed(features, mean, vectors, s, gradients, leading: int) -> tuple[np.ndarray, np.ndarray]:
-    """phi^2 as the leading coordinates tell it, shape (M, 2), and whole squared distances, shape (M,)."""
+    """phi as the leading coordinates tell it, shape (M, 2), and whole squared distances, shape (M,)."""
     rest = s[leading:].sum()
     beyond = s[leading:] @ gradients[leading:] / rest if rest else np.zeros(2)
     vectors = vectors[:, :leading].contiguous()
     slopes, beyond, expected = (torch.as_tensor(array, device=features.device)
                                 for array in (gradients[:leading] - beyond, beyond, s @ gradients))
-    squares, distances = [], []
+    phi, distances = [], []
     for block in features.split(BLOCK_ROWS):
         centred = block.to(mean.dtype) - mean
         distance = centred.square().sum(1).double()
         z_squares = (centred @ vectors).double().square()
-        squares.append((z_squares @ slopes + distance[:, None] * beyond - expected).square().cpu())
+        phi.append((z_squares @ slopes + distance[:, None] * beyond - expected).cpu())
         distances.append(distance.cpu())
-    return torch.cat(squares).numpy(), torch.cat(distances).numpy()
+    return torch.cat(phi).numpy(), torch.cat(distances).numpy()

@@ -64,4 +64,4 @@ def paired_change(before, after, ranks: tuple[int, int] | None = (12, 100)) -> C
 def _influences(features, read: Decomposed) -> np.ndarray:
     """phi of each row on RankMe and alpha, shape (M, 2), in float64 whatever the width: differences are small."""
     features = torch.as_tensor(features).detach()
-    return of_rows(features, read.mean, read.vectors, read.eigenvalues, read.gradients)[0]
+    return of_rows(features, read.mean, read.vectors, read.eigenvalues, read.gradients)

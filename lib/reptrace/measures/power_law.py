@@ -16,8 +16,9 @@ error and its goodness of fit say nothing here. What is kept of their method is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -55,7 +56,8 @@ class Judgement:
 
 
 def power_law_judgement(eigenvalues, samples: int, ranks: tuple[int, int] = (12, 100), shorten: bool = False,
-                        kurtosis: float = 3.0, level: float = 0.05, draws: int = 199, seed: int = 0) -> Judgement:
+                        radii: np.ndarray | None = None, level: float = 0.05, draws: int = 199,
+                        seed: int = 0) -> Judgement:
     """Judge a window of a spectrum by simulated samples of a population that is a power law there.
 
     The population is searched for that gives, in samples of this size, the alpha of the window and the eigenvalues
@@ -69,61 +71,90 @@ def power_law_judgement(eigenvalues, samples: int, ranks: tuple[int, int] = (12,
     samples : int
         N, at least `ENOUGH` a dimension.
     ranks, shorten : see `alpha_req`
-    kurtosis : float, default 3, that of normal rows
-        Of the rows' coordinates on their eigenvectors. Rows of heavier tails count as fewer normal ones,
-        2 N / (kurtosis - 1), as eigenvalues scatter so much more. That is not all that tails do: of rows that are
-        heavy as a whole more true power laws are rejected than the level says, flat ones most
-        (data/results/estimator_judged.csv).
+    radii : array, shape (N,), default None
+        `squared_radii` of the rows: the simulated ones are normal rows as far out as these are, in random order, since
+        in heavy tails eigenvalues scatter more and are biased more. None: of normal rows.
     level : float, default 0.05
         Share of true power laws that are rejected.
     draws : int, default 199
-        Each takes the eigenvalues of a d x d matrix; a p-value has a resolution of 1 / (draws + 1).
+        Each takes the eigenvalues of a d x d matrix, and with `radii` N x d random numbers; a p-value has a resolution
+        of 1 / (draws + 1).
 
     Raises
     ------
     ValueError
-        Fewer sequences than that, a kurtosis of 1 or less; otherwise as `alpha_req`.
+        Fewer sequences than that, radii that are not theirs; otherwise as `alpha_req`.
     """
     s = np.asarray(eigenvalues, np.float64)
     fit = alpha_req(s, ranks, shorten)
     s = s[s > NEGLIGIBLE * s[0]]
-    if not kurtosis > 1:
-        raise ValueError(f"a kurtosis is above 1, got {kurtosis}.")
-    worth = int(samples * min(1.0, 2 / (kurtosis - 1)))
-    if worth < ENOUGH * len(s):
-        raise ValueError(f"a spectrum of {len(s)} eigenvalues is judged from {ENOUGH * len(s)} normal sequences on; "
-                         f"{samples} of kurtosis {kurtosis:.3g} are worth {worth}.")
+    if samples < ENOUGH * len(s):
+        raise ValueError(f"a spectrum of {len(s)} eigenvalues is judged from {ENOUGH * len(s)} sequences on, got "
+                         f"{samples}.")
+    if radii is not None and len(radii) != samples:
+        raise ValueError(f"radii are those of the {samples} sequences, got {len(radii)}.")
     rng = np.random.default_rng(seed)
-    population, alpha = _population(rng, s, worth, fit.ranks)
+    simulate = partial(_of_normal, rng, samples) if radii is None else partial(_of_radii, rng, np.asarray(radii))
+    population, alpha = _population(simulate, s, fit.ranks)
     own, drawn = (_residuals(each, *_lines(each, fit.ranks), fit.ranks)
-                  for each in (np.log(s), _samples(rng, population, worth, draws)))
+                  for each in (np.log(s), simulate(population, draws)))
     mean, scatter = drawn.mean(0), drawn.std(0)
     far, theirs = (np.square((each - mean) / scatter).sum(-1) for each in (own, drawn))
     p_value = float((1 + (theirs >= far).sum()) / (draws + 1))
     return Judgement(p_value < level, p_value, float(np.sqrt(np.square(own - mean).mean())), alpha, fit.ranks, level)
 
 
-def _population(rng, s: np.ndarray, samples: int, ranks: tuple[int, int]) -> tuple[np.ndarray, float]:
+def squared_radii(features) -> np.ndarray:
+    """How far out each row lies: its squared Mahalanobis distance from the others, over the mean; shape (N,), float64.
+
+    By the covariance of the others, since a row's own draws that towards itself (Sherman and Morrison's formula).
+    """
+    features = np.asarray(features, np.float64)
+    centred = features - features.mean(0)
+    s, vectors = np.linalg.eigh(centred.T @ centred)
+    kept = s > NEGLIGIBLE * s[-1]
+    share = (np.square(centred @ vectors[:, kept]) / s[kept]).sum(1)
+    far = share / (1 - share * len(share) / (len(share) - 1)).clip(min=NEGLIGIBLE)
+    return far / far.mean()
+
+
+def _population(simulate: Callable, s: np.ndarray, ranks: tuple[int, int]) -> tuple[np.ndarray, float]:
     """Logarithms of the eigenvalues of a population that is a power law in the window, and its exponent."""
     goal = np.log(s)
     wanted = np.array(_lines(goal, ranks))
     line, logs, window = wanted.copy(), goal.copy(), slice(ranks[0] - 1, ranks[1])
     for _ in range(ROUNDS):
         logs[window] = -_residuals(np.zeros_like(goal), *line, ranks)
-        found = _samples(rng, logs, samples, TUNING)
+        found = simulate(logs, TUNING)
         line += wanted - np.mean(_lines(found, ranks), axis=1)
         logs += goal - found.mean(0)
     logs[window] = -_residuals(np.zeros_like(goal), *line, ranks)
     return logs, float(line[0])
 
 
-def _samples(rng, population: np.ndarray, samples: int, draws: int) -> np.ndarray:
+def _of_normal(rng, samples: int, population: np.ndarray, draws: int) -> np.ndarray:
     """ln s, shape (draws, d), of covariances of so many normal rows of these ln s, by Bartlett's decomposition."""
     width = len(population)
     root = np.tril(rng.standard_normal((draws, width, width)), -1)
     root[:, range(width), range(width)] = np.sqrt(rng.chisquare(samples - 1 - np.arange(width), (draws, width)))
     root *= np.exp(population / 2)[:, None] / np.sqrt(samples)
-    found = np.linalg.eigvalsh(root @ root.transpose(0, 2, 1))[:, ::-1]
+    return _logs(np.linalg.eigvalsh(root @ root.transpose(0, 2, 1)))
+
+
+def _of_radii(rng, radii: np.ndarray, population: np.ndarray, draws: int) -> np.ndarray:
+    """The same of normal rows stretched to these squared radii."""
+    found = np.empty((draws, len(population)))
+    for draw in found:
+        rows = rng.standard_normal((len(radii), len(population))) * np.exp(population / 2)
+        rows *= np.sqrt(rng.permutation(radii))[:, None]
+        rows -= rows.mean(0)
+        draw[:] = np.linalg.eigvalsh(rows.T @ rows / len(rows))
+    return _logs(found)
+
+
+def _logs(ascending: np.ndarray) -> np.ndarray:
+    """ln s, largest first, of eigenvalues, shape (draws, d); rounding is cut off."""
+    found = ascending[:, ::-1]
     return np.log(found.clip(min=found[:, :1] * NEGLIGIBLE))
 
 

@@ -15,18 +15,18 @@ import scipy.linalg
 import torch
 from scipy.special import xlogy
 
+from reptrace.measures.deletions import NEGLIGIBLE
 from reptrace.measures.influences import influences
 from reptrace.measures.moments import WIDE, Moments
 
-# An eigenvalue below this share of the largest is rounding: float32 features carry noise of relative variance
-# (6e-8)^2 = 4e-15 a direction, and the final norm removes one direction exactly.
-NEGLIGIBLE = 1e-12
 # Share of the sequences (where they vary alike, a third to a half of them make up half of the variance), and of the
 # influence. In SmolLM2-135M, 1,500 passages, RankMe falls from 124 to 12 where they are 0.01 and 0.2, and is back at
 # 140 where they are 0.3 and 0.007.
 FEW, TOO_MUCH = 0.02, 0.1
 SMALL_STDERR, LARGE_STDERR = 0.03, 0.1  # relative to RankMe
 SLIGHT = 0.5  # standard errors: a 95 % interval off by so much still covers 92 %
+MANY = 4  # sequences a dimension from which on the bias is told well enough
+FEWEST = 30  # sequences: the standard error that 16 of them tell was seen to scatter by 40 % of itself
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class Geometry:
     eigenvalues : array, shape (d,), float64, largest first
     rankme, alpha : float, AlphaFit or None
     rankme_stderr, alpha_stderr : float
-        Standard errors over the draw of sequences (infinitesimal jackknife, see `geometry`).
+        Standard errors over the draw of sequences (jackknife, see `geometry`).
     samples : int
         M.
     largest_influence : float
-        Share, 0 to 1, that one sequence has in the sum of squares which `rankme_stderr` is the root of; at
-        least 1/M. Of a part of the rows, as for `rankme_stderr`; outliers are always among them.
+        Share, 0 to 1, that one sequence has in the sum of squared influences on RankMe, to first order; at least
+        1/M. Of a part of the rows, as for `rankme_stderr`; outliers are always among them.
     half_variance : int
         How many sequences, those farthest from the mean, make up half of the total variance; up to M/2.
     """
@@ -104,19 +104,20 @@ class Geometry:
 
     @property
     def settled(self) -> bool:
-        """Whether `rankme_interval` is one for RankMe of infinitely many sequences, too: there are 2 d sequences or
-        more, and the bias is at most `SLIGHT` standard errors. Where it is not, `estimators.extrapolated` has one."""
-        enough = self.samples >= 2 * len(self.eigenvalues)
+        """Whether `rankme_interval` is one for RankMe of infinitely many sequences, too: there are `MANY` sequences a
+        dimension, and the bias is at most `SLIGHT` standard errors. Where it is not, `estimators.extrapolated` has
+        one."""
+        enough = self.samples >= MANY * len(self.eigenvalues)
         return enough and bool(abs(self.rankme_bias) <= SLIGHT * self.rankme_stderr)
 
     @property
     def rankme_interval(self) -> tuple[float, float]:
         """95 % interval of what RankMe is on average over draws of as many sequences (1.96 standard errors either way).
 
-        Not of RankMe of infinitely many, which is higher, unless `settled`. With fewer than 2 d sequences it may hold
-        that average in fewer than 90 % of draws, as seen on trained checkpoints.
+        Not of RankMe of infinitely many, which is higher, unless `settled`. nan with fewer than `FEWEST` sequences.
         """
-        return self.rankme - 1.96 * self.rankme_stderr, self.rankme + 1.96 * self.rankme_stderr
+        half = 1.96 * self.rankme_stderr if self.samples >= FEWEST else float("nan")
+        return self.rankme - half, self.rankme + half
 
     @property
     def alpha_interval(self) -> tuple[float, float]:
@@ -245,13 +246,18 @@ def alpha_req(eigenvalues, ranks: tuple[int, int] = (12, 100), shorten: bool = F
 def geometry(features, ranks: tuple[int, int] = (12, 100), shorten: bool = False) -> Geometry:
     """Spectrum, RankMe and alpha of a feature matrix, with standard errors over the draw of sequences.
 
-    The standard errors are infinitesimal-jackknife ones (Efron 1982; delete-one resampling to first order): if row x
+    alpha's standard error is the infinitesimal jackknife's (Efron 1982; delete-one resampling to first order): if row x
     has coordinates z_i on eigenvector i, its weight moves eigenvalue i by z_i^2 - s_i, hence a statistic T by
-    phi(x) = sum_i dT/ds_i (z_i^2 - s_i), and SE(T) = sqrt(sum phi^2) / M. They cost at most one more spectrum, where a
-    bootstrap would cost hundreds. From a width of 1024 on and of more than 3,072 rows (unless in float64), a part of
-    the rows, 1,280 to 1,536, tells RankMe's (see `influences`). Of 15,000 rows that puts it off by 0.1 %
-    (standard deviation over draws of the part) where s_i ~ i^-0.7 or steeper, heavy tails and clusters included, by
-    0.5 % at i^-0.5 and 0.8 % at i^-0.4; by 1.7 % where the spectrum is flat. alpha's is always that of all rows.
+    phi(x) = sum_i dT/ds_i (z_i^2 - s_i), and SE(T) = sqrt(sum phi^2) / M. RankMe's is the larger one of that and of
+    the delete-one jackknife's, sqrt((M - 1) / M sum (T_-x - mean)^2), exact for every row (`deletions`). Either is too
+    small somewhere: the first where M is not many times d, since a row turns the spectrum towards itself, and where
+    one sequence has all of the variance; the second in heavy tails, since leaving out what there is tells little of
+    what may come. They cost at most one more spectrum, where a bootstrap would cost hundreds.
+
+    From a width of 1024 on and of more than 3,072 rows (unless in float64), a part of the rows, 1,280 to 1,536, tells
+    RankMe's (see `influences`). Of 15,000 rows that puts it off by 0.2 % (standard deviation over draws of the part)
+    where s_i ~ i^-0.7 or steeper, heavy tails and clusters included, by 0.6 % at i^-0.5 and 0.8 % at i^-0.4; by 1.7 %
+    where the spectrum is flat. alpha's is always that of all rows.
 
     They say how far the numbers would move with as many other sequences from the same source: the intervals are for
     the average over such draws. How often they hold it, and how often the value of infinitely many sequences, stands
@@ -268,6 +274,8 @@ def geometry(features, ranks: tuple[int, int] = (12, 100), shorten: bool = False
     samples, read = len(features), decompose(features, ranks, shorten)
     found = influences(features, read.mean, read.vectors, read.eigenvalues, read.gradients)
     rankme_stderr, alpha_stderr = np.sqrt(found.squares) / samples
+    if samples > 2:
+        rankme_stderr = max(rankme_stderr, np.sqrt(found.deleted / samples / (samples - 1)))
     return Geometry(read.eigenvalues, read.rankme, float(rankme_stderr), read.alpha,
                     float(alpha_stderr) if read.alpha else float("nan"), samples,
                     float(found.largest / found.squares[0]) if found.squares[0] else 1 / samples,

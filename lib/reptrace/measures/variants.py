@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from reptrace.measures.influences import of_rows
-from reptrace.measures.spectra import NEGLIGIBLE, alpha_req, derivatives, rankme
+from reptrace.measures.spectra import NEGLIGIBLE, alpha_req, derivatives, geometry, rankme
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ def variant(features: torch.Tensor, ranks: tuple[int, int] = (12, 100), centred:
             singular: bool = False) -> Variant:
     """One reading of a feature matrix.
 
-    The standard errors are those of `spectra.geometry` (infinitesimal jackknife): a row x with coordinates z_i on
-    eigenvector i moves eigenvalue s_i by z_i^2 - s_i, of the second moment as of the covariance, and a singular value
-    sigma_i = sqrt(s_i) by half of that over sigma_i.
+    The paper's choice is read by `spectra.geometry`. The standard errors of the others are those of the infinitesimal
+    jackknife alone: a row x with coordinates z_i on eigenvector i moves eigenvalue s_i by z_i^2 - s_i, of the second
+    moment as of the covariance, and a singular value sigma_i = sqrt(s_i) by half of that over sigma_i.
 
     Parameters
     ----------
@@ -51,6 +51,10 @@ def variant(features: torch.Tensor, ranks: tuple[int, int] = (12, 100), centred:
         True: RankMe and alpha of singular values, the roots of the eigenvalues. Without centring this is Garrido et
         al.'s RankMe, but for their epsilon of 1e-7 (`spectra.singular_value_rankme`).
     """
+    if centred and not singular:
+        known = geometry(features, ranks, shorten=True)
+        return Variant(known.rankme, known.rankme_stderr, known.alpha.alpha if known.alpha else float("nan"),
+                       known.alpha_stderr)
     rows = features.double()
     mean = rows.mean(0) if centred else torch.zeros_like(rows[0])
     ascending, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
@@ -63,7 +67,7 @@ def variant(features: torch.Tensor, ranks: tuple[int, int] = (12, 100), centred:
     gradients = derivatives(values, found, fit)
     if singular:
         gradients[s > 0] /= 2 * values[s > 0, None]
-    influences = of_rows(rows, mean, vectors, s, gradients)[0]
+    influences = of_rows(rows, mean, vectors, s, gradients)
     rankme_stderr, alpha_stderr = (float(each) for each in np.sqrt(np.square(influences).sum(0)) / len(rows))
     return (Variant(found, rankme_stderr, fit.alpha, alpha_stderr) if fit else
             Variant(found, rankme_stderr, float("nan"), float("nan")))
