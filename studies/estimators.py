@@ -41,7 +41,7 @@ DRAWS, TRAINED_DRAWS, WIDE_DRAWS, TURN_DRAWS, JUDGED_DRAWS = 200, 200, 80, 100, 
 CHECKPOINTS, TURN_WIDTH = 24, 32  # of a planted trajectory
 STATES = 16_384  # of a trained checkpoint at most: 25 times the largest N
 WINDOWS = ((1, 10), (1, 31), (2, 16), (4, 16), (4, 31), (8, 31), (12, 31), (4, 48), (12, 48))
-RECIPE = 3  # raised where the numbers would change
+RECIPE = 4  # raised where the numbers would change
 
 SPECTRA: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of ranks 1..d
     "alpha 0.5": lambda i: i**-0.5, "alpha 1": lambda i: i**-1.0, "alpha 2": lambda i: i**-2.0,

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
+from reptrace.measures.spectra import FEWEST
 from reptrace.report.profiles import ROOT
 
 RESULTS = ROOT / "data/results"
@@ -46,7 +47,7 @@ def alike(small: pd.DataFrame, tracked: pd.DataFrame, keys: list[str]) -> list[s
     return apart
 
 
-KEYS = ["spectrum", "rows", "ratio", "interval", "quantity", "target"]
+KEYS = ["spectrum", "rows", "width", "ratio", "interval", "quantity", "target"]
 
 
 @pytest.mark.parametrize(("spectrum", "rows"), [("alpha 1", "normal"), ("alpha 2", "t of 5")])
@@ -55,7 +56,7 @@ def test_coverage_and_bias_come_out_again_in_a_small_part(study, coverage, monke
     found = pd.DataFrame(study.simulated(study.Planted(spectrum, rows), 2, 40))
     small = found[found.table == "coverage"].dropna(axis=1, how="all")
     assert alike(small, coverage, KEYS) == []
-    keys = ["spectrum", "rows", "ratio", "estimator", "quantity"]
+    keys = ["spectrum", "rows", "width", "ratio", "estimator", "quantity"]
     both = found[found.table == "bias"].dropna(axis=1, how="all").astype({"ratio": float}).merge(
         pd.read_csv(RESULTS / "estimator_bias.csv"), on=keys, suffixes=("", "_tracked"))
     noise = np.hypot(both.scatter / np.sqrt(both.draws), both.scatter_tracked / np.sqrt(both.draws_tracked))
@@ -76,15 +77,16 @@ def surely_below(table: pd.DataFrame, share: float) -> list[dict]:
 
 def test_intervals_hold_what_they_are_said_to_hold(coverage):
     planted = coverage[coverage.kind == "planted"]
-    same = planted[planted.target == "average at this N"]
-    better = planted[planted.interval == "extrapolated in 1/N"]
+    same = coverage[(coverage.target == "average at this N") & (coverage.given > 0)]
+    better = coverage[coverage.interval == "extrapolated in 1/N"]
     turns = planted[planted.interval == "detector of phases"]
     settled = planted[planted.interval == "plain, if settled"]
-    assert len(same) == 80 and surely_below(same, 0.9) == []
-    assert len(better[better.given > 0]) == 48 and surely_below(better, 0.9) == []
-    trained = coverage[(coverage.interval == "extrapolated in 1/N") & (coverage.kind == "trained")]
-    assert (trained.given > 0).any() and surely_below(trained, 0.9) == []
-    assert (better.given > 0).equals(better.ratio >= 2)  # none is given below
+    assert set(same.kind) == {"planted", "planted, wide", "trained"} and surely_below(same, 0.9) == []
+    assert (same[same.quantity == "RankMe"].samples >= FEWEST).all()
+    assert set(better[better.given > 0].kind) == set(same.kind) and surely_below(better, 0.9) == []
+    least = np.where(better.quantity == "RankMe", 2 * better.width, 8 * np.minimum(31, better.width))
+    enough = (better.samples >= 2 * better.width) & (better.samples >= least)
+    assert (better.given > 0).equals(enough)  # none is given of fewer
     assert (turns.given.sum() > 1000) and surely_below(turns, 0.95) == []
     assert (settled.given.sum() > 1000) and surely_below(settled, 0.9) == []
 
@@ -98,15 +100,13 @@ def test_the_plain_interval_does_not_hold_the_value_of_infinitely_many(coverage)
 
 def test_a_power_law_is_judged_one_and_what_is_broken_is_not():
     judged = pd.read_csv(RESULTS / "estimator_judged.csv")
-    normal = judged[judged.rows == "normal"]
-    hits = (normal.rejected * (normal.draws - normal.refused)).round()
-    ours = normal.true_power_law
-    assert (hits[ours] <= scipy.stats.binom.ppf(0.999, normal.draws[ours], 0.05)).all()
-    assert (normal[~ours & (normal.ratio == 10)].rejected > 0.9).all()
+    hits, ours = (judged.rejected * judged.draws).round(), judged.true_power_law
+    assert (hits[ours] <= scipy.stats.binom.ppf(0.999, judged.draws[ours], 0.05)).all()
+    assert (judged[~ours & (judged.ratio == 10) & (judged.rows == "normal")].rejected > 0.9).all()
 
 
 def test_every_cell_of_the_plan_is_another_and_the_tables_have_them_all(study, coverage):
     plan = [(*identity["which"], identity["part"]) for identity, _ in study.plan()]
     assert len(set(plan)) == len(plan)
-    cells = coverage[coverage.interval == "plain"].groupby(["spectrum", "rows", "ratio"]).ngroups
-    assert cells == sum(part[-1] in ("planted", "trained") for part in plan)
+    cells = coverage[coverage.interval == "plain"].groupby(["spectrum", "rows", "width", "ratio"]).ngroups
+    assert cells == sum(part[-1] in ("planted", "wide", "trained") for part in plan)

@@ -114,6 +114,21 @@ def test_what_is_extrapolated_is_the_plain_value_and_halves_of_the_rows(rng):
     assert np.sqrt(low * high) == pytest.approx(found.rankme) and low < found.rankme < high
 
 
+def test_an_interval_reaches_as_far_as_the_bias_that_is_no_1_over_n(rng):
+    # Rows of heavy tails: of a t distribution of 5 degrees of freedom. At this width they hardly scatter.
+    spectrum, draws = power_law(0.5, 256), 10
+    found = [extrapolated(drawn(rng, 512, spectrum) * np.sqrt(3 / rng.chisquare(5, (512, 1))), None)
+             for _ in range(draws)]
+    left = np.array([each.rankme for each in found]) - rankme(spectrum)
+    assert (left < 0).all()  # some bias is left, and one row far out may spoil a draw
+    # Of a bias N^-p, as it is here with p between 0.8 and 1, 1 / (2^p - 1) times what is told is left: 1 to 1.35
+    assert np.median(-left) < 1.35 * np.median([each.rankme_rest for each in found])
+    inside = [each.rankme_interval[0] < rankme(spectrum) < each.rankme_interval[1] for each in found]
+    assert np.mean(inside) >= 0.9
+    bare = [abs(far) < 1.96 * each.rankme_stderr for far, each in zip(left, found, strict=True)]
+    assert np.mean(bare) < 0.9  # positive control: the standard error alone is not enough
+
+
 def test_below_two_sequences_a_dimension_there_is_no_interval(rng):
     found = extrapolated(drawn(rng, 2 * D - 1, power_law(1)), RANKS, shorten=True)
     assert not found.sound and np.isnan([*found.rankme_interval, *found.alpha_interval]).all()
@@ -122,8 +137,8 @@ def test_below_two_sequences_a_dimension_there_is_no_interval(rng):
     assert np.isnan(enough.alpha_interval).all()  # its window ends at 12, of halves of 16
     without = extrapolated(drawn(rng, 4 * D, power_law(1)), None)
     assert np.isnan(without.alpha) and np.isfinite(without.rankme_stderr)
-    with pytest.raises(ValueError, match="four in all, got 3"):
-        extrapolated(drawn(rng, 3, power_law(1, 2)), None)
+    with pytest.raises(ValueError, match="eight in all, got 7"):
+        extrapolated(drawn(rng, 7, power_law(1, 2)), None)
     with pytest.raises(ValueError, match="must have shape"):
         extrapolated(np.ones(3))
 

@@ -16,7 +16,9 @@ flat spectrum too steep. Of the corrections in the literature, these are here to
 The first three answer another question: the variance along the *sample's* directions, which are not those of the
 text, is more even than the spectrum of the text, so that RankMe of normal rows comes out too high. The last one is the
 sound one of the four, from `ENOUGH` sequences a dimension on. Its reason is RankMe's logarithm, an entropy, whose bias
-goes with 1/N nearly exactly down to N = d (for a flat spectrum d / 2N: Page, Physical Review Letters 71, 1993).
+goes with 1/N nearly exactly down to N = d (for a flat spectrum d / 2N: Page, Physical Review Letters 71, 1993). Rows of
+heavy tails have a bias that falls more slowly, and wide ones so little scatter that this shows: so the intervals reach
+as far as the same extrapolation from N/2 and N/4 is off from it, if that is farther.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import numpy as np
 import torch
 
 from reptrace.measures.influences import of_rows
-from reptrace.measures.spectra import decompose
+from reptrace.measures.spectra import alpha_req, decompose, eigenspectrum, rankme
 
 ENOUGH = 2  # sequences a dimension, so that half of them are still as many as the width
 SPLITS = 2  # into halves; with more, little is gained, as the noise of the whole sample stays
@@ -46,6 +48,10 @@ class Extrapolated:
         Over the draw of sequences; nan where `sound` is false, and alpha's where its window reaches beyond rank N / 8.
     rankme_bias, alpha_bias : float
         What it is that few sequences do: the plain value minus the extrapolated one.
+    rankme_rest, alpha_rest : float
+        What may be left of it: the extrapolated value less the one extrapolated from N/2 and N/4 sequences. Of a bias
+        that goes with N^-p, 1 / (2^p - 1) times as much is left: about as much where p is near 1, as RankMe's is, 2.4
+        times where it is 1/2, a third where it is 2.
     samples, width : int
         N and d.
     """
@@ -53,9 +59,11 @@ class Extrapolated:
     rankme: float
     rankme_stderr: float
     rankme_bias: float
+    rankme_rest: float
     alpha: float
     alpha_stderr: float
     alpha_bias: float
+    alpha_rest: float
     samples: int
     width: int
 
@@ -66,14 +74,16 @@ class Extrapolated:
 
     @property
     def rankme_interval(self) -> tuple[float, float]:
-        """95 % interval of RankMe of infinitely many sequences, even on a logarithmic scale."""
-        factor = float(np.exp(1.96 * self.rankme_stderr / self.rankme))
+        """95 % interval of RankMe of infinitely many sequences, even on a logarithmic scale: of 1.96 standard errors
+        and what may be left of the bias, added up as squares."""
+        factor = float(np.exp(np.hypot(1.96 * self.rankme_stderr, self.rankme_rest) / self.rankme))
         return self.rankme / factor, self.rankme * factor
 
     @property
     def alpha_interval(self) -> tuple[float, float]:
-        """95 % interval of alpha of infinitely many sequences, of the same ranks."""
-        return self.alpha - 1.96 * self.alpha_stderr, self.alpha + 1.96 * self.alpha_stderr
+        """The same of alpha, of the same ranks, even as it is."""
+        half = float(np.hypot(1.96 * self.alpha_stderr, self.alpha_rest))
+        return self.alpha - half, self.alpha + half
 
 
 def extrapolated(features, ranks: tuple[int, int] | None = (12, 100), shorten: bool = False,
@@ -93,33 +103,39 @@ def extrapolated(features, ranks: tuple[int, int] | None = (12, 100), shorten: b
     Raises
     ------
     ValueError
-        Fewer than four sequences; otherwise as `geometry`. Halves have shorter spectra where N < 2 d.
+        Fewer than eight sequences; otherwise as `geometry`. Halves have shorter spectra where N < 2 d.
 
     Notes
     -----
-    It costs `SPLITS` times two spectra with their vectors, of half as many rows, beside that of all rows.
+    It costs `SPLITS` times two spectra with their vectors, of half as many rows, and four without, of a quarter, beside
+    that of all rows.
     """
     features = features if isinstance(features, torch.Tensor) else torch.from_numpy(np.asarray(features))
     whole, influence, last = _values(features, ranks, shorten)  # refuses what is no feature matrix
     samples, width = features.shape
-    if samples < 4:
-        raise ValueError(f"halves need two sequences each, so four in all, got {samples}.")
-    influence, halves = 2 * influence, []
+    if samples < 8:
+        raise ValueError(f"quarters need two sequences each, so eight in all, got {samples}.")
+    influence, halves, quarters = 2 * influence, [], []
     rng = np.random.default_rng(seed)
     for _ in range(SPLITS):
         for part in np.array_split(rng.permutation(samples), 2):
             half, of_half, _ = _values(features[torch.as_tensor(part, device=features.device)], ranks, shorten)
             halves.append(half)
+            for quarter in np.array_split(part, 2):
+                s = eigenspectrum(features[torch.as_tensor(quarter, device=features.device)])
+                quarters.append((np.log(rankme(s)), _alpha(s, ranks, shorten)))
             influence[part] -= of_half * (samples / len(part) / 2 / SPLITS)  # a row has more weight in a half
-    found = 2 * whole - np.mean(halves, 0)
+    half, quarter = np.mean(halves, 0), np.mean(quarters, 0)
+    found = 2 * whole - half
+    rest = found - (2 * half - quarter)
     stderr = np.sqrt(np.square(influence).sum(0)) / samples
     if samples < ENOUGH * width:
         stderr[:] = np.nan
     if samples < 8 * last:  # of a half the last eigenvalues of the window would be too far from where they belong
         stderr[1] = np.nan
     value = float(np.exp(found[0]))
-    return Extrapolated(value, value * stderr[0], float(np.exp(whole[0])) - value, float(found[1]), float(stderr[1]),
-                        float(whole[1] - found[1]), samples, width)
+    return Extrapolated(value, value * stderr[0], float(np.exp(whole[0])) - value, value * float(rest[0]),
+                        float(found[1]), float(stderr[1]), float(whole[1] - found[1]), float(rest[1]), samples, width)
 
 
 def _values(features: torch.Tensor, ranks, shorten: bool) -> tuple[np.ndarray, np.ndarray, int]:
@@ -128,6 +144,14 @@ def _values(features: torch.Tensor, ranks, shorten: bool) -> tuple[np.ndarray, n
     influence = of_rows(features, read.mean, read.vectors, read.eigenvalues, read.gradients)
     alpha, last = (read.alpha.alpha, read.alpha.ranks[1]) if read.alpha else (np.nan, 0)
     return np.array([np.log(read.rankme), alpha]), influence / [read.rankme, 1 if read.alpha else np.nan], last
+
+
+def _alpha(s: np.ndarray, ranks, shorten: bool) -> float:
+    """alpha, or nan where these ranks cannot be fitted."""
+    try:
+        return alpha_req(s, ranks, shorten).alpha if ranks else float("nan")
+    except ValueError:
+        return float("nan")
 
 
 def linear(features) -> np.ndarray:
