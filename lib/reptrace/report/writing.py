@@ -63,7 +63,7 @@ def _written(profile: Profile, early: Mapping[Run, int | None]) -> pd.DataFrame:
             if not texts[key]:
                 raise ValueError(f"no sequence of the probe has {LENGTH + FURTHER} tokens, {LENGTH} to begin with and "
                                  f"{FURTHER} to compare: take a larger context than {run.context}.")
-        points = profile.checkpoints(run)
+        points = profile.points(run)
         chosen = {*spread(points, min(POINTS, len(points))), *(point for point in points if point.step == early[run])}
         for point in (each for each in points if each in chosen):
             rows += rows_of(point, profile.suite.tokenizer(run.vocabulary), texts[key])
