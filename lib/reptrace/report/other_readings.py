@@ -92,8 +92,8 @@ def foretold(table: pd.DataFrame, tasks: Sequence[str] = TASKS, readings: Iterab
     Returns
     -------
     DataFrame, a row a task, reading and `how` ("in place", "beside"): `gain`, the mean over runs of 1 - (mean squared
-        error) / (that with value and loss alone), `low` and `high`, its 95 % interval over runs, `low_of_all` and
-        `high_of_all`, at 95 % for all rows together (Bonferroni). The reading "no loss" leaves the loss out.
+        error) / (that with value and loss alone), `low` and `high`, its 95 % interval over runs, and `low_of_all`, the
+        lower end at 95 % for all rows together (Bonferroni). The reading "no loss" leaves the loss out.
     """
     pairs, rows = _pairs(table), []
     readings = [each for each in (readings or READINGS) if each in table and each not in FUTURE]
@@ -109,8 +109,7 @@ def foretold(table: pd.DataFrame, tasks: Sequence[str] = TASKS, readings: Iterab
         gains = row.pop("gains")
         row["gain"], row["low"], row["high"] = mean_over(gains)
         wider = student.ppf(1 - 0.025 / tried, len(gains) - 1) / student.ppf(0.975, len(gains) - 1)
-        row["low_of_all"], row["high_of_all"] = (row["gain"] + wider * (row[end] - row["gain"]) for end in
-                                                 ("low", "high"))
+        row["low_of_all"] = row["gain"] + wider * (row["low"] - row["gain"])
     return pd.DataFrame(rows)
 
 
@@ -154,9 +153,9 @@ def late_alignment(table: pd.DataFrame, what: str = "share") -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame, a row a run that turns: `turn` (tokens), `above`, the excess over chance at the turn, `change` from there
-        to the end with its interval `low`, `high`, as if the two were of other sequences, which is too wide rather than
-        too narrow; `loss_change`; and whether it `falls`, "yes", "no" (it surely grows) or "undecided"
+    DataFrame, a row a run that turns: `turn` (tokens), `change` from there to the end with its interval `low`,
+        `high`, as if the two were of other sequences, which is too wide rather than too narrow; `loss_change`; and
+        whether it `falls`, "yes", "no" (it surely grows) or "undecided"
     """
     column, rows = f"readout_quarter_{what}", []
     for model, its in table.groupby("model", sort=False):
@@ -166,10 +165,10 @@ def late_alignment(table: pd.DataFrame, what: str = "share") -> pd.DataFrame:
         at, end = its.iloc[turn.index], its.iloc[-1]
         change = end[column] - at[column]
         half = 1.96 * np.hypot(at[f"{column}_stderr"], end[f"{column}_stderr"])
-        rows.append({"model": model, "turn": turn.tokens, "above": at[column] - at.readout_quarter_chance,
-                     "change": change, "low": change - half, "high": change + half, "loss_change": end.loss - at.loss,
+        rows.append({"model": model, "turn": turn.tokens, "change": change, "low": change - half,
+                     "high": change + half, "loss_change": end.loss - at.loss,
                      "falls": side(change - half, change + half, -1)})
-    return pd.DataFrame(rows, columns=["model", "turn", "above", "change", "low", "high", "loss_change", "falls"])
+    return pd.DataFrame(rows, columns=["model", "turn", "change", "low", "high", "loss_change", "falls"])
 
 
 def at_equal_loss(runs: pd.DataFrame, settings: Sequence[str]) -> tuple[float, float, float]:
