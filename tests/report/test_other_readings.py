@@ -80,7 +80,7 @@ def test_a_reading_foretells_what_was_made_from_it_and_noise_nothing():
 
 def test_alignment_that_falls_after_the_turn_is_seen_and_one_that_grows_too():
     falling = np.interp(np.arange(CHECKPOINTS), [0, 7, 16, 23], [0.3, 0.9, 0.7, 0.2])
-    table = planted(readout_quarter_share=lambda run: falling if run else 1 - falling, readout_quarter_chance=0.25,
+    table = planted(readout_quarter_share=lambda run: falling if run else 1 - falling,
                     readout_quarter_share_stderr=0.01)
     found = late_alignment(table)
     assert found.falls.tolist() == ["no"] + ["yes"] * (RUNS - 1)
