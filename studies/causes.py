@@ -23,7 +23,7 @@ from settings import curve, row
 from transformers import GPTNeoXForCausalLM
 
 from reptrace.measures import spectra
-from reptrace.measures.phases import critical_value
+from reptrace.measures.phases import MOVES, critical_value
 from reptrace.models.hidden_states import FINAL, last_token_states
 from reptrace.models.loading import from_pretrained
 from reptrace.records.store import provenance, write_atomically
@@ -34,7 +34,6 @@ from reptrace.training.runs import Run
 
 PLAN = Path(__file__).with_suffix(".yaml")
 RESULTS = ROOT / "data" / "results"
-PHASES = ("collapse", "expansion", "compression")
 FRESH = 2048  # held-out sequences beyond the probe
 DRAWS = 200  # resamplings of them for an interval
 
@@ -80,7 +79,7 @@ def outcome(profile: Profile, condition: str, predicted: dict[str, bool], run: R
     late = {"": late_change(profile, raw, fresh), "averaged_": late_change(profile, trajectory(raw, averaged), fresh)}
     return {
         "condition": condition, "repository": run.repository, "loss": run.loss, "frequencies": run.frequencies,
-        **{f"predicted_{phase}": {True: "yes", False: "no", None: ""}[predicted.get(phase)] for phase in PHASES},
+        **{f"predicted_{move}": {True: "yes", False: "no", None: ""}[predicted.get(move)] for move in MOVES},
         **row(profile, run, raw, averaged),
         **{prefix + key: value for prefix, its in late.items() for key, value in its.items()},
         "accuracy": accuracy(model(profile, run.repository, "main"), fresh),

@@ -24,7 +24,7 @@ import yaml
 from transformers import GPTNeoXForCausalLM
 
 from reptrace.checkpoints.listing import Checkpoint
-from reptrace.measures.phases import Phases, claims, find_phases
+from reptrace.measures.phases import Phases, claims, phases_of
 from reptrace.measures.readout import Readout
 from reptrace.measures.spectra import eigenspectrum, rankme
 from reptrace.models.hidden_states import FINAL, last_token_states
@@ -78,7 +78,7 @@ def row(profile: Profile, run: Run, table: pd.DataFrame, averaged: pd.DataFrame 
     them.
     """
     log, setting = profile.suite.log(run), asdict(run)
-    phases = find_phases(table.tokens, table.rankme, table.rankme_stderr)
+    phases = phases_of(table)
     found = {
         **{key: setting[key] for key in SET}, "repository": run.repository,
         "parameters": run.parameters, "tokens": run.training_tokens, "rankme_start": table.rankme.iloc[0],

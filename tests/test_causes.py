@@ -74,7 +74,7 @@ def test_the_tables_hold_every_condition_of_the_plan_with_every_seed(runs, curve
             # tokens are whole steps; seeds were compared above
             assert key in ("seeds", "tokens") or (rows[key] == value).all(), (name, key)
         said = {True: "yes", False: "no"}
-        for phase in causes.PHASES:
+        for phase in causes.MOVES:
             expected = said.get(condition["predicted"].get(phase))
             assert rows[f"predicted_{phase}"].isna().all() if expected is None else (
                 rows[f"predicted_{phase}"] == expected).all()
@@ -88,7 +88,7 @@ def test_what_the_table_claims_is_what_the_detector_finds_in_the_curves(runs, cu
         for prefix, curve in (("", raw), ("averaged_", pd.concat([raw[raw.tokens < averaged.tokens.min()],
                                                                      averaged], ignore_index=True))):
             found = claims(find_phases(curve.tokens, curve.rankme, curve.rankme_stderr))
-            assert found == {phase: getattr(row, prefix + phase) for phase in causes.PHASES}
+            assert found == {phase: getattr(row, prefix + phase) for phase in causes.MOVES}
             assert curve.rankme.between(1, row.width).all()
             later = curve[curve.tokens >= curve.tokens[curve.rankme.idxmin()]]
             assert later.tokens[later.rankme.idxmax()] == getattr(row, prefix + "peak_tokens")

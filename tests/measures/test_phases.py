@@ -22,6 +22,7 @@ from reptrace.measures.phases import (
     Change,
     Phases,
     Wiggle,
+    at_one_place,
     claims,
     critical_value,
     elsewhere,
@@ -240,6 +241,30 @@ def test_gaps_are_left_out_and_indices_still_count_them(rng):
     assert found.spans == [(name, kept[first], kept[last]) for name, first, last in expected.spans]
     assert found.spans[0][1] == 1 and found.spans[-1][2] == 38
     assert found.compression == expected.compression
+
+
+def test_turns_within_one_checkpoint_of_each_other_are_at_one_place_and_so_are_those_whose_intervals_meet(rng):
+    """Two readings of one run, each with gaps and noise of its own, at the same checkpoints."""
+    near = apart = 0
+    for _ in range(60):
+        turns = []
+        for extremes in ([19, 7, 25, 20], [19, 5, 22, 12]):
+            place = [0, *np.sort(rng.choice(np.arange(2, 10), 2, replace=False)), 11]
+            curve = np.exp(np.interp(np.arange(12), place, np.log(extremes)))
+            values = curve * (1 + 0.01 * rng.standard_normal(12))
+            values[rng.random(12) < 0.1] = np.nan
+            found = find_phases(np.arange(12), values, 0.01 * values)
+            turns.append((found.collapse_end, found.turn))
+        for one, other in zip(*turns, strict=True):
+            assert at_one_place(one, other) == at_one_place(other, one)
+            if one and other and abs(one.index - other.index) <= 1:
+                near += 1
+                assert at_one_place(one, other) == "yes"
+            elif one and other and (one.interval[1] < other.interval[0] or other.interval[1] < one.interval[0]):
+                apart += 1
+                assert at_one_place(one, other) == "no"
+    assert min(near, apart) > 10  # both were tried
+    assert at_one_place(None, one) == at_one_place(one, None) == "undecided"
 
 
 def test_arguments_are_left_as_they_are_and_lists_will_do():

@@ -231,7 +231,7 @@ def test_all_that_pages_ask_of_a_profile_is_in_the_archive_as_it_was(made, proje
     profile.answers.remove("mine")
     for run in profile.runs:
         assert_frame_equal(kept.log(run), profile.log(run), check_dtype=False)
-        assert kept.checkpoints(run) == [replace(point, cache_dir=None) for point in profile.checkpoints(run)]
+        assert kept.points(run) == [replace(point, cache_dir=None) for point in profile.points(run)]
     for asked in ("trace", "trace_averaged"):
         told, measured = (getattr(each, asked)(progress=False) for each in (kept, profile))
         assert told.keys() == measured.keys() and len(told)

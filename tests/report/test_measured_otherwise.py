@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from reptrace.measures.phases import phases_of
 from reptrace.report import measured_otherwise as otherwise
 
 TOKENS = np.array([0.0, *np.geomspace(1e3, 1e6, 31)])  # ten a decade, so that 10^4 and 10^5 are among them
@@ -20,7 +21,7 @@ def curve(low=1e4, high=1e5, end=10.0, error=0.1, scale=1.0):
                          "rankme_stderr": scale * error})
 
 
-KNOWN = otherwise.phases_of(curve())
+KNOWN = phases_of(curve())
 
 
 def test_the_same_curve_at_another_level_agrees():
@@ -45,14 +46,7 @@ def test_a_curve_that_surely_rises_where_the_known_one_falls_says_no():
 def test_a_fall_lost_in_noise_says_nothing():
     for noisy in (curve(end=15.6, error=0.8), curve(end=16)):
         assert otherwise.all_phases(noisy, KNOWN) == otherwise.same_place(noisy, KNOWN, "turn") == "undecided"
-    assert otherwise.same_place(curve(), otherwise.phases_of(curve(end=19)), "turn") == "undecided"
-
-
-@pytest.mark.parametrize(("said", "whole"), [
-    (["yes", "yes"], "yes"), (["yes", "no"], "no"), (["yes", "undecided"], "undecided"), (["undecided", "no"], "no"),
-    (["not seen", "yes"], "undecided"), ([], "undecided")])
-def test_answers_together(said, whole):
-    assert otherwise.together(said) == whole
+    assert otherwise.same_place(curve(), phases_of(curve(end=19)), "turn") == "undecided"
 
 
 def test_layers_go_up_and_fall_into_parts_of_any_depth():

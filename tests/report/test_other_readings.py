@@ -80,11 +80,11 @@ def test_a_reading_foretells_what_was_made_from_it_and_noise_nothing():
 
 def test_alignment_that_falls_after_the_turn_is_seen_and_one_that_grows_too():
     falling = np.interp(np.arange(CHECKPOINTS), [0, 7, 16, 23], [0.3, 0.9, 0.7, 0.2])
-    table = planted(readout_quarter_share=lambda run: falling if run else 1 - falling, readout_quarter_chance=0.25,
+    table = planted(readout_quarter_share=lambda run: falling if run else 1 - falling,
                     readout_quarter_share_stderr=0.01)
     found = late_alignment(table)
     assert found.falls.tolist() == ["no"] + ["yes"] * (RUNS - 1)
-    assert found.above[1] == pytest.approx(0.7 - 0.25) and found.change[1] == pytest.approx(0.2 - 0.7)
+    assert found.change[1] == pytest.approx(0.2 - 0.7)
     assert found.high[1] - found.low[1] == pytest.approx(2 * 1.96 * 0.01 * 2**0.5)
     unsure = late_alignment(table.assign(readout_quarter_share_stderr=0.5))
     assert set(unsure.falls) == {"undecided"}

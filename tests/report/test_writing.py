@@ -49,7 +49,7 @@ def profile(tmp_path):
               for name, step in (("own", 0), ("loop", 16))]
     return SimpleNamespace(
         runs=[RUN], kept=kept, suite=SimpleNamespace(tokenizer=lambda vocabulary: tokenizer),
-        checkpoints=lambda run: points, probe=lambda run: held,
+        points=lambda run: points, probe=lambda run: held,
         by_run=lambda table: {RUN: table}, asked=lambda name, make: kept.setdefault(name, make()))
 
 

@@ -20,9 +20,11 @@ from functools import cache
 from itertools import combinations, pairwise
 
 import numpy as np
+import pandas as pd
 
 LEVEL = 0.95
 PHASES = ("warmup", "entropy-seeking", "compression-seeking")
+MOVES = ("collapse", "expansion", "compression")  # what RankMe does in each, and its attribute of `Phases`
 UPWARD = ("entropy-seeking", "later")
 # In logarithms of ratios: a rise smaller than this share of the falls around it, added up, is a wiggle of one long
 # fall; a first fall smaller than this share of the rise after it, a wiggle before that. Not so a lasting factor of two.
@@ -124,7 +126,7 @@ class Phases:
             low, high = turn.interval if turn else (none, none)
             row |= {f"{name}_tokens": turn.tokens if turn else none, f"{name}_low": low, f"{name}_high": high,
                     f"{name}_value": turn.value if turn else none, f"{name}_open": turn.open if turn else ""}
-        for name in ("collapse", "expansion", "compression"):
+        for name in MOVES:
             change = getattr(self, name)
             low, high = change.interval if change else (none, none)
             row |= {f"{name}_ratio": change.ratio if change else none, f"{name}_ratio_low": low,
@@ -208,6 +210,32 @@ def find_phases(tokens, values, stderr, level: float = LEVEL) -> Phases:
         wiggles=_wiggles(curve, extremes, moves),
         growth=curve.change(0, high) if low < high else None,
         highest=curve.turn(high, low, end) if low < high else None)
+
+
+def phases_of(table: pd.DataFrame) -> Phases:
+    """Those of RankMe; columns tokens, rankme, rankme_stderr, a row a checkpoint in order."""
+    return find_phases(table.tokens, table.rankme, table.rankme_stderr)
+
+
+def phases_of_alpha(table: pd.DataFrame) -> Phases:
+    """Those of 1 / alpha, whose minimum is alpha's peak; columns tokens, alpha, alpha_stderr."""
+    return find_phases(table.tokens, 1 / table.alpha, table.alpha_stderr / table.alpha**2)
+
+
+def at_one_place(one: Turn | None, other: Turn | None) -> str:
+    """Whether two turns are at one place, "yes" or "no": their intervals overlap. "undecided" where one is not seen.
+
+    At the same checkpoints they do if the turns lie within one checkpoint, as an interval reaches to the neighbours.
+    """
+    if not (one and other):
+        return "undecided"
+    (a, b), (c, d) = one.interval, other.interval
+    return "yes" if max(a, c) <= min(b, d) else "no"
+
+
+def times_later(one: Turn | None, other: Turn | None) -> float:
+    """Tokens at one turn over those at the other; nan where one of them is not seen, or the other is at 0 tokens."""
+    return one.tokens / other.tokens if one and other and other.tokens else float("nan")
 
 
 def elsewhere(phases: Phases, tokens, others) -> Phases:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from reptrace.measures.phases import Phases, claims, find_phases
+from reptrace.measures.phases import Phases, claims, phases_of
 
 
 def trajectory(raw: pd.DataFrame, averaged: pd.DataFrame) -> pd.DataFrame:
@@ -22,8 +22,7 @@ def trajectory(raw: pd.DataFrame, averaged: pd.DataFrame) -> pd.DataFrame:
 
 def averaged_phases(raw: pd.DataFrame, averaged: pd.DataFrame) -> Phases:
     """Phases of the averaged weights' trajectory; both tables have `rankme` and `rankme_stderr` too."""
-    whole = trajectory(raw, averaged)
-    return find_phases(whole.tokens, whole.rankme, whole.rankme_stderr)
+    return phases_of(trajectory(raw, averaged))
 
 
 def compression(raw: Phases, averaged: Phases | None) -> str:

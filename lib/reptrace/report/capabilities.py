@@ -251,7 +251,7 @@ def _of_suite(profile: Profile, key: tuple[int, int], count: int, progress: bool
     questions = Questions(MEMORIZATION, prompts, answers, suffixes.log_probability, source)
     far = next((name for name in items.NEAR if name in data), None)
     tasks = ("continuation", *((far, items.NEAR[far]) if far else ()))
-    return Group({run: profile.checkpoints(run) for run in runs}, tasks, suffixes, source, len(ids), data,
+    return Group({run: profile.points(run) for run in runs}, tasks, suffixes, source, len(ids), data,
                  questions, tokenizer)
 
 
@@ -260,7 +260,7 @@ def _of_archive(profile: Profile, key: tuple[int, int], table: pd.DataFrame) -> 
     item, each = table.item.to_numpy(), table.token_log_probability.to_numpy()
     joint = np.zeros(item.max() + 1)
     np.add.at(joint, item, each)
-    return Group({run: profile.checkpoints(run) for run in profile.runs if (run.vocabulary, run.context) == key},
+    return Group({run: profile.points(run) for run in profile.runs if (run.vocabulary, run.context) == key},
                  tuple(table.tasks.iloc[0].split()), Answers(joint, item, table.length.to_numpy(), each),
                  table.source.iloc[0], int(table.tokens.iloc[0]))
 

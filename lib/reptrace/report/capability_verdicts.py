@@ -15,6 +15,7 @@ import pandas as pd
 from reptrace.measures.phases import Phases
 from reptrace.memorization.questions import Peak
 from reptrace.report.over_runs import NONE, half_width, mean_over
+from reptrace.report.said import side
 from reptrace.report.verdicts import FEWEST, NOT, OPEN, PARTLY, REPRODUCED, Verdict, of_parts, of_runs
 from reptrace.tasks.correlations import METHODS, Correlation, over_runs
 from reptrace.tasks.evaluation import paired_change
@@ -63,11 +64,6 @@ def drops(cases: pd.DataFrame) -> Drops:
     return Drops(len(fell), len(cases), fell.min(), fell.max())
 
 
-def side(low: float, high: float, sign: int = 1) -> str:
-    """Whether a whole interval lies on the claimed side of zero: "yes", "no" (on the other) or "undecided"."""
-    return "yes" if min(sign * low, sign * high) > 0 else "no" if max(sign * low, sign * high) < 0 else "undecided"
-
-
 def by_mean(low: float, high: float, outcomes: Sequence[str], sign: int = 1) -> str:
     """The verdict of a mean over runs (its interval, the claimed sign) and of what each run says by itself.
 
@@ -77,7 +73,7 @@ def by_mean(low: float, high: float, outcomes: Sequence[str], sign: int = 1) -> 
 
 
 def together(mean: str, outcomes: Sequence[str]) -> str:
-    """The verdict of what the mean over runs says and of what each run says by itself, all in words as of `side`.
+    """The verdict of what the mean over runs says and of what each run says by itself, all in words as of `said.side`.
 
     Not reproduced: no run says yes, and the mean lies beyond zero on the other side or all runs say no. Reproduced: it
     lies on the claimed side and all runs say yes. Partly: some runs say yes, and the mean says so too, or other runs

@@ -11,31 +11,16 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from reptrace.measures.phases import Phases, Turn, claims, find_phases
-from reptrace.report.measured_otherwise import phases_of
+from reptrace.measures.phases import MOVES, at_one_place, claims, phases_of, phases_of_alpha, times_later
 from reptrace.report.verdicts import VERDICTS, of_runs
 
 CLAIMS = {"collapse": "falls to less than half", "expansion": "doubles its minimum",
           "compression": "falls below its peak", "alpha": "α peaks where RankMe is lowest",
           "turn": "turns where the paper's does"}
-RATIOS = ("collapse", "expansion", "compression")
-
-
-def at_one_place(one: Turn | None, other: Turn | None) -> str:
-    """Whether two turns are at one place: their intervals overlap, or they lie within one checkpoint."""
-    if not (one and other):
-        return "undecided"
-    (a, b), (c, d) = one.interval, other.interval
-    return "yes" if max(a, c) <= min(b, d) or abs(one.index - other.index) <= 1 else "no"
-
-
-def of_alpha(table: pd.DataFrame) -> Phases:
-    """Those of 1 / alpha, whose minimum is alpha's peak; columns tokens, alpha, alpha_stderr."""
-    return find_phases(table.tokens, 1 / table.alpha, table.alpha_stderr / table.alpha**2)
 
 
 def of_runs_by_choice(table: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """A row a choice, run and claim: `said` ("yes", "no" or else), `value` with `low` and `high`.
+    """A row a choice, run and claim: `said` ("yes", "no" or else) and `value`.
 
     Parameters
     ----------
@@ -43,21 +28,18 @@ def of_runs_by_choice(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     reference : the choice with whose turn the others' are compared
 
     The value is the ratio that decides; of alpha, the tokens at its peak over those at RankMe's minimum; of the turn,
-    its tokens over those of the reference's; nan where a move or turn is not seen, as are `low` and `high` of places.
+    its tokens over those of the reference's; nan where a move or turn is not seen.
     """
-    phases = {key: (phases_of(its), of_alpha(its)) for key, its in table.groupby(["choice", "run"], sort=False)}
+    phases = {key: (phases_of(its), phases_of_alpha(its)) for key, its in table.groupby(["choice", "run"], sort=False)}
     rows = []
     for (choice, run), (rankme, alpha) in phases.items():
         said, common = claims(rankme), {"choice": choice, "run": run}
-        for name in RATIOS:
+        for name in MOVES:
             change = getattr(rankme, name)
-            value, (low, high) = (change.ratio, change.interval) if change else (np.nan, (np.nan, np.nan))
-            rows.append(common | {"claim": name, "said": said[name], "value": value, "low": low, "high": high})
+            rows.append(common | {"claim": name, "said": said[name], "value": change.ratio if change else np.nan})
         for name, one, other in (("alpha", alpha.collapse_end, rankme.collapse_end),
                                  ("turn", rankme.turn, phases[reference, run][0].turn)):
-            value = one.tokens / other.tokens if one and other and other.tokens else np.nan
-            rows.append(common | {"claim": name, "said": at_one_place(one, other), "value": value, "low": np.nan,
-                                  "high": np.nan})
+            rows.append(common | {"claim": name, "said": at_one_place(one, other), "value": times_later(one, other)})
     return pd.DataFrame(rows)
 
 

@@ -23,7 +23,7 @@ import pandas as pd
 import yaml
 from filelock import FileLock
 
-from reptrace.measures.phases import find_phases
+from reptrace.measures.phases import phases_of
 from reptrace.records.store import Store, write_atomically
 from reptrace.report import capabilities, figures, findings, times
 from reptrace.report.archive import VARIABLE, pack
@@ -161,8 +161,7 @@ def _picture(profile: Profile | HubProfile, traced: Mapping) -> bytes:
     """The opening page's figure, the phases of all runs, as SVG."""
     groups = [profile.labels[runs[0]] for runs in profile.sizes_of_runs for _ in runs]
     tables = [traced[run] for runs in profile.sizes_of_runs for run in runs]
-    phases = [find_phases(table.tokens, table.rankme, table.rankme_stderr) for table in tables]
-    return figures.svg(figures.overview(tables, phases, groups))
+    return figures.svg(figures.overview(tables, [phases_of(table) for table in tables], groups))
 
 
 def _book(folder: Path, spent: times.Times, verdicts: pd.DataFrame, picture: bytes) -> Path:

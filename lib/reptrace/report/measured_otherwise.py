@@ -11,16 +11,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from reptrace.measures.phases import Phases, critical_value, find_phases
+from reptrace.measures.phases import MOVES, Phases, at_one_place, critical_value, phases_of, times_later
+from reptrace.report.said import NO, UNDECIDED, YES, together
 
-YES, NO, UNDECIDED = "yes", "no", "undecided"
 TURNS = {"collapse_end": ("collapse", "expansion"), "turn": ("expansion", "compression")}  # with the moves around each
-MOVES = ("collapse", "expansion", "compression")
-
-
-def phases_of(table: pd.DataFrame) -> Phases:
-    """Phases of a table's RankMe by tokens."""
-    return find_phases(table.tokens, table.rankme, table.rankme_stderr)
 
 
 def all_phases(table: pd.DataFrame, known: Phases) -> str:
@@ -36,17 +30,14 @@ def all_phases(table: pd.DataFrame, known: Phases) -> str:
 
 
 def same_place(table: pd.DataFrame, known: Phases, which: str) -> str:
-    """Whether a trajectory has one of the two turns of `known` (see `TURNS`) where that has it: their intervals meet.
+    """Whether a trajectory has one of the two turns of `known` (see `TURNS`) where that has it: `at_one_place`.
 
-    Where `known` has none, nothing can be said.
+    Where `known` has none, nothing can be said. Where the trajectory has none, "no" if it surely moves the other way.
     """
     turn, usual = getattr(phases_of(table), which), getattr(known, which)
-    if usual is None:
-        return UNDECIDED
-    if turn is None:
+    if usual and not turn:
         return NO if any(_against(table, known, move) for move in TURNS[which]) else UNDECIDED
-    (low, high), (first, last) = turn.interval, usual.interval
-    return YES if max(low, first) <= min(high, last) else NO
+    return at_one_place(turn, usual)
 
 
 def both_places(table: pd.DataFrame, known: Phases) -> str:
@@ -54,18 +45,9 @@ def both_places(table: pd.DataFrame, known: Phases) -> str:
     return together(same_place(table, known, which) for which in TURNS)
 
 
-def together(said: Iterable[str]) -> str:
-    """All yes: "yes"; any no: "no"; else undecided, also of nothing."""
-    said = list(said)
-    if said and set(said) == {YES}:
-        return YES
-    return NO if NO in said else UNDECIDED
-
-
 def moved(table: pd.DataFrame, known: Phases, which: str) -> float:
-    """Tokens at a turn over those at the same turn of `known`; nan where one of them is not seen, or at 0 tokens."""
-    turn, usual = getattr(phases_of(table), which), getattr(known, which)
-    return turn.tokens / usual.tokens if turn and usual and usual.tokens else float("nan")
+    """A trajectory's turn and the same one of `known`: see `times_later`."""
+    return times_later(getattr(phases_of(table), which), getattr(known, which))
 
 
 def by_layer(table: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -15,9 +15,9 @@ from scipy.stats import f as fisher
 from scipy.stats import spearmanr
 from scipy.stats import t as student
 
-from reptrace.measures.phases import Phases, find_phases
-from reptrace.report import choice_claims
+from reptrace.measures.phases import Phases, Turn, at_one_place, find_phases
 from reptrace.report.over_runs import NONE, mean_over
+from reptrace.report.said import side
 from reptrace.report.verdicts import NOT, OPEN, REPRODUCED, of_interval
 
 PARTS = {"attention": "attention", "mlp": "MLP", "unembedding": "unembedding"}
@@ -44,7 +44,7 @@ def story(table: pd.DataFrame, reading: str) -> pd.DataFrame:
 
     Columns: `correlation`, Spearman's with RankMe over checkpoints; `upright`, whether the reading is compared as it
     is, or by its inverse: by the sign of the mean correlation, one for all runs; `minimum` and `turn`, whether RankMe's
-    lowest point and its turn, and the reading's, are at one place, see `at_one_place`.
+    lowest point and its turn, and the reading's, are at one place, see `_place`.
     """
     runs = dict(list(table.groupby("model", sort=False)))
     correlations = [float(spearmanr(its[reading], its.rankme, nan_policy="omit").statistic) for its in runs.values()]
@@ -52,8 +52,8 @@ def story(table: pd.DataFrame, reading: str) -> pd.DataFrame:
     for (model, its), correlation in zip(runs.items(), correlations, strict=True):
         of_rankme, found = phases(its, "rankme"), phases(its, reading, upright)
         rows.append({"model": model, "correlation": correlation, "upright": upright,
-                     "minimum": at_one_place(found.collapse_end, of_rankme.collapse_end),
-                     "turn": at_one_place(found.turn, of_rankme.turn)})
+                     "minimum": _place(found.collapse_end, of_rankme.collapse_end),
+                     "turn": _place(found.turn, of_rankme.turn)})
     return pd.DataFrame(rows)
 
 
@@ -66,14 +66,11 @@ def phases(run: pd.DataFrame, reading: str, upright: bool = True) -> Phases:
     return find_phases(run.tokens, values, values * relative)
 
 
-def at_one_place(one, other) -> str:
-    """"yes" where the intervals of two turns overlap, or they lie within one checkpoint; "no" also where one is unseen.
-
-    "neither": both are unseen.
-    """
+def _place(one: Turn | None, other: Turn | None) -> str:
+    """As `at_one_place`, but "no" where one of the two turns is not seen, and "neither" where both are not."""
     if not one or not other:
         return "no" if one or other else "neither"
-    return choice_claims.at_one_place(one, other)
+    return at_one_place(one, other)
 
 
 def told(found: pd.DataFrame) -> str:
@@ -95,8 +92,8 @@ def foretold(table: pd.DataFrame, tasks: Sequence[str] = TASKS, readings: Iterab
     Returns
     -------
     DataFrame, a row a task, reading and `how` ("in place", "beside"): `gain`, the mean over runs of 1 - (mean squared
-        error) / (that with value and loss alone), `low` and `high`, its 95 % interval over runs, `low_of_all` and
-        `high_of_all`, at 95 % for all rows together (Bonferroni). The reading "no loss" leaves the loss out.
+        error) / (that with value and loss alone), `low` and `high`, its 95 % interval over runs, and `low_of_all`, the
+        lower end at 95 % for all rows together (Bonferroni). The reading "no loss" leaves the loss out.
     """
     pairs, rows = _pairs(table), []
     readings = [each for each in (readings or READINGS) if each in table and each not in FUTURE]
@@ -112,8 +109,7 @@ def foretold(table: pd.DataFrame, tasks: Sequence[str] = TASKS, readings: Iterab
         gains = row.pop("gains")
         row["gain"], row["low"], row["high"] = mean_over(gains)
         wider = student.ppf(1 - 0.025 / tried, len(gains) - 1) / student.ppf(0.975, len(gains) - 1)
-        row["low_of_all"], row["high_of_all"] = (row["gain"] + wider * (row[end] - row["gain"]) for end in
-                                                 ("low", "high"))
+        row["low_of_all"] = row["gain"] + wider * (row["low"] - row["gain"])
     return pd.DataFrame(rows)
 
 
@@ -157,9 +153,9 @@ def late_alignment(table: pd.DataFrame, what: str = "share") -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame, a row a run that turns: `turn` (tokens), `above`, the excess over chance at the turn, `change` from there
-        to the end with its interval `low`, `high`, as if the two were of other sequences, which is too wide rather than
-        too narrow; `loss_change`; and whether it `falls`, "yes", "no" (it surely grows) or "undecided"
+    DataFrame, a row a run that turns: `turn` (tokens), `change` from there to the end with its interval `low`,
+        `high`, as if the two were of other sequences, which is too wide rather than too narrow; `loss_change`; and
+        whether it `falls`, "yes", "no" (it surely grows) or "undecided"
     """
     column, rows = f"readout_quarter_{what}", []
     for model, its in table.groupby("model", sort=False):
@@ -169,10 +165,10 @@ def late_alignment(table: pd.DataFrame, what: str = "share") -> pd.DataFrame:
         at, end = its.iloc[turn.index], its.iloc[-1]
         change = end[column] - at[column]
         half = 1.96 * np.hypot(at[f"{column}_stderr"], end[f"{column}_stderr"])
-        rows.append({"model": model, "turn": turn.tokens, "above": at[column] - at.readout_quarter_chance,
-                     "change": change, "low": change - half, "high": change + half, "loss_change": end.loss - at.loss,
-                     "falls": "yes" if change + half < 0 else "no" if change - half > 0 else "undecided"})
-    return pd.DataFrame(rows, columns=["model", "turn", "above", "change", "low", "high", "loss_change", "falls"])
+        rows.append({"model": model, "turn": turn.tokens, "change": change, "low": change - half,
+                     "high": change + half, "loss_change": end.loss - at.loss,
+                     "falls": side(change - half, change + half, -1)})
+    return pd.DataFrame(rows, columns=["model", "turn", "change", "low", "high", "loss_change", "falls"])
 
 
 def at_equal_loss(runs: pd.DataFrame, settings: Sequence[str]) -> tuple[float, float, float]:

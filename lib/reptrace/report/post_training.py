@@ -12,6 +12,7 @@ import pandas as pd
 
 from reptrace.report.over_runs import mean_over
 from reptrace.report.profiles import span
+from reptrace.report.said import direction, outcomes
 from reptrace.report.verdicts import Verdict, of_parts, of_runs
 
 MAIN = "cpu"  # the group whose seeds decide
@@ -106,16 +107,6 @@ def changes(stages: pd.DataFrame) -> pd.DataFrame:
     order = {key: place for place, key in enumerate(MODELS)}
     return found.sort_values(["arm", "stage"], key=lambda _: [order[key] for key in zip(found.arm, found.stage,
                              strict=True)], kind="stable", ignore_index=True)
-
-
-def direction(low: float, high: float) -> str:
-    """Which way an interval of a change goes as a whole."""
-    return "rises" if low > 0 else "falls" if high < 0 else "undecided"
-
-
-def outcomes(says: pd.Series, claimed: str) -> list[str]:
-    """Whether directions are the claimed one: "yes", "no" or "undecided"."""
-    return ["undecided" if each == "undecided" else "yes" if each == claimed else "no" for each in says]
 
 
 def stage_summary(found: pd.DataFrame) -> pd.DataFrame:

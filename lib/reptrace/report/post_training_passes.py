@@ -12,16 +12,8 @@ import pandas as pd
 
 from reptrace.measures import pass_at_k
 from reptrace.report.over_runs import mean_over
-from reptrace.report.post_training import (
-    BASE,
-    PROBES,
-    along,
-    began_from,
-    direction,
-    ends,
-    models,
-    patterns,
-)
+from reptrace.report.post_training import BASE, PROBES, along, began_from, ends, models, patterns
+from reptrace.report.said import direction, outcomes, side, together
 from reptrace.report.verdicts import Verdict, of_parts, of_runs
 
 K = 2 ** np.arange(9)
@@ -70,12 +62,8 @@ def crossing_outcomes(one: np.ndarray, other: np.ndarray, k=K) -> list[str]:
     "yes" where both differences are so by the whole interval over problems, "no" where either surely isn't.
     """
     (first,), (last,) = (np.flatnonzero(np.asarray(k) == each) for each in (FEW, MANY))
-    said = []
-    for few, many in zip(ahead(one[..., first], other[..., first]), ahead(one[..., last], other[..., last]),
-                         strict=True):
-        yes, no = few.low > 0 and many.high < 0, few.high < 0 or many.low > 0
-        said.append("yes" if yes else "no" if no else "undecided")
-    return said
+    return [together([side(few.low, few.high), side(many.low, many.high, -1)]) for few, many in zip(
+        ahead(one[..., first], other[..., first]), ahead(one[..., last], other[..., last]), strict=True)]
 
 
 def crossing_in_words(found: pass_at_k.Crossing) -> str:
@@ -125,21 +113,20 @@ def pass_at_256_verdict(found: pd.DataFrame, passes: pd.DataFrame, scale: str) -
     by_probe = {probe: _both_fall(tries, patterns(found, "sequence", probe).RLVR) for probe in PROBES}
     change = pass_at_k.difference(one, other)
     both = [set(each) == {"yes"} for each in zip(*by_probe.values(), strict=True)]
-    together = " and ".join(f"{said.count('yes')} of {len(said)} seeds on {PROBES[probe]}"
-                            for probe, said in by_probe.items())
+    fall = " and ".join(f"{said.count('yes')} of {len(said)} seeds on {PROBES[probe]}"
+                       for probe, said in by_probe.items())
     apart = " and ".join(f"{said.count('no')} on {PROBES[probe]}" for probe, said in by_probe.items())
     return Verdict(
         "fig05-pass-at-256", of_parts(of_runs(said) for said in by_probe.values()),
         f"Along RLVR from DPO pass@{MANY} changes by {points(change)}, of problems and seeds; it surely falls in "
         f"{tries.count('falls')} of {len(tries)} seeds and surely rises in {tries.count('rises')}. It and RankMe both "
-        f"surely fall in {together}; one of the two surely rises in {apart}.",
+        f"surely fall in {fall}; one of the two surely rises in {apart}.",
         f"change of pass@{MANY} along RLVR, mean over problems and runs", *change, sum(both), len(both), scale)
 
 
 def _both_fall(tries: list[str], rankme: pd.Series) -> list[str]:
     """By seed, of two directions: "yes" where both fall, "no" where one rises."""
-    return ["yes" if set(pair) == {"falls"} else "no" if "rises" in pair else "undecided"
-            for pair in zip(tries, rankme, strict=True)]
+    return [together(outcomes(pair, "falls")) for pair in zip(tries, rankme, strict=True)]
 
 
 def points(mean: pass_at_k.Mean) -> str:

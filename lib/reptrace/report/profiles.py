@@ -185,13 +185,11 @@ class Profile:
         return self.asked("logs", lambda: pd.concat([self.suite.log(run).assign(model=run.repository)
                                                      for run in self.runs]))
 
-    def checkpoints(self, run: Run) -> list[Checkpoint]:
+    def points(self, run: Run) -> list[Checkpoint]:
         """The checkpoints of a run, in order of steps."""
         if not self.archive:
             return self.suite.checkpoints(run)
         return [Checkpoint(row.model, row.revision, row.step, row.tokens) for row in self.trace()[run].itertuples()]
-
-    points = checkpoints  # what both kinds of profile call them: a `HubProfile` has a number of that name
 
     def probe(self, run: Run) -> corpora.Probe:
         """The held-out sequences, as the run's training text is tokenized and remapped; tokenized once for all runs."""

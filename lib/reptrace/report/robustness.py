@@ -16,6 +16,7 @@ from scipy.stats import t as student
 
 from reptrace.report.over_runs import mean_over
 from reptrace.report.profiles import span
+from reptrace.report.said import direction, outcomes, together
 from reptrace.report.verdicts import OPEN, REPRODUCED, Verdict, of_parts, of_runs, untold
 
 LATE = 20  # tokens a parameter: about compute-optimal (Hoffmann et al. 2022)
@@ -76,7 +77,7 @@ def trends(table: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
         half = student.ppf(0.975, free) * np.sqrt(squares / free / np.square(x - x.mean()).sum())
         slope = lines[seed][0]
         rows[seed] = {"slope": slope, "low": slope - half, "high": slope + half,
-                      "says": "rises" if slope > half else "falls" if slope < -half else "undecided"}
+                      "says": direction(slope - half, slope + half)}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -106,17 +107,11 @@ def reached(table: pd.DataFrame) -> float:
 # Verdicts
 
 
-def _said(found: pd.DataFrame, way: str) -> list[str]:
-    """Of each seed, whether a trend goes one way: "yes", "no" or "undecided"."""
-    return ["undecided" if each == "undecided" else "yes" if each == way else "no" for each in found.says]
-
-
 def both_of(one: Sequence[str], other: Sequence[str]) -> list[str]:
-    """By seed: "yes" where both are, "no" where either is a "no", else "undecided"; nothing where one has no trend."""
+    """By seed, what both say `together`; nothing where one has no trend."""
     if not one or not other:
         return []
-    return ["yes" if set(pair) == {"yes"} else "no" if "no" in pair else "undecided"
-            for pair in zip(one, other, strict=True)]
+    return [together(pair) for pair in zip(one, other, strict=True)]
 
 
 def saturates(tuned: pd.DataFrame, out: str) -> list[str]:
@@ -125,7 +120,8 @@ def saturates(tuned: pd.DataFrame, out: str) -> list[str]:
     Both as logarithms. "no" where it surely falls faster, or loss in distribution surely rises.
     """
     within, beyond = np.log(tuned[f"loss_{WITHIN}"]), np.log(tuned[f"loss_{out}"])
-    return both_of(_said(trends(tuned, within), "falls"), _said(trends(tuned, beyond - SATURATED * within), "rises"))
+    return both_of(outcomes(trends(tuned, within).says, "falls"),
+                   outcomes(trends(tuned, beyond - SATURATED * within).says, "rises"))
 
 
 def decided(parts: Mapping[str, Sequence[str]], reach: float) -> tuple[str, int, int]:
@@ -155,7 +151,7 @@ def loss_verdicts(tuned: pd.DataFrame, scale: str) -> list[Verdict]:
     if trends(tuned, tuned[f"loss_{WITHIN}"]).empty:
         return [untold(claim, TOO_FEW, scale) for claim in ("fig05-robustness", "fig14-robustness")]
     slow = {name: saturates(tuned, out) for out, name in OUT.items()}
-    rising = {name: _said(trends(tuned, np.log(tuned[f"loss_{out}"])), "rises") for out, name in OUT.items()}
+    rising = {name: outcomes(trends(tuned, np.log(tuned[f"loss_{out}"])).says, "rises") for out, name in OUT.items()}
     slopes = {out: trends(tuned, np.log(tuned[f"loss_{out}"])).slope for out in (WITHIN, *OUT)}
     each = ", ".join(f"{relative(mean_over(slopes[out]))} ({name})" for out, name in
                      ({WITHIN: "in distribution"} | OUT).items())
@@ -206,8 +202,8 @@ def win_verdicts(bases: pd.DataFrame, wins: pd.DataFrame, scale: str) -> list[Ve
     reach, by, rankme = reached(bases), win_trends(wins), trends(bases, bases.text_rankme)
     if rankme.empty or not by or by["twin", "reverse", "exact"].empty:
         return [untold(claim, TOO_FEW, scale) for claim in ("fig05-win-rate", "fig14-win-rates")]
-    falling = {key: _said(found, "falls") for key, found in by.items()}
-    beside = {key: both_of(said, _said(rankme, "rises")) for key, said in falling.items() if key[0] == "twin"}
+    falling = {key: outcomes(found.says, "falls") for key, found in by.items()}
+    beside = {key: both_of(said, outcomes(rankme.says, "rises")) for key, said in falling.items() if key[0] == "twin"}
     slope = mean_over(100 * by["twin", "reverse", "exact"].slope)
     quantity = ("change of the win rate against the twin on B's prompts, exact checker, for each doubling of tokens "
                 "(points), mean of all seeds")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
 
-from reptrace.measures.phases import Phases
+from reptrace.measures.phases import MOVES, phases_of
 from reptrace.report.averaged import averaged_phases, compression
-from reptrace.report.measured_otherwise import MOVES as MOVES
-from reptrace.report.measured_otherwise import phases_of, sure, together
+from reptrace.report.measured_otherwise import sure
 from reptrace.report.profiles import HubProfile, Profile, selection, span
+from reptrace.report.said import together
 from reptrace.report.turns import AVERAGED, RAW, reference
 
 SMALL = 1e9  # parameters: the paper's small models have fewer
@@ -40,7 +39,7 @@ def _of_reference(tables: pd.DataFrame) -> Iterator[dict]:
 def _row(suite: str, name: str, width: int, parameters: float, end: float, table: pd.DataFrame,
          averaged: pd.DataFrame | None) -> dict:
     """suite, run, width, parameters, end (training tokens), table, phases; of each move "yes" or what else is said of
-    it, and its ratio; `raw_compression`, by the weights as they are alone; `said` of all three moves; and the turns."""
+    it; `raw_compression`, by the weights as they are alone; `said` of all three moves; and `Phases.row`."""
     found = phases_of(table)
     smooth = averaged_phases(table, averaged) if averaged is not None else None
     moves = {move: "yes" if sure(found, move) else "not seen" for move in MOVES}
@@ -48,16 +47,7 @@ def _row(suite: str, name: str, width: int, parameters: float, end: float, table
     moves["compression"] = compression(found, smooth) if raw == "yes" else raw
     return {"suite": suite, "run": name, "width": width, "parameters": parameters, "end": end, "table": table,
             "phases": found, **moves, "raw_compression": raw, "said": together(moves.values()),
-            **{f"{move}_ratio": getattr(getattr(found, move), "ratio", np.nan) for move in MOVES}, **_turns(found)}
-
-
-def _turns(found: Phases) -> dict:
-    places = {}
-    for name in ("collapse_end", "turn"):
-        turn = getattr(found, name)
-        low, high = turn.interval if turn else (np.nan, np.nan)
-        places |= {name: turn.tokens if turn else np.nan, f"{name}_low": low, f"{name}_high": high}
-    return places
+            **found.row()}
 
 
 def selected(profile: Profile | HubProfile, runs: pd.DataFrame) -> str:

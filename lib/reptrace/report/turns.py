@@ -14,7 +14,7 @@ import pandas as pd
 
 from reptrace.checkpoints import published
 from reptrace.checkpoints import suites as registry
-from reptrace.measures.phases import Phases, find_phases
+from reptrace.measures.phases import Phases, phases_of
 from reptrace.measures.turn_law import Law, by_size, fit, place
 from reptrace.report.averaged import averaged_phases
 from reptrace.report.profiles import ROOT, HubProfile, Profile
@@ -39,8 +39,7 @@ def of_reference(tables: pd.DataFrame) -> pd.DataFrame:
     rows, runs = [], dict(list(tables.groupby(["suite", "width", "seed", "weights"], sort=False)))
     for (suite, width, seed, weights), its in runs.items():
         run = Run(**json.loads(its.identity.iloc[0]))
-        found = (find_phases(its.tokens, its.rankme, its.rankme_stderr) if weights == RAW
-                 else averaged_phases(runs[suite, width, seed, RAW], its))
+        found = phases_of(its) if weights == RAW else averaged_phases(runs[suite, width, seed, RAW], its)
         rows.append(_row(suite, f"d = {width}, seed {seed}", run, found, weights, run.tokens_per_step,
                          its.tokens.max()))
     return pd.DataFrame(rows)

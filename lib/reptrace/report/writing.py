@@ -11,9 +11,10 @@ from reptrace.checkpoints.listing import Checkpoint
 from reptrace.checkpoints.selection import spread
 from reptrace.measures.echoes import echoes
 from reptrace.measures.pass_at_k import difference
-from reptrace.measures.phases import find_phases
+from reptrace.measures.phases import phases_of
 from reptrace.report.over_runs import mean_over
 from reptrace.report.profiles import DEVICE, DTYPE, ROOT, Profile
+from reptrace.report.said import side
 from reptrace.report.verdicts import NOT, OPEN, Verdict, of_parts, of_runs
 from reptrace.training.runs import Run
 
@@ -48,7 +49,7 @@ def minima(curves: Mapping[Run, pd.DataFrame]) -> dict[Run, int | None]:
     """The step at which each run's collapse ends, RankMe's minimum; None where there is none. `curves`: its trace."""
     found = {}
     for run, curve in curves.items():
-        end = find_phases(curve.tokens, curve.rankme, curve.rankme_stderr).collapse_end
+        end = phases_of(curve).collapse_end
         found[run] = int(curve.step.iloc[end.index]) if end else None
     return found
 
@@ -63,7 +64,7 @@ def _written(profile: Profile, early: Mapping[Run, int | None]) -> pd.DataFrame:
             if not texts[key]:
                 raise ValueError(f"no sequence of the probe has {LENGTH + FURTHER} tokens, {LENGTH} to begin with and "
                                  f"{FURTHER} to compare: take a larger context than {run.context}.")
-        points = profile.checkpoints(run)
+        points = profile.points(run)
         chosen = {*spread(points, min(POINTS, len(points))), *(point for point in points if point.step == early[run])}
         for point in (each for each in points if each in chosen):
             rows += rows_of(point, profile.suite.tokenizer(run.vocabulary), texts[key])
@@ -113,7 +114,7 @@ def repetition(rows: pd.DataFrame) -> pd.DataFrame:
 
 def repeats(row: pd.Series) -> str:
     """Whether texts repeat themselves: more than TOLD beyond real ones, by the whole interval; or "undecided"."""
-    return "yes" if row.low > TOLD else "no" if row.high < TOLD else "undecided"
+    return side(row.low - TOLD, row.high - TOLD)
 
 
 def ends(found: Mapping[Run, pd.DataFrame], early: Mapping[Run, int | None], way: str) -> pd.DataFrame:
