@@ -321,7 +321,8 @@ def _trace_dry_run(checkpoints, options) -> int:
         index=False, float_format="{:,.1f}".format, na_rep="not known"))
     left = int(table.chosen.item() - table.done.item())
     costs = by_measure(suite, probe, left, settings.measures, settings.layers)
-    print(f"Of that the measures take, of {left} checkpoint{'' if left == 1 else 's'} still to measure:")
+    print(f"Of that the measures take, beside the spectrum and of {left} checkpoint{'' if left == 1 else 's'} still to "
+          "measure:")
     print(costs.to_string(index=False, float_format="{:,.3g}".format, na_rep="not known"))
     unknown = {"parameters": "how many weights it has, and so what a forward pass takes",
                "width": "its width, and so what the measures take"}
