@@ -163,3 +163,5 @@ def test_of_fewer_than_30_sequences_there_is_no_interval_of_rankme(rng):
     assert np.isfinite(geometry(rows, RANKS).rankme_interval).all()
     few = geometry(rows[1:], RANKS)
     assert np.isnan(few.rankme_interval).all() and few.rankme_stderr > 0
+    steep = drawn(rng, 30, power_law(6, 4))  # of so small a width, enough for its bias
+    assert geometry(steep, None).settled and not geometry(steep[1:], None).settled
