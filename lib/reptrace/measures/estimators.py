@@ -17,8 +17,8 @@ The first three answer another question: the variance along the *sample's* direc
 text, is more even than the spectrum of the text, so that RankMe of normal rows comes out too high. The last one is the
 sound one of the four, from `ENOUGH` sequences a dimension on. Its reason is RankMe's logarithm, an entropy, whose bias
 goes with 1/N nearly exactly down to N = d (for a flat spectrum d / 2N: Page, Physical Review Letters 71, 1993). Rows of
-heavy tails have a bias that falls more slowly, and wide ones so little scatter that this shows: so the intervals reach
-as far as the same extrapolation from N/2 and N/4 is off from it, if that is farther.
+heavy tails have a bias that falls more slowly, and wide ones so little scatter that this shows: so the intervals are
+widened by what the same extrapolation from N/2 and N/4 is off from it, added up with the scatter as squares.
 """
 
 from __future__ import annotations
