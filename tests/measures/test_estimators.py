@@ -143,6 +143,17 @@ def test_below_two_sequences_a_dimension_there_is_no_interval(rng):
         extrapolated(np.ones(3))
 
 
+def test_few_that_differ_have_no_interval_and_any_array_of_features_will_do(rng):
+    rows = drawn(rng, 64, power_law(1, 4))
+    few = np.where(np.arange(64)[:, None] < 6, rows, 0)  # of some quarter all are alike
+    found = extrapolated(few, None)
+    assert found.sound and found.rankme > 1 and np.isnan(found.rankme_interval).all()
+    known, backwards = extrapolated(rows, (1, 4)), rows[::-1].copy()[::-1]
+    rows.flags.writeable = False
+    for each in (rows, backwards, torch.tensor(backwards.copy(), requires_grad=True)):
+        assert extrapolated(each, (1, 4)) == known
+
+
 def test_alpha_has_no_interval_where_its_window_reaches_the_last_eigenvalues_of_few_sequences(rng):
     rows = drawn(rng, 8 * RANKS[1], power_law(1))
     assert np.isfinite(extrapolated(rows, RANKS).alpha_interval).all()
