@@ -20,6 +20,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from reptrace import measure
 from reptrace.__main__ import _in_words, main
 from reptrace.measures.phases import find_phases
+from reptrace.measures.registry import REGISTRY
 from reptrace.models import batches
 from reptrace.models.loading import load, load_tokenizer
 from reptrace.texts.corpora import train_tokenizer
@@ -126,6 +127,79 @@ def test_a_checkpoint_that_cannot_be_read_is_a_line_and_the_others_are_measured(
     failed, measured = capsys.readouterr().out.splitlines()
     assert "checkpoint-1: failed: " in failed and "cannot be read" in failed
     assert "RankMe" in measured
+
+
+def test_what_one_measure_fails_at_is_a_line_beside_the_others_numbers_and_no_gap_of_the_picture(
+        folder, tmp_path, capsys):
+    few = [*("--model", str(folder / "run")), "--sequences", "10"]
+    assert trace(folder, tmp_path / "plain", *few) == 0
+    plain = capsys.readouterr().out.splitlines()
+    assert trace(folder, tmp_path / "out", *few, "--measures", "rankme", "alpha", "readout") == 1
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[:6:2] == plain[:3] and lines[6:] == plain[3:] and "no phases" not in printed.err  # the line of phases
+    assert all("failed: ValueError: readout: readout compares" in line for line in lines[1:6:2])
+    table = pd.read_csv(tmp_path / "out" / "table.csv")
+    assert table.status.tolist() == ["measured", "failed"] * 3
+    pictures = [(tmp_path / name / "trajectory.svg").read_text() for name in ("plain", "out")]
+    assert len({picture.count("<use ") for picture in pictures}) == 1  # marks: no crosses
+
+
+def test_measures_without_errors_have_their_numbers_on_the_line_and_helper_columns_have_not(folder, tmp_path, capsys):
+    one = ["--model", str(folder / "run" / "checkpoint-8"), "--measures"]
+    assert trace(folder, tmp_path, *one, "rankme", "weights") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    row = pd.read_csv(tmp_path / "table.csv").iloc[0]
+    shown = dict(re.findall(r"(\w+) ([-.\de+]+), ", line.split("centred), ")[1]))
+    assert set(shown) == set(REGISTRY["weights"].returned)
+    assert {name: float(value) for name, value in shown.items()} == pytest.approx(row[list(shown)].to_dict(), rel=5e-3)
+    assert "influence" not in line and len(line.replace(str(folder), "")) < 420
+
+
+def test_a_dry_run_of_a_trace_says_what_would_be_measured_and_does_nothing(folder, tmp_path, capsys):
+    run = ["--model", str(folder / "run"), "--sequences", "40"]
+    asked = [*run, "--measures", "rankme", "anisotropy", "cka", "--layers", "1", "final", "--dry-run"]
+
+    def said():
+        lines = capsys.readouterr().out.splitlines()
+        first, second = (dict(zip(*(line.split() for line in lines[k : k + 2]), strict=True)) for k in (0, 3))
+        costs = {line.split()[0]: [float(value) for value in line.split()[1:]] for line in lines[4:7]}
+        return first, list(second), costs, "\n".join(lines)
+
+    assert trace(folder, tmp_path / "out", *asked, "--gpu", "A100-40GB") == 0
+    row, columns, costs, text = said()
+    assert not (tmp_path / "out").exists() and "A100-40GB" in text and "The text is not read" in text
+    assert (row["model"], row["checkpoints"], row["chosen"], row["done"]) == (str(folder / "run"), "3", "3", "0")
+    assert columns == ["measure", "petaflop", "extra_passes", "gb_states"]
+    # 3 checkpoints at 2 layers of 40 sequences, 16 wide: seven pairs of matrices, two products of M x d x d for each
+    assert costs["cka"] == pytest.approx([3 * 2 * 7 * 4 * 40 * 16**2 / 1e15, 1, 3 * 2 * 40 * 16 * 4 / 1e9], rel=5e-3)
+    assert costs["rankme"] == [0, 0, 0]
+    assert costs["anisotropy"][0] == pytest.approx(3 * 2 * 8 * 40 * 16 / 1e15, rel=5e-3)
+    assert trace(folder, tmp_path / "out", "--model", str(folder / "run" / "checkpoint-8"), *asked[2:-1]) == 0
+    capsys.readouterr()
+    assert trace(folder, tmp_path / "out", *asked) == 0
+    assert said()[0]["done"] == "1"
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--model", "RUN", "--gpu", "abacus"], "there is no GPU 'abacus'"),
+    (["--model", "RUN", "--max-length", "64"], "the context of RUN/checkpoint-64 is 32"),
+    (["--model", "no/such"], "cannot open model 'no/such'"),
+    (["--model", "RUN", "--measures", "intrinsic_dimension"], "intrinsic_dimension needs 100 sequences at least")])
+def test_a_dry_run_refuses_what_the_trace_itself_would(folder, tmp_path, capsys, options, message):
+    options, message = ([each.replace("RUN", str(folder / "run")) for each in text] for text in (options, [message]))
+    assert trace(folder, tmp_path / "out", *options, "--dry-run") == 1
+    assert message[0] in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_says_what_a_configuration_leaves_unknown(folder, own_run, tmp_path, capsys):
+    for path in own_run.glob("*/config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_act": "no such"}))  # no model can be built
+    assert trace(folder, tmp_path / "out", "--model", str(own_run), "--dry-run", "--measures", "readout") == 0
+    printed = capsys.readouterr().out
+    assert "not known" in printed.splitlines()[1] and "not known" not in printed.splitlines()[4]
+    assert f"Not known from the configuration of {own_run}: how many weights it has" in printed
+    assert "its width" not in printed
 
 
 def test_help_says_it_all_at_once_without_loading_torch():

@@ -12,6 +12,7 @@ import random
 import re
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,9 @@ from transformers import AutoConfig, T5Config, T5ForConditionalGeneration, Train
 
 import reptrace
 from reptrace.checkpoints.listing import checkpoints
+from reptrace.measures.registry import REGISTRY
 from reptrace.models.hidden_states import last_token_states
 from reptrace.models.loading import load, load_tokenizer
-from reptrace.models.matrices import unembedding
 from reptrace.records.store import Store
 from reptrace.sweeps.evaluation import evaluate_checkpoints
 from reptrace.sweeps.references import Kept
@@ -341,9 +342,37 @@ def not_causal(world):
 
 def headless(world):
     world.model.model.save_pretrained(world.folder / "headless")
-    table = evaluate_checkpoints(checkpoints(str(world.folder / "headless")), "loss", Store(world.folder / "records"),
-                                 8, probe=world.probe, progress=False)
+    points, store = checkpoints(str(world.folder / "headless")), Store(world.folder / "records")
+    table = evaluate_checkpoints(points, "loss", store, 8, probe=world.probe, progress=False)
+    for name in ("readout", "weights"):
+        assert trace(points, world.probe, store, measures=name, progress=False).reason[0] == table.reason[0]
     raise Gap(table.reason[0])
+
+
+def measured_in_part(world, probe, **options):
+    """Of one checkpoint: something is measured, and one row says what is not."""
+    table = trace(checkpoints(str(world.one)), probe, Store(world.folder / "records"), ranks=(2, 8), progress=False,
+                  **options)
+    assert (table.status == "measured").any(), table.reason.tolist()
+    raise Gap(table.reason[table.status == "failed"].item())
+
+
+def equal_ends(world):
+    ends = replace(world.probe, sequences=[[*ids[:-1], 5] for ids in world.probe.sequences])
+    measured_in_part(world, ends, layers="all")
+
+
+def one_fails(world, monkeypatch):
+    def broken(features):
+        raise ValueError("division by nothing")
+
+    monkeypatch.setitem(REGISTRY, "anisotropy", replace(REGISTRY["anisotropy"], function=broken))
+    measured_in_part(world, world.probe, measures=["rankme", "anisotropy"])
+
+
+def no_unembedding(world, monkeypatch):
+    monkeypatch.setattr(type(world.model), "get_output_embeddings", lambda model: None)
+    measured_in_part(world, world.probe, measures=["rankme", "readout"])
 
 
 def long_answer(world):
@@ -519,7 +548,7 @@ CASES = {
     "A layer that is not there": lambda w: last_token_states(w.model, w.probe.sequences, [7]),
     "The final norm of a decoder that has none under a known name": no_final_norm,
     "A model that is not causal": not_causal,
-    "A model without its LM head, for tasks or the loss": headless,
+    "A model saved without its LM head, for tasks, the loss, or the measures readout and weights": headless,
     "An answer longer than the model's context": long_answer,
     "An adapter that puts learned tokens before every text": prompt_tuning,
     "A model whose states depend on what else is in the batch": depends_on_the_batch,
@@ -529,7 +558,11 @@ CASES = {
     "A few sequences that make up most of the variance": few,
     "A measure by a name that there is not": lambda w: w.traced(measures="ckaa"),
     "Fewer sequences than a measure can be told from": lambda w: w.traced(measures="intrinsic_dimension"),
-    "A model without an unembedding, for readout or weights": lambda w: unembedding(w.model.model),
+    "Fewer sequences than readout compares directions": lambda w: measured_in_part(
+        w, replace(w.probe, sequences=w.probe.sequences[:10]), measures=["rankme", "readout"]),
+    "A layer whose states do not vary": equal_ends,
+    "One measure that fails beside others": one_fails,
+    "A model in which no unembedding is found, for readout or weights": no_unembedding,
     "States of another probe among those kept for comparisons": states_of_another_probe,
     "Any failure to measure, during training": half_precision_training,
     "Text in place of token ids, for GeometryCallback": lambda w: reptrace.GeometryCallback(None, ["a", "b"], every=1),

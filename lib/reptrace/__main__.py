@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from numbers import Real
 from pathlib import Path
 
 EPILOG = """examples:
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add = trace.add_argument
     _model(add, required=True)
     add("--text", required=True, help=TEXT)
+    _planning(add)
     _measuring(add)
     tasks = commands.add_parser(
         "tasks", help="run lm-eval's tasks on registered suites, on a checkpoint, or on every checkpoint of a run",
@@ -100,13 +102,17 @@ def _suites_options(add) -> None:
     add("--checkpoints", type=int, metavar="N", help="of each suite, spread on a log scale (default: all)")
     add("--stages", nargs="+", default=[], metavar="STAGE", help='only these ("pretraining", "RLVR"; default: all)')
     add("--faulty", action="store_true", help="measure checkpoints with a known fault too")
-    add("--dry-run", action="store_true", help="print what would be done, with bytes, operations and hours; do nothing")
-    add("--gpu", default="H100", help="that the hours of a dry run are for (default H100)")
+    _planning(add)
     add("--workers", type=int, default=1, help="checkpoints side by side on this machine, one a GPU (default 1)")
     add("--scheduler", metavar="ADDRESS",
         help="of a Dask cluster whose workers are to measure (tcp://HOST:PORT, or the path of a scheduler file)")
     add("--disk", type=float, metavar="GB", help="of fetched weights at once, a worker (default: two checkpoints)")
     add("--keep", action="store_true", help="keep the weights once they were measured")
+
+
+def _planning(add) -> None:
+    add("--dry-run", action="store_true", help="print what would be done, with bytes, operations and hours; do nothing")
+    add("--gpu", default="H100", help="that the hours of a dry run are for (default H100)")
 
 
 def _model(add, required: bool) -> None:
@@ -286,14 +292,44 @@ def _dry_run(probes, options, settings=None) -> int:
                      store=Store(options.out / "records") if options.out else None, faulty=options.faulty,
                      **({"measures": settings.measures, "layers": settings.layers} if settings else {}))
     print(table.to_string(index=False, float_format="{:,.1f}".format))
-    print(f"On {options.workers} {options.gpu} at 40 % of its peak, downloading 200 MB/s; gb_disk: fetched weights at "
-          "once. Estimates: measure yours with make bench."
+    print(_basis(options.workers, options.gpu)
           + (" What the tasks compute is not counted: it depends on their items." if options.tasks else "")
           + (f" Nor are up to {refined} more of each suite, by --refine." if refined else "")
           + (f" {UNSEEN}: {OF_UNSEEN}" if UNSEEN in set(table.names) else ""))
     for suite, names in zip(chosen, table.names, strict=True):
         if suite.on_the_hub_alone and names != "seen":
             print(f"Of {suite.name} the hub alone knows more checkpoints: these are not counted.")
+    return 0
+
+
+def _basis(workers: int, gpu: str) -> str:
+    return (f"On {workers} {gpu} at 40 % of its peak, downloading 200 MB/s; gb_disk: fetched weights at once. "
+            "Estimates: measure yours with make bench.")
+
+
+def _trace_dry_run(checkpoints, options) -> int:
+    """What `trace` would measure and what that takes, by the configuration of the last checkpoint."""
+    from reptrace.records.store import Store
+    from reptrace.sweeps.plan import by_measure, estimate, suite_of
+    from reptrace.sweeps.tokenizers import configuration_of_run
+
+    settings, probe = _settings(options), _probe_spec(options.text, options)
+    suite = suite_of(options.model, configuration_of_run(checkpoints, options.max_length, options.trust))
+    table = estimate(suite, [probe], gpu=options.gpu, store=Store(options.out / "records") if options.out else None,
+                     measures=settings.measures, layers=settings.layers, points=checkpoints)
+    print(table.drop(columns="names").rename(columns={"suite": "model", "published": "checkpoints"}).to_string(
+        index=False, float_format="{:,.1f}".format, na_rep="not known"))
+    left = int(table.chosen.item() - table.done.item())
+    costs = by_measure(suite, probe, left, settings.measures, settings.layers)
+    print(f"Of that the measures take, of {left} checkpoint{'' if left == 1 else 's'} still to measure:")
+    print(costs.to_string(index=False, float_format="{:,.3g}".format, na_rep="not known"))
+    unknown = {"parameters": "how many weights it has, and so what a forward pass takes",
+               "width": "its width, and so what the measures take"}
+    for what, words in unknown.items():
+        if what not in suite.shape:
+            print(f"Not known from the configuration of {options.model}: {words}.")
+    print(_basis(1, options.gpu) + " Done are those that were measured for the same, on whatever text. The text is not "
+          "read: whether it has so many sequences is not known.")
     return 0
 
 
@@ -305,8 +341,10 @@ def _trace(options) -> int:
     from reptrace.sweeps.tokenizers import tokenizer_of
     from reptrace.texts import corpora
 
-    out, spec = _out(options), _probe_spec(options.text, options)
     checkpoints = listing.checkpoints(options.model, options.revision, options.cache_dir, options.tokens_per_step)
+    if options.dry_run:
+        return _trace_dry_run(checkpoints, options)
+    out, spec = _out(options), _probe_spec(options.text, options)
     tokenizer = _tokenizer(options) or tokenizer_of(checkpoints, options.max_length, options.trust)
     corpus = spec.corpus(out / "corpora")
     corpora.report_passed_over(corpus)
@@ -402,18 +440,24 @@ def _summary(row) -> str:
 
 
 def _measured(row) -> Iterator[str]:
-    """What is known with an error of a row: RankMe and alpha with how they were read, others by their columns."""
-    from reptrace.measures.measure import REGISTRY
+    """What a row holds: RankMe and alpha with how they were read, of others what has an error; of a measure that gives
+    no errors, all of its numbers."""
+    from reptrace.measures.registry import DEFAULT, REGISTRY
 
     if row.rankme == row.rankme:
         yield f"RankMe {row.rankme:.2f} +- {row.rankme_stderr:.2f} (covariance eigenvalues, centred), "
     if hasattr(row, "alpha_first_rank"):  # it was asked for
         window = f"ranks {row.alpha_first_rank:.0f}..{row.alpha_last_rank:.0f}, " if row.alpha == row.alpha else ""
         yield f"alpha {row.alpha:.3f} +- {row.alpha_stderr:.3f} ({window}R2 {row.alpha_r2:.3f}), "
-    for name, stderr in (pair for entry in REGISTRY.values() for pair in entry.columns.items()):
-        value = getattr(row, name, math.nan)
-        if stderr and name not in ("rankme", "alpha") and value == value:
-            yield f"{name} {value:.3g} +- {getattr(row, stderr):.2g}, "
+    for entry in REGISTRY.values():
+        for name, stderr in entry.columns.items():
+            value = getattr(row, name, math.nan)
+            if name in DEFAULT or not isinstance(value, Real) or value != value:
+                continue
+            if stderr:
+                yield f"{name} {value:.3g} +- {getattr(row, stderr):.2g}, "
+            elif not any(entry.columns.values()):
+                yield f"{name} {value:.3g}, "
 
 
 def _stored(row) -> str:
@@ -442,6 +486,7 @@ def _write_out(table, folder: Path) -> int:
 def _draw(table, path: Path) -> list[str]:
     """Where there are steps to draw along, the trajectory of RankMe and alpha; a line to print on RankMe's phases. What
     has no step is named."""
+    table = _without_gaps_of_some(table)
     axis = "tokens" if table.tokens.notna().equals(table.step.notna()) else "step"
     rows, others = table[table[axis].notna()].astype({axis: float}), table[table[axis].isna()]
     if len(rows) and len(others):
@@ -462,6 +507,15 @@ def _draw(table, path: Path) -> list[str]:
     if phases:
         figures.save(figures.run_picture(rows, phases, axis), path)
     return [f"phases (RankMe): {_in_words(found, axis)}" for found in phases.values() if found]
+
+
+def _without_gaps_of_some(table):
+    """Without what failed of a checkpoint or a layer of which the rest was measured."""
+    places = table[["model", "revision", "layer"]].astype(object)
+    places = list(places.where(places.notna(), "").itertuples(index=False, name=None))
+    there = {place for place, status in zip(places, table.status, strict=True) if status == "measured"}
+    there |= {(model, revision, "") for model, revision, _ in there}  # of no layer: known before the forward pass
+    return table[[status != "failed" or place not in there for place, status in zip(places, table.status, strict=True)]]
 
 
 def _in_words(phases, axis: str) -> str:

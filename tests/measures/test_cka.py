@@ -69,6 +69,19 @@ def test_float32_of_a_wide_layer_agrees_with_float64():
     assert found == pytest.approx(linear_cka(torch.tensor(wide), torch.tensor(other)), rel=1e-3)
 
 
+def test_one_massive_sequence_takes_it_to_nearly_nothing_and_the_error_says_so():
+    rng = np.random.default_rng(5)
+    first = rng.normal(size=(300, 8)) * np.linspace(3, 0.5, 8)
+    second = first + rng.normal(size=first.shape)
+    spoilt = second * np.where(np.arange(300) == 7, 1000, 1)[:, None]
+    whole, one = by_kernels(first, second), by_kernels(first, spoilt)
+    assert whole > 0.75 and abs(one) < whole / 5  # what is left is of the order of one row's share, 1 / sqrt(M)
+    assert by_kernels(first[8:], spoilt[8:]) == pytest.approx(whole, rel=0.02)
+    value, stderr = linear_cka(torch.tensor(first), torch.tensor(spoilt))
+    # the massive row's square, 1e6 times the others', is subtracted from sums of the kernel: six digits are lost
+    assert value == pytest.approx(one, rel=1e-6) and stderr > abs(value)
+
+
 def test_the_columns_are_those_of_the_references_and_a_missing_one_is_nan():
     own, other = torch.tensor(FIRST), torch.tensor(SECOND)
     found = cka(own, first=other, last=own, previous=None)

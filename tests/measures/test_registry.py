@@ -159,6 +159,33 @@ def test_a_reference_that_cannot_be_opened_is_a_gap(size, checkpoint, tmp_path):
     assert found.status.tolist() == ["failed"] and "empty" in found.reason[0]
 
 
+def test_what_one_measure_raises_is_a_gap_beside_what_the_others_say(entries, checkpoint, tmp_path):
+    states = {"broken": True}
+
+    @measure(needs=["features"], columns={"half": None})
+    def careless(features):
+        if states["broken"]:
+            raise ZeroDivisionError("nothing to divide by")
+        return {"half": 0.5}
+
+    (point, _), names = checkpoint(1), ["rankme", "careless", "anisotropy"]
+    plain = traced(point, tmp_path, ["rankme", "anisotropy"], layers=[1, "final"])
+    found = traced(point, tmp_path, names, layers=[1, "final"])
+    assert found[["layer", "status"]].values.tolist() == [[layer, status] for layer in ("1", "final") for status in
+                                                          ("measured", "failed")]
+    rows, gaps = (found[found.status == status].reset_index() for status in ("measured", "failed"))
+    assert gaps.reason.tolist() == [f"ZeroDivisionError: layer {layer}, careless: nothing to divide by" for layer in
+                                    ("1", "final")]
+    same = ["rankme", "rankme_stderr", "mean_cosine", "eigenvalues"]
+    assert gaps[same].isna().all(axis=None) and (rows.reason == "").all() and "half" not in found
+    for name in same:
+        assert list(map(list, rows[name])) == list(map(list, plain[name])) if name == "eigenvalues" else \
+            rows[name].tolist() == plain[name].tolist()
+    states["broken"] = False
+    mended = traced(point, tmp_path, names, layers=[1, "final"])
+    assert mended.status.tolist() == ["measured"] * 2 and mended.half.tolist() == [0.5] * 2
+
+
 def test_a_measure_that_returns_other_columns_than_it_has_is_a_gap_that_names_it(entries, checkpoint, tmp_path):
     @measure(needs=["features"], columns={"right": "right_stderr"})
     def careless(features):

@@ -50,6 +50,14 @@ def test_a_checkpoint_that_stands_there_twice_stays_twice(tmp_path):
     assert found[["suite", "rankme", "cka"]].values.tolist() == [["a", 2.5, 0.5], ["b", 2.5, 0.5]]
 
 
+def test_what_was_measured_beside_a_gap_of_the_same_layer_joins(tmp_path):
+    gap = {"layer": "1", "status": "failed", "reason": "cka: no", "eigenvalues": None}
+    found = joined(table(tmp_path, (ONE | {"measures": ["cka", "norm"]}, [gap, {"layer": "1", "norm": 0.5}]),
+                         (ONE, [{"layer": "1", "rankme": 2.5}])))
+    assert found.status.tolist() == ["failed", "measured"]
+    assert found.loc[1, ["norm", "rankme"]].tolist() == [0.5, 2.5] and found.loc[0, ["norm", "rankme"]].isna().all()
+
+
 def test_gaps_and_tables_without_anything_to_join_stay_as_they_are(tmp_path):
     failed = {"status": "failed", "reason": "no weights"}
     rows = table(tmp_path, (ONE, [{"layer": "1", "rankme": 2.5}]), (ONE | {"measures": ["cka"]}, [failed]),

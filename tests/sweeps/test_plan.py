@@ -14,9 +14,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from reptrace.checkpoints.listing import Checkpoint
 from reptrace.checkpoints.suites import Stage, Suite, read_suites, registered
 from reptrace.records.store import Store
-from reptrace.sweeps.plan import GPUS, estimate
+from reptrace.sweeps.plan import GPUS, by_measure, estimate, suite_of
 from reptrace.sweeps.references import BUDGET
 from reptrace.texts.corpora import ProbeSpec
 
@@ -182,6 +183,13 @@ def test_what_the_store_holds_is_counted_off(tmp_path):
     assert row.gpu_hours == pytest.approx(whole.gpu_hours * 151 / 154, rel=1e-12)
 
 
+def test_what_failed_in_part_is_not_done(tmp_path):
+    store = Store(tmp_path)
+    store.write({"model": "EleutherAI/pythia-14m", "revision": "step0", "probe": "p"},
+                [{"rankme": 2.5}, {"status": "failed"}])
+    assert plan("pythia-14m", store=store).done == 0
+
+
 def test_what_is_done_is_all_that_is_asked_for(tmp_path):
     store = Store(tmp_path)
     for revision, tasks in (("step0", (None, "sciq", "piqa")), ("step1", (None, "sciq")), ("step2", ("sciq", "piqa"))):
@@ -302,6 +310,36 @@ def test_what_was_measured_for_other_measures_is_not_done(tmp_path):
 
 def test_measures_of_a_suite_whose_shape_is_not_known_have_no_price():
     assert math.isnan(plan(one({}), measures="readout").gb_states)
+
+
+def test_a_models_own_configuration_gives_the_published_shape():
+    config = AutoConfig.for_model("gpt_neox", vocab_size=50304, hidden_size=2048, num_hidden_layers=16,
+                                  num_attention_heads=8, intermediate_size=8192, dtype="float16")
+    own, known = suite_of("me/model", config), registered()["pythia-1b"]
+    assert own.shape["parameters"] == PYTHIA_1B[0] and own.shape["bytes_per_weight"] == 2
+    assert {name: own.shape[name] for name in ("layers", "width", "vocabulary")} == {
+        name: known.shape[name] for name in ("layers", "width", "vocabulary")}
+    points = [Checkpoint("me/model", f"step{step}", step) for step in range(5)]
+    row = plan(own, points=points, measures=["cka", "readout"])
+    registered_one = plan("pythia-1b", count=5, measures=["cka", "readout"])
+    same = ["chosen", "done", "gb_each", "petaflop", "extra_passes", "gb_states", "gpu_hours", "fits"]
+    assert row[same].tolist() == registered_one[same].tolist()
+    tied = AutoConfig.for_model("llama", vocab_size=97, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                                intermediate_size=16, pad_token_id=0, tie_word_embeddings=True)
+    with torch.device("meta"):
+        assert suite_of("me", tied).shape["parameters"] == AutoModelForCausalLM.from_config(tied).num_parameters()
+
+
+def test_the_price_of_each_measure_adds_up_to_what_they_add_to_the_plan():
+    own, names = registered()["pythia-1b"], ["rankme", "cka", "readout", "curvature"]
+    costs = by_measure(own, PROBE, 154, names, ("final",)).set_index("measure")
+    plain, asked = plan("pythia-1b"), plan("pythia-1b", measures=names)
+    more = asked.petaflop - plain.petaflop * 155 / 154  # cka takes a pass more
+    assert costs.petaflop.sum() == pytest.approx(more, rel=1e-9)  # a difference of two sums
+    assert costs.petaflop["rankme"] == 0 and costs.extra_passes.to_dict() == dict.fromkeys(names, 0) | {"cka": 1}
+    head = 2 * 50304 * 2048**2 + 9 * 2048**3 + 8 * 15_000 * 2048**2  # Gram matrix, its eigenvectors, and the shares
+    assert costs.petaflop["readout"] == pytest.approx(154 * head / 1e15, rel=1e-12)
+    assert by_measure(one({}), PROBE, 3, ["readout"], ("final",)).petaflop.isna().all()
 
 
 def test_too_few_sequences_for_a_measure_are_refused_as_in_a_sweep():

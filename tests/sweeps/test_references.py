@@ -6,6 +6,7 @@ numpy on a model's own weights, and the files on the disk.
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -18,6 +19,7 @@ from test_hidden_states import tiny
 from reptrace.__main__ import main
 from reptrace.checkpoints.listing import Checkpoint
 from reptrace.measures.cka import linear_cka
+from reptrace.models.hidden_states import extract
 from reptrace.records.store import RecordError, Store
 from reptrace.sweeps import references
 from reptrace.sweeps.dispatch import Means
@@ -133,8 +135,13 @@ def test_a_failure_that_is_another_checkpoints_names_that_one(run, tmp_path):
     broken.base_model.layers[0].mlp.dense_h_to_4h.weight.data.fill_(float("nan"))
     broken.save_pretrained(path)
     table = trace(points, PROBE, Store(tmp_path / "records"), measures=["rankme", "cka"], **OPTIONS)
-    assert all("step2, which this one is compared with: NonFiniteError" in reason for reason in table.reason[:2])
-    assert "compared" not in table.reason[2]
+    assert table[["step", "status"]].values.tolist() == [[0, "measured"], [0, "failed"], [1, "measured"], [1, "failed"],
+                                                         [2, "failed"]]
+    assert all("cka: " in reason and "step2, which this one is compared with: NonFiniteError" in reason
+               for reason in table.reason[[1, 3]])
+    assert "compared" not in table.reason[4]
+    plain = trace(points[:2], PROBE, Store(tmp_path / "plain"), **OPTIONS)
+    assert table.rankme[[0, 2]].tolist() == plain.rankme.tolist() and "cka_first" not in table
 
 
 def test_a_layer_s_measures_all_join_into_the_rows_of_another_call(run, tmp_path):
@@ -170,6 +177,39 @@ def test_what_failed_in_another_call_is_no_gap_of_this_one_and_a_damaged_record_
     store.path(json.loads(failed.identity[0])).write_bytes(b"cut short")
     with pytest.raises(RecordError, match=r"is damaged .* Delete that"):
         with_others(plain, store)
+
+
+def test_what_was_measured_beside_a_failure_joins_into_the_rows_of_another_call(run, tmp_path):
+    points, _ = run
+    store, few = Store(tmp_path / "records"), Probe("few", SEQUENCES[:9], 12, 4)
+    partly = trace(points, few, store, measures=["anisotropy", "readout"], **OPTIONS)
+    plain = trace(points, few, store, **OPTIONS)
+    together = with_others(plain, store)
+    assert together.status.eq("measured").all() and together.rankme.tolist() == plain.rankme.tolist()
+    assert together.mean_cosine.tolist() == partly.mean_cosine.dropna().tolist()
+    own = with_others(partly, store)  # its own gaps stay
+    assert own.status.tolist() == ["measured", "failed"] * 3
+    assert own.rankme.dropna().tolist() == plain.rankme.tolist() == own.rankme[::2].tolist()
+
+
+def test_too_few_sequences_for_readout_are_told_before_the_forward_pass(run, tmp_path, monkeypatch, capsys):
+    points, _ = run
+    few, told = Probe("few", SEQUENCES[:9], 12, 4), []
+
+    def passed(*arguments):
+        told.append(capsys.readouterr().err)
+        return extract(*arguments)
+
+    monkeypatch.setattr("reptrace.models.hidden_states.extract", passed)
+    said = r"readout compares (\d+) leading directions of the states: that needs (\d+) sequences at least, got 9: "
+    alone = trace(points[:1], few, Store(tmp_path / "records"), measures="readout", **OPTIONS)
+    assert alone.status.tolist() == ["failed"] and not told
+    needed, least = map(int, re.search(said, alone.reason[0]).groups())
+    assert least == needed + 2 > 9
+    both = trace(points[:1], few, Store(tmp_path / "records"), measures=["rankme", "readout"], **OPTIONS)
+    assert both.status.tolist() == ["measured", "failed"] and both.rankme.notna().tolist() == [True, False]
+    assert "step0: readout will be missing: " in told[0]
+    assert re.search(said, told[0]) and re.search(said, both.reason[1])
 
 
 def test_refining_is_refused_where_it_would_change_the_previous_checkpoint(tmp_path):

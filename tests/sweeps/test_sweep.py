@@ -16,6 +16,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 import reptrace
 from reptrace.checkpoints.listing import Checkpoint, checkpoints
 from reptrace.records.store import RecordError, Store
+from reptrace.sweeps.measurement import GeometryPart
 from reptrace.sweeps.sweep import sweep, trace
 from reptrace.texts.corpora import Probe, train_tokenizer
 from reptrace.training.pretrain import publish
@@ -156,6 +157,22 @@ def test_two_processes_give_what_one_gives(run, probe, tmp_path, side_by_side):
 def test_all_layers_are_rows(run, probe, tmp_path):
     table = trace(checkpoints(str(run))[:1], probe, Store(tmp_path), layers="all", ranks=(2, 10), progress=False)
     assert table.layer.tolist() == ["0", "1", "2", "final"]
+
+
+def test_a_layer_that_does_not_vary_is_a_gap_beside_the_others_and_is_tried_again(run, probe, tmp_path, monkeypatch):
+    ends = Probe("ends", [[*ids[:-1], 7] for ids in probe.sequences], 20, 3)  # layer 0 is that token's embedding
+    points, store, options = checkpoints(str(run))[:1], Store(tmp_path), {"ranks": (2, 10), "progress": False}
+    table = trace(points, ends, store, layers="all", **options)
+    assert table[["layer", "status"]].values.tolist() == [["0", "failed"], *([layer, "measured"] for layer in
+                                                                            ("1", "2", "final"))]
+    assert "layer 0: all eigenvalues are zero" in table.reason[0] and np.isnan(table.rankme[0])
+    final = eigenvalues_by_numpy(run / "checkpoint-3", ends.sequences)
+    np.testing.assert_allclose(table.eigenvalues[3], final, rtol=1e-4, atol=1e-5 * final[0])  # states in float32
+    asked = []
+    monkeypatch.setattr(GeometryPart, "rows", lambda part, *_: asked.append(part) or [{"layer": "0", "rankme": 2.5}])
+    assert trace(points, ends, store, layers="all", **options).rankme.tolist() == [2.5] and len(asked) == 1
+    trace(points, ends, store, layers="all", **options)
+    assert len(asked) == 1
 
 
 def test_a_failed_checkpoint_is_a_gap_with_its_reason_and_is_tried_again(run, probe, tmp_path, tokenizer):

@@ -728,6 +728,15 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(hub, commits, text, 
     assert not downloads(hub) and not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_of_a_models_branches_asks_for_their_sizes_and_fetches_no_weights(
+        hub, commits, text, tmp_path, capsys):
+    assert shell("trace", "--model", PYTHIA, "--revision", "step*", "--text", text, *ON_SHELL, "--dry-run") == 0
+    header, row, *_ = capsys.readouterr().out.splitlines()
+    said = dict(zip(header.split(), row.split(), strict=True))
+    assert (said["model"], said["checkpoints"], said["sizes"]) == (PYTHIA, str(len(STEPS)), "files")
+    assert not hub.fetched(WEIGHTS) and not list(tmp_path.iterdir())
+
+
 def test_a_dry_run_counts_the_stages_that_were_named_and_faulty_ones_where_they_are_asked_for(
         hub, commits, text, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(listing, "_faults", lambda: {("EleutherAI/pythia-14m", STEPS[1]): "serves others' weights"})

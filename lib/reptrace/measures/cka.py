@@ -24,6 +24,10 @@ def cka(features: torch.Tensor, **references: torch.Tensor | None) -> dict:
     Kornblith et al. 2019 (arXiv 1905.00414), with the unbiased estimator of HSIC (Song et al. 2012, JMLR 13, equation
     5), as Nguyen et al. 2021 (arXiv 2010.15327) use it: about 0 where the two share nothing, also where M is near d.
 
+    One sequence may decide it: where its state is massive in one checkpoint and not in the other (`spikes` counts such
+    states), its products outweigh all others', and CKA falls nearly to nothing though the rest agrees as before. The
+    standard error then grows beyond the value.
+
     Parameters
     ----------
     features : tensor, shape (M, d), M >= 5

@@ -16,9 +16,10 @@ flat spectrum too steep. Of the corrections in the literature, these are here to
 The first three answer another question: the variance along the *sample's* directions, which are not those of the
 text, is more even than the spectrum of the text, so that RankMe of normal rows comes out too high. The last one is the
 sound one of the four, from `ENOUGH` sequences a dimension on. Its reason is RankMe's logarithm, an entropy, whose bias
-goes with 1/N nearly exactly down to N = d (for a flat spectrum d / 2N: Page, Physical Review Letters 71, 1993). Rows of
-heavy tails have a bias that falls more slowly, and wide ones so little scatter that this shows: so the intervals are
-widened by what the same extrapolation from N/2 and N/4 is off from it, added up with the scatter as squares.
+goes with 1/N nearly exactly down to N = d for normal rows (d / 2N for a flat spectrum: Page, Physical Review Letters
+71, 1993). Heavy tails have a bias that falls more slowly, and where rows are wide their scatter is small enough for
+this to show. So what the same extrapolation from N/2 and N/4 differs by is added to the interval's half width, as
+squares.
 """
 
 from __future__ import annotations

@@ -55,6 +55,8 @@ class Measure:
     columns : mapping of column -> the column of its standard error, or None where it has none
     function : callable, returns exactly these columns
     least : int, the fewest sequences that it can be told from
+    check : callable, (what is had before the forward pass, by need; M)
+        ValueError where so many sequences are too few for it: so it is told before the pass.
     operations : callable, (M, d) -> products and sums that it takes at one layer, beside the spectrum's
     """
 
@@ -63,6 +65,7 @@ class Measure:
     columns: Mapping[str, str | None]
     function: Callable[..., Mapping]
     least: int = 2
+    check: Callable[[Mapping, int], None] = lambda given, samples: None
     operations: Callable[[int, int], float] = lambda samples, width: 0.0
 
     @property
@@ -75,7 +78,7 @@ REGISTRY: dict[str, Measure] = {}
 
 
 def measure(needs: Iterable[str], columns: Mapping[str, str | None], **more) -> Callable:
-    """Enter a function under its own name; `more`: `least` and `operations` of `Measure`.
+    """Enter a function under its own name; `more`: `least`, `check` and `operations` of `Measure`.
 
     Raises
     ------

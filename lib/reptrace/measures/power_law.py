@@ -39,7 +39,8 @@ class Judgement:
     Attributes
     ----------
     rejected : bool
-        It is not one: `p_value` is below the level.
+        It is not one: `p_value` is below the level. False says that no departure is seen: with 2 sequences a dimension
+        most slight ones are missed (data/results/estimator_judged.csv).
     p_value : float
         Share of samples of the power law that depart from their line as far or farther.
     departure : float

@@ -46,7 +46,21 @@ class Head:
         return cls(vectors.flip(1), rankme(values.flip(0).clamp(min=0).cpu().numpy()), tied)
 
 
-@measure(needs=["features", "head"], least=3, operations=lambda samples, width: 8.0 * samples * width**2,
+def compared(head: Head, samples: int) -> dict[str, int]:
+    """How many leading directions are compared, by what stands before `share` and `overlap` in the columns' names.
+
+    ValueError where so many sequences do not settle as many directions of the states.
+    """
+    width = len(head.directions)
+    ks = {"": max(1, min(width - 1, round(head.rank))), "quarter_": max(1, round(width / 4))}
+    if samples < (least := max(ks.values()) + 2):
+        raise ValueError(f"readout compares {max(ks.values())} leading directions of the states: that needs {least} "
+                         f"sequences at least, got {samples}: measure more (--sequences), or leave readout out.")
+    return ks
+
+
+@measure(needs=["features", "head"], least=3, check=lambda given, samples: compared(given["head"], samples),
+         operations=lambda samples, width: 8.0 * samples * width**2,
          columns={"readout_rank": None, "readout_k": None,
                   **{f"readout_{what}": f"readout_{what}_stderr" for what in OF_K}, "readout_chance": None,
                   **{f"readout_quarter_{what}": f"readout_quarter_{what}_stderr" for what in OF_K},
@@ -77,10 +91,7 @@ def readout(features: torch.Tensor, head: Head) -> dict:
     count, width = features.shape
     if width != len(head.directions):
         raise ValueError(f"states of width {width} are not what an unembedding of width {len(head.directions)} reads.")
-    ks = {"": max(1, min(width - 1, round(head.rank))), "quarter_": max(1, round(width / 4))}
-    if count < max(ks.values()) + 2:
-        raise ValueError(f"readout compares {max(ks.values())} leading directions of the states: that needs "
-                         f"{max(ks.values()) + 2} sequences at least, got {count}.")
+    ks = compared(head, count)
     read, found = decompose(features, None), {"readout_rank": head.rank, "readout_k": ks[""]}
     for name, k in ks.items():
         directions = head.directions[:, :k].to(features.device)

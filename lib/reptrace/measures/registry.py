@@ -43,7 +43,8 @@ def check_sequences(measures: Iterable[str], count: int) -> None:
     """ValueError where these are fewer sequences than one of the measures can be told from."""
     for entry in map(REGISTRY.get, measures):
         if count < entry.least:
-            raise ValueError(f"{entry.name} needs {entry.least} sequences at least, got {count}.")
+            raise ValueError(f"{entry.name} needs {entry.least} sequences at least, got {count}: measure more "
+                             "(--sequences), or leave it out.")
 
 
 @dataclass(frozen=True)

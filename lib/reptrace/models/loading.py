@@ -19,11 +19,14 @@ from torch import nn
 from reptrace.checkpoints import gguf_files, hub, weights
 from reptrace.models import batches, gguf_models
 from reptrace.models.batches import AUTO, TooLittleMemoryError
+from reptrace.models.decoders import text_decoder
 from reptrace.models.positions import text_config
 from reptrace.support.arguments import near_folders
 
 # transformers changes torch's default dtype, its own verbosity and progress bars while it loads: one thread at a time.
 _LOADING = threading.Lock()
+HEADLESS = (", or a model saved without its LM head? Tasks, the loss and the measures readout and weights read it: "
+            "leave these out.")
 OWN_CODE = "transformers_modules"  # the package in which transformers runs Python code that comes with a model
 
 
@@ -105,8 +108,7 @@ def load(name: str, revision: str | None = None, cache_dir: str | None = None, d
         return load(name, revision, cache_dir, device, dtype, trust_remote_code=trust_remote_code, head=True)
     if absent:
         raise ValueError(f"the weights of {name!r} lack {len(absent)} tensors ({', '.join(absent[:3])}, ...), which "
-                         "would be random: an incomplete download or save"
-                         f"{', or a model saved without its LM head' if head else ''}?")
+                         f"would be random: an incomplete download or save{HEADLESS if head else '?'}")
     if gguf:
         gguf_models.finish(source[0], model, report["unexpected_keys"], head)
         return model.eval() if device == AUTO else model.to(device).eval()
@@ -356,7 +358,8 @@ def _opener_with_head(name: str, config):
         if opener.__name__ in own or (type(config) in opener._model_mapping and not encoder):
             return opener
     raise ValueError(f"{name!r} has no LM head: {type(config).__name__} describes no causal language model, so it "
-                     "predicts no next token. Tasks need one, such as Pythia, OLMo-2 or Llama.")
+                     "predicts no next token. Tasks, the loss and the measures readout and weights need one; Pythia, "
+                     "OLMo-2 and Llama have it.")
 
 
 def _decoded(config) -> bool:
@@ -370,14 +373,25 @@ def _decoded(config) -> bool:
         return found is not None and AutoHfQuantizer.supports_quant_method(found)
 
 
+def parameters(name: str, config) -> int:
+    """How many weights a model's text decoder has by a configuration, without its LM head; errors as of `load`."""
+    from transformers import AutoModel
+
+    return text_decoder(_on_meta(name, AutoModel, config, torch.float32)).num_parameters()
+
+
 def _bytes(name: str, opener, config, dtype: torch.dtype) -> int:
-    """Size of a model's weights, from its shape: it is built on the device "meta", which takes no memory."""
+    """Size of a model's weights, from its shape."""
+    return sum(each.numel() for each in _on_meta(name, opener, config, dtype).parameters()) * dtype.itemsize
+
+
+def _on_meta(name: str, opener, config, dtype: torch.dtype) -> nn.Module:
+    """A model of this shape on the device "meta", which takes no memory."""
     try:
         with _LOADING, torch.device("meta"):
-            model = opener.from_config(config, dtype=dtype, trust_remote_code=False)
+            return opener.from_config(config, dtype=dtype, trust_remote_code=False)
     except ImportError:
         raise
     except Exception as error:  # of whatever class: an unknown kind of rotary embedding is a KeyError
         raise ValueError(f"no model can be built by the configuration of {name!r}: damaged, or of another version of "
                          f"transformers ({type(error).__name__}: {_first_line(error)}).") from error
-    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize

@@ -42,7 +42,7 @@ def joined(table: pd.DataFrame) -> pd.DataFrame:
         return table
     good = table.status.eq("measured") & table.identity.notna()
     # A checkpoint that stands in a table twice, under two names say, stays twice.
-    again = table.groupby(["identity", "layer"], dropna=False).cumcount()
+    again = table.groupby(["identity", "layer", "status"], dropna=False).cumcount()
     keys = [(shared(identity), layer, nth) if yes else number for number, (yes, identity, layer, nth) in
             enumerate(zip(good, table.identity, table.layer, again, strict=True))]
     if len(set(keys)) == len(table):

@@ -133,9 +133,13 @@ def attempt(measurement: Callable[[], list[Mapping]]) -> list[dict]:
             raise ValueError("the measurement returned no rows.")
         return [{**provenance(), **row, "wall_seconds": time.perf_counter() - started} for row in rows]
     except Exception as error:  # whatever went wrong with one checkpoint, the others go on
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if out_of_disk(error):
             raise
         return [{**provenance(), "status": "failed", "reason": f"{type(error).__name__}: {error}"}]
+
+
+def out_of_disk(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @cache

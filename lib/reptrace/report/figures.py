@@ -224,7 +224,8 @@ def run_picture(table: pd.DataFrame, phases: Mapping[str, Phases | None], axis: 
         figure, axes = grid(1, 2)
         colours = palette(list(phases))
         for layer, found in phases.items():
-            rows = table[(table["layer"] == layer) | (table["status"] == "failed")].assign(tokens=lambda t: t[axis])
+            gaps = (table["status"] == "failed") & table["layer"].isna()  # of all layers
+            rows = table[(table["layer"] == layer) | gaps].assign(tokens=lambda t: t[axis])
             for ax, quantity in zip(axes[0], ("rankme", "alpha"), strict=True):
                 trajectory(ax, rows, quantity, found, colours[layer], layer, shade=len(phases) == 1)
                 ax.set_xlabel(QUANTITIES.get(axis, axis))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from warnings import warn
@@ -12,11 +13,12 @@ from warnings import warn
 from tqdm import tqdm
 
 from reptrace.measures import registry, spectra, within
-from reptrace.measures.measure import OF_THE_HEAD, OF_THE_RUN, REFERENCES
+from reptrace.measures.measure import OF_THE_HEAD, OF_THE_RUN, REFERENCES, REGISTRY
 from reptrace.measures.moments import products_dtype
+from reptrace.records.store import out_of_disk
 from reptrace.sweeps.jobs import Job, Opened, Part
 from reptrace.sweeps.located import place
-from reptrace.sweeps.references import keep, states_of_references
+from reptrace.sweeps.references import keep, states_of_reference
 from reptrace.texts.given import as_texts
 from reptrace.texts.probes import Probe, TokenizingError, first_tokens, in_order
 
@@ -69,7 +71,12 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class GeometryPart(Part):
-    """Geometry on a probe, at every chosen layer: a row a layer.
+    """Geometry on a probe, at every chosen layer: a row a layer, with the status "measured".
+
+    What fails beside what could be measured is a row of its own, with the status "failed" and the reason: a layer whose
+    states do not vary, or a measure (of one layer; of none where it is known before the forward pass). Where nothing
+    of what was asked for can be measured at a layer, there is that row alone. So a measured row holds nothing but what
+    was measured, every gap is one in whatever counts failures, and the record, which has one, is made anew.
 
     ValueError where it has fewer sequences than one of the measures can be told from.
     """
@@ -99,8 +106,9 @@ class GeometryPart(Part):
                 "batch_size": str(self.settings.batch_size)}
 
     def prepare(self, opened: Opened, progress: bool) -> None:
-        if self.references:
-            states_of_references(opened, self, progress)
+        for make in self._references(opened, progress).values():
+            with suppress(Exception):  # told by the rows
+                make()
 
     def rows(self, opened: Opened, progress: bool) -> list[dict]:
         import torch
@@ -109,18 +117,46 @@ class GeometryPart(Part):
 
         model, settings = opened.model, self.settings
         device = next(model.parameters()).device
-        others = states_of_references(opened, self, progress) | _of_the_weights(opened, settings.needs)
+        others, refused = self._before_the_pass(opened, progress)
+        left = [name for name in settings.measures if name not in refused]
+        if refused and not left:
+            return [_gap(refused)]
+        for name, error in refused.items():  # now: a pass may take hours
+            tqdm.write(f"{opened.job.checkpoint.label}: {name} will be missing: {error}", file=sys.stderr)
         made = partial(keep, opened, self) if self.references.intersection(OF_THE_RUN) else None
         budget, found = _geometries(model, self.probe.sequences, settings.layers, settings.batch_size, settings.ranks,
-                                    progress, settings.measures, others, made)
+                                    progress, left, others, made)
         common = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
                   "dtype_forward": opened.job.opening.dtype, "dtype_solve": "float64", "centred": True,
                   "quantity": "covariance eigenvalue", "parameters": text_decoder(model).num_parameters(),
                   "batch_tokens": budget}
         kept = torch.promote_types(next(model.parameters()).dtype, torch.float32)  # of the features
-        return [{**common, "layer": str(layer), **_summary(each, columns), "dtype_covariance":
-                 str(products_dtype(kept, len(each.eigenvalues))).removeprefix("torch.")}
-                for layer, (each, columns) in found.items()]
+        rows = []
+        for layer, each in found.items():
+            here = {**common, "layer": str(layer)}
+            if each.spectrum and (each.columns or not left):
+                covariance = str(products_dtype(kept, len(each.spectrum.eigenvalues))).removeprefix("torch.")
+                rows.append({**here, **_summary(each.spectrum, each.columns), "dtype_covariance": covariance})
+            if each.failed:
+                rows.append({**here, **_gap(each.failed, f"layer {layer}")})
+        return [*rows, *([{**common, **_gap(refused)}] if refused else [])]
+
+    def _references(self, opened: Opened, progress: bool) -> dict[str, Callable]:
+        return {name: partial(states_of_reference, name, opened, self, progress) for name in sorted(self.references)}
+
+    def _before_the_pass(self, opened: Opened, progress: bool) -> tuple[dict, dict[str, Exception]]:
+        """What measures need besides the layers' states, by need; and the measures that cannot be told, with the
+        reason."""
+        needs, samples = self.settings.needs, len(self.probe.sequences)
+        given, missing = _tried({**self._references(opened, progress), **_of_the_weights(opened, needs)})
+        refused = {}
+        for entry in map(REGISTRY.get, self.settings.measures):
+            lacking = [missing[need] for need in entry.needs if need in missing]
+            if lacking:
+                refused[entry.name] = lacking[0]
+            else:
+                refused |= _tried({entry.name: partial(entry.check, given, samples)})[1]
+        return given, refused
 
 
 def facts_of(probe: Probe) -> dict:
@@ -187,15 +223,28 @@ def measure(model, texts: Sequence[str], tokenizer=None, revision: str | None = 
     if blank or short or twice:  # said where the command line says it
         tqdm.write(f"passed over: {blank} blank texts, {twice} that stand there before, {short} of fewer than "
                    f"{min_length} tokens; {len(kept)} were measured", file=sys.stderr)
-    found, _ = _geometries(model, kept, (layer,), batch_size, ranks, progress)[1][layer]
+    at_layer = _geometries(model, kept, (layer,), batch_size, ranks, progress)[1][layer]
+    for error in at_layer.failed.values():
+        raise error
+    found = at_layer.spectrum
     if found.dominated:
         warn(found.few, stacklevel=2)
     return found
 
 
+@dataclass(frozen=True)
+class _AtLayer:
+    """The spectrum (None where there is none), columns of the measures, and what failed: a measure's name, or "" of
+    the spectrum and so of all, with the reason."""
+
+    spectrum: spectra.Geometry | None
+    columns: Mapping
+    failed: Mapping[str, Exception]
+
+
 def _geometries(model, sequences, layers, batch_size, ranks, progress: bool, measures: Sequence[str] = (),
                 others: Mapping | None = None, made: Callable | None = None) -> tuple[int, dict]:
-    """The token budget of the forward pass, and at each layer the geometry and the columns of the measures.
+    """The token budget of the forward pass, and layer -> `_AtLayer`.
 
     `others`: what measures need besides the layers' features. `made` is called with these, to keep them. All is solved
     on the device that the model is on.
@@ -210,32 +259,49 @@ def _geometries(model, sequences, layers, batch_size, ranks, progress: bool, mea
     if made:
         made(found.features)
     for layer, matrix in found.features.items():
-        try:
-            features = matrix.to(on)
-            spectrum = spectra.geometry(features, ranks and tuple(ranks), shorten=True)
-            given = {"spectrum": spectrum, "features": features, "layers": found.features,
-                     **{name: each[layer] for name, each in found.reduced.items()}, **(others or {})}
-            for name in set(REFERENCES).intersection(given):
-                states = given[name]  # by layer; none of its own where this is the checkpoint itself
-                given[name] = None if states is None else states[str(layer)].to(on) if states else features
-            geometries[layer] = spectrum, registry.measured(measures, given)
-        except ValueError as error:
-            raise ValueError(f"layer {layer}: {error}") from error
+        features = matrix.to(on)
+        given, failed = _tried({"spectrum": partial(spectra.geometry, features, ranks and tuple(ranks), shorten=True)})
+        if failed:
+            geometries[layer] = _AtLayer(None, {}, {"": failed["spectrum"]})
+            continue
+        given |= {"features": features, "layers": found.features,
+                  **{name: each[layer] for name, each in found.reduced.items()}, **(others or {})}
+        for name in set(REFERENCES).intersection(given):
+            states = given[name]  # by layer; none of its own where this is the checkpoint itself
+            given[name] = None if states is None else states[str(layer)].to(on) if states else features
+        each, failed = _tried({name: partial(registry.measured, [name], given) for name in measures})
+        columns = {column: value for found_of in each.values() for column, value in found_of.items()}
+        geometries[layer] = _AtLayer(given["spectrum"], columns, failed)
     return found.token_budget, geometries
 
 
-def _of_the_weights(opened: Opened, needs: set[str]) -> dict:
-    """What measures need of a model's own weights, made once for all layers and probes."""
+def _tried(makers: Mapping[str, Callable]) -> tuple[dict, dict[str, Exception]]:
+    """What can be made, and of the rest why not: whatever goes wrong with one, the others stay."""
+    made, failed = {}, {}
+    for name, make in makers.items():
+        try:
+            made[name] = make()
+        except Exception as error:
+            if out_of_disk(error):
+                raise
+            failed[name] = error.with_traceback(None)  # it would keep a layer's tensors
+    return made, failed
+
+
+def _gap(failed: Mapping[str, Exception], where: str = "") -> dict:
+    """What a row says of what could not be measured."""
+    reasons = [f"{type(error).__name__}: {', '.join(filter(None, (where, name)))}: {error}" for name, error in
+               failed.items()]
+    return {"status": "failed", "reason": "; ".join(reasons)}
+
+
+def _of_the_weights(opened: Opened, needs: set[str]) -> dict[str, Callable]:
+    """What makes what measures need of a model's own weights, once for all layers and probes."""
     from reptrace.models import matrices
 
-    found, model = {}, opened.model
-    if needs.intersection(OF_THE_HEAD):
-        found["unembedding"] = matrices.unembedding(model)  # refused before the forward pass where there is none
-    if "head" in needs:
-        found["head"] = opened.once("head", lambda: matrices.head_of(model))
-    if "matrices" in needs:
-        found["matrices"] = opened.once("matrices", lambda: matrices.spectra_of(model))
-    return found
+    makers = {"unembedding": matrices.unembedding, "head": matrices.head_of, "matrices": matrices.spectra_of}
+    return {need: partial(opened.once, need, partial(make, opened.model)) for need, make in makers.items()
+            if need in needs}
 
 
 def _summary(found: spectra.Geometry, columns: Mapping) -> dict:

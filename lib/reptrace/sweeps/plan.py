@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from reptrace.checkpoints import hub
+from reptrace.checkpoints.listing import Checkpoint
 from reptrace.checkpoints.selection import spread, with_faults
 from reptrace.checkpoints.suites import Suite
+from reptrace.checkpoints.weights import is_here
 from reptrace.measures import registry
 from reptrace.measures.measure import OF_THE_RUN
 from reptrace.records.store import Store
@@ -47,7 +50,8 @@ GPUS = {"H200": GPU(989e12, 141e9), "H100": GPU(989e12, 80e9), "A100-80GB": GPU(
 def estimate(suites: Sequence[Suite], probes: Sequence[ProbeSpec], count: int | None = None,
              tasks: Sequence[str] = (), gpu: str = "H100", gpus: int = 1, megabytes_a_second: float = 200,
              ask: bool = True, store: Store | None = None, faulty: bool = False,
-             measures: Sequence[str] = registry.DEFAULT, layers: Sequence | str = ("final",)) -> pd.DataFrame:
+             measures: Sequence[str] = registry.DEFAULT, layers: Sequence | str = ("final",),
+             points: Sequence[Checkpoint] | None = None) -> pd.DataFrame:
     """A row a suite: what there is, what would be measured, and what that takes.
 
     Parameters
@@ -71,6 +75,8 @@ def estimate(suites: Sequence[Suite], probes: Sequence[ProbeSpec], count: int | 
     faulty : bool, default False
         Those with a known fault are measured too.
     measures, layers : as in `measurement.Settings`
+    points : list of Checkpoint, optional
+        Of the one suite that is given, where it is no registered one (`suite_of`): a model's own.
 
     Returns
     -------
@@ -80,9 +86,9 @@ def estimate(suites: Sequence[Suite], probes: Sequence[ProbeSpec], count: int | 
     "estimated"); nan where a suite's shape is not known. extra_passes: forward passes beside one a checkpoint and text,
     of references whose states are not kept yet: one where the budget of `references` holds those of four checkpoints,
     else up to three a checkpoint; gb_states: states kept for comparisons, at most that budget. What the measures
-    compute is in petaflop and the hours. names: "seen" (on the hub, now, or here), "listed" in the suite's file, or
-    "not yet seen" (listed there from public text alone). What lies in a folder, or in a cache that the suite names, is
-    not downloaded.
+    compute is in petaflop and the hours (each alone: `by_measure`). names: "seen" (on the hub, now, or here), "listed"
+    in the suite's file, or "not yet seen" (listed there from public text alone). What lies in a folder, or in a cache
+    that the suite names, is not downloaded.
     """
     suites = [suites] if isinstance(suites, Suite) else list(suites)
     if not all(isinstance(suite, Suite) for suite in suites):
@@ -95,16 +101,46 @@ def estimate(suites: Sequence[Suite], probes: Sequence[ProbeSpec], count: int | 
     for spec in probes:
         registry.check_sequences(asked, spec.sequences)
     done = _done(store, asked if probes else (), tasks)
-    return pd.DataFrame([_row(suite, count, probes, done, machine, gpus, megabytes_a_second, ask, faulty, asked, layers)
-                         for suite in suites])
+    return pd.DataFrame([_row(suite, suite.checkpoints(ask) if points is None else points, count, probes, done, machine,
+                              gpus, megabytes_a_second, ask, faulty, asked, layers) for suite in suites])
 
 
-def _row(suite: Suite, count, probes: Sequence[ProbeSpec], done: set, gpu: GPU, gpus: int, speed: float, ask: bool,
-         faulty: bool, measures: Sequence[str], layers) -> dict:
-    points = suite.checkpoints(ask)
+def suite_of(name: str, config) -> Suite:
+    """A model as a suite without stages, whose shape is that of a transformers configuration, as far as it tells it.
+
+    A model is built on the device "meta", which takes no memory; one that needs code of its own is not, and its number
+    of weights is not known.
+    """
+    import torch
+
+    from reptrace.models.loading import parameters
+    from reptrace.models.positions import text_config
+
+    text = text_config(config)
+    named = {"layers": "num_hidden_layers", "width": "hidden_size", "vocabulary": "vocab_size"}
+    shape = {key: value for key, attribute in named.items() if (value := getattr(text, attribute, None))}
+    tied, dtype = bool(getattr(text, "tie_word_embeddings", False)), getattr(config, "dtype", None) or "float32"
+    shape |= {"tied": tied, "bytes_per_weight": getattr(torch, str(dtype).removeprefix("torch.")).itemsize}
+    if set(named) <= set(shape):
+        with suppress(ValueError, ImportError):  # no model can be built by it
+            shape["parameters"] = parameters(name, config) + (0 if tied else shape["vocabulary"] * shape["width"])
+    return Suite(name, (), shape)
+
+
+def by_measure(suite: Suite, probe: ProbeSpec, checkpoints: int, measures: Sequence[str], layers: Sequence | str
+               ) -> pd.DataFrame:
+    """What each measure takes of so many checkpoints beside the spectrum: measure, petaflop, extra_passes, gb_states
+    (before any budget); nan where the shape is not known."""
+    costs = {name: _cost(suite.shape, [name], checkpoints, probe.sequences, layers) for name in measures}
+    return pd.DataFrame([{"measure": name, "petaflop": each.operations / 1e15, "extra_passes": each.passes,
+                          "gb_states": each.bytes / 1e9} for name, each in costs.items()])
+
+
+def _row(suite: Suite, points: Sequence[Checkpoint], count, probes: Sequence[ProbeSpec], done: set, gpu: GPU, gpus: int,
+         speed: float, ask: bool, faulty: bool, measures: Sequence[str], layers) -> dict:
     chosen = with_faults(spread(points, count), points) if faulty else spread(points, count)
     left = [point for point in chosen if (named(point), point.revision) not in done]
-    fetched = [point for point in left if point.cache_dir is None and not Path(point.model).is_dir()]
+    fetched = [point for point in left if point.cache_dir is None and not is_here(point.model)]
     size, sizes = _bytes_each(suite, left or chosen, ask)
     operations = sum(_operations(suite.shape, spec.sequences * spec.max_length, spec.max_length) for spec in probes)
     operations = operations if probes else float("nan")
@@ -156,7 +192,8 @@ def _done(store: Store | None, measures: Sequence[str], tasks: Sequence[str]) ->
     if not len(table):
         return set()
     held: dict[str | None, set] = {task: set() for task in [*([None] if measures else []), *tasks]}
-    for identity in map(json.loads, table.identity[table.status == "measured"]):
+    failed = set(table.identity[table.status == "failed"])  # in part, too: such a record is made anew
+    for identity in map(json.loads, set(table.identity) - failed):
         asked = identity.get("definition", {}).get("task")
         if asked is None and "probe" in identity and set(identity.get("measures", registry.DEFAULT)) != set(measures):
             continue

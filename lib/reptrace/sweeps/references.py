@@ -13,7 +13,6 @@ from pathlib import Path
 
 from reptrace.checkpoints.downloads import weights_cache
 from reptrace.checkpoints.listing import Checkpoint
-from reptrace.measures.measure import REFERENCES
 from reptrace.records.store import name_of, write_atomically
 from reptrace.sweeps.jobs import Opened, fetched
 from reptrace.sweeps.located import Located, identity_of, open_at
@@ -103,20 +102,22 @@ def keep(opened: Opened, part, states: Mapping) -> None:
     kept_of(opened.job.records).put(_identity(opened, part, opened.job.checkpoint, opened.job.at), states)
 
 
-def states_of_references(opened: Opened, part, progress: bool) -> dict:
-    """What a part compares with, need -> layer, as a string -> states; the need alone -> None where there is none, and
-    a part's own states are told by an empty mapping."""
-    found, job = {}, opened.job
-    own = _identity(opened, part, job.checkpoint, job.at)
-    for name in REFERENCES:
-        if name not in part.settings.needs:
-            continue
-        reference = job.references.get(name)
-        identity = reference and _identity(opened, part, *reference)
-        found[name] = (None if reference is None else {} if identity == own else
-                       opened.once(("states", json.dumps(identity)),
-                                   lambda at=reference, what=identity: _named(opened, part, *at, what, progress)))
-    return found
+def states_of_reference(name: str, opened: Opened, part, progress: bool) -> Mapping | None:
+    """What a part compares with, layer, as a string -> states; None where there is no such checkpoint, and a part's own
+    states are told by an empty mapping.
+
+    Parameters
+    ----------
+    name : str, one of REFERENCES
+    """
+    job = opened.job
+    reference = job.references.get(name)
+    if reference is None:
+        return None
+    identity = _identity(opened, part, *reference)
+    if identity == _identity(opened, part, job.checkpoint, job.at):
+        return {}
+    return opened.once(("states", json.dumps(identity)), lambda: _named(opened, part, *reference, identity, progress))
 
 
 def _named(opened: Opened, part, point: Checkpoint, *rest) -> Mapping:

@@ -199,7 +199,8 @@ def with_others(table: pd.DataFrame, store: Store) -> pd.DataFrame:
     """A table of `trace`, its rows joined with what other calls on the same store measured of the same states.
 
     A record that compares with other checkpoints than a row does, because the run has grown since, is passed over, and
-    so is a failure: it is no gap of this table. Where a row compares with none, the newest of other records counts.
+    so are others' failures: they are no gaps of this table. Where a row compares with none, the newest of other records
+    counts.
     """
     rows = table[table.status == "measured"]
     if not len(rows):
@@ -212,10 +213,14 @@ def with_others(table: pd.DataFrame, store: Store) -> pd.DataFrame:
     for path in newest:
         facts = store.read(path, ["identity", "status"])
         identity = facts.identity[0]
-        if identity not in known and facts.status.eq("measured").all() and "probe" in json.loads(identity):
-            found += [store.read(path).assign(**{name: row[name] for name in PLACE if name in row})
+        if identity not in known and facts.status.eq("measured").any() and "probe" in json.loads(identity):
+            found += [store.read(path)[facts.status == "measured"].assign(**_place_of(row))
                       for row in own.get(shared(identity), ()) if _compatible(row.identity, identity)]
     return joined(pd.concat(found, ignore_index=True)) if len(found) > 1 else table
+
+
+def _place_of(row: pd.Series) -> dict:
+    return {name: row[name] for name in PLACE if name in row}
 
 
 def _compatible(one: str, other: str) -> bool:
@@ -282,7 +287,8 @@ def trace(checkpoints: Sequence[Checkpoint], probe: Probe | Sequence[Probe], sto
     Returns
     -------
     pandas.DataFrame, a row per checkpoint, probe and layer, in the order given, gaps included. `status` is "measured",
-    "failed" or "quarantined", `reason` says why; `same_weights_as` names a revision with identical files.
+    "failed" or "quarantined", `reason` says why; `same_weights_as` names a revision with identical files. What fails
+    of a checkpoint beside what could be measured is a row more (`measurement.GeometryPart`).
     """
     (table,) = trace_groups([(checkpoints, probe)], store, *_values(options, Settings, Opening, Means), faulty,
                             reference)

@@ -46,6 +46,21 @@ def tokenizer_of(points: Sequence[Checkpoint], max_length: int, trust: Sequence[
     raise failed[0]
 
 
+def configuration_of_run(points: Sequence[Checkpoint], max_length: int, trust: Sequence[str] = ()):
+    """The configuration of the last checkpoint of a run that has one which can be opened; errors as of
+    `tokenizer_of`."""
+    failed = []
+    for point in _with_tokenizers(points):
+        try:
+            config = configuration_of(point, arguments.trusted(trust))
+        except (OSError, ValueError, ImportError) as error:
+            failed.append(error)
+            continue
+        check_length(config, max_length, point.label)
+        return config
+    raise failed[0]
+
+
 def configuration_of(point: Checkpoint, trust: Sequence[str] = ()):
     from transformers import AutoConfig
 
