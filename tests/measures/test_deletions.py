@@ -14,8 +14,8 @@ from reptrace.measures.deletions import rankme_without
 def found(rows):
     centred = rows - rows.mean(0)
     s, vectors = np.linalg.eigh(centred.T @ centred / len(rows))
-    z_squares = torch.from_numpy(np.square(centred @ vectors[:, ::-1]))
-    return rankme_without(z_squares, s[::-1].clip(0), len(rows)).numpy()
+    z_squares = torch.from_numpy(np.square((centred @ vectors[:, ::-1]).astype(float)))
+    return rankme_without(z_squares, s[::-1].clip(0).astype(float), len(rows)).numpy()
 
 
 def long_way(rows):
@@ -23,10 +23,10 @@ def long_way(rows):
     return np.array([np.exp(scipy.stats.entropy(np.linalg.eigvalsh(np.cov(each.T)).clip(0))) for each in left])
 
 
-def check(rows):
+def check(rows, dtype=float):
     known = long_way(rows)
     # The rule's error falls as exp(-2 pi^2 / 1.25) = 1e-7 of a change; as seen, 2e-4 of the spread in the steepest
-    np.testing.assert_allclose(found(rows), known, rtol=0, atol=1e-3 * known.std())
+    np.testing.assert_allclose(found(rows.astype(dtype)), known, rtol=0, atol=1e-3 * known.std())
 
 
 @pytest.mark.parametrize("alpha", [0, 0.5, 2, 4])
@@ -48,6 +48,17 @@ def test_rows_may_come_in_heaps_and_directions_may_be_missing(rng):
     check(rows)
     rows[:, 5:9] = rows[:, :4]  # no variance in the differences
     check(rows)
+
+
+def test_a_row_may_lie_at_the_mean(rng):
+    half = rng.integers(-9, 10, (15, 8)).astype(float)  # whole numbers: their mean is exactly zero
+    check(np.concatenate([half, -half, np.zeros((1, 8))]))
+
+
+@pytest.mark.parametrize("alpha", [1, 8])
+def test_products_in_float32_will_do(rng, alpha):
+    """Eigenvalues beyond the rank, or far below 1e-7 of the largest, are then rounding, and so are coordinates."""
+    check(rng.standard_normal((30, 60)) * np.arange(1.0, 61) ** (-alpha / 2), np.float32)
 
 
 def test_scale_and_place_do_not_matter(rng):

@@ -103,6 +103,25 @@ def test_extrapolation_takes_the_bias_out_and_knows_its_scatter(rng):
     assert 0.75 < wide[0] < 1.25 and 0.75 < wide[1] < 2
 
 
+def test_the_rest_is_what_extrapolations_of_fresh_rows_differ_by(rng):
+    spectrum, samples = power_law(1), 8 * D
+    found = [extrapolated(drawn(rng, samples, spectrum), RANKS) for _ in range(100)]
+    rest = np.array([(each.rankme_rest / each.rankme, each.alpha_rest) for each in found])
+    whole, half, quarter = (np.array([(np.log(rankme(s)), alpha_req(s, RANKS).alpha) for s in (
+        eigenspectrum(drawn(rng, samples // parts, spectrum)) for _ in range(600))]) for parts in (1, 2, 4))
+    expected = 2 * whole - half - (2 * half - quarter)
+    noise = np.hypot(expected.std(0) / np.sqrt(600), rest.std(0) / np.sqrt(100))
+    assert (np.abs(rest.mean(0) - expected.mean(0)) < 4 * noise).all()
+    assert (np.abs((half - quarter).mean(0) - expected.mean(0)) > 8 * noise).all()  # positive control: not that alone
+    for each in found[:3]:
+        for (low, high), value, stderr, left in (
+                (np.log(each.rankme_interval), np.log(each.rankme), each.rankme_stderr / each.rankme,
+                 each.rankme_rest / each.rankme),
+                (each.alpha_interval, each.alpha, each.alpha_stderr, each.alpha_rest)):
+            assert value - low == pytest.approx(high - value)
+            assert max(1.96 * stderr, abs(left)) < high - value <= 1.96 * stderr + abs(left)
+
+
 def test_what_is_extrapolated_is_the_plain_value_and_halves_of_the_rows(rng):
     rows = drawn(rng, 60, power_law(1))
     found, plain = extrapolated(rows, RANKS), geometry(rows, RANKS)
@@ -143,6 +162,17 @@ def test_below_two_sequences_a_dimension_there_is_no_interval(rng):
         extrapolated(np.ones(3))
 
 
+def test_few_that_differ_have_no_interval_and_any_array_of_features_will_do(rng):
+    rows = drawn(rng, 64, power_law(1, 4))
+    few = np.where(np.arange(64)[:, None] < 6, rows, 0)  # of some quarter all are alike
+    found = extrapolated(few, None)
+    assert found.sound and found.rankme > 1 and np.isnan(found.rankme_interval).all()
+    known, backwards = extrapolated(rows, (1, 4)), rows[::-1].copy()[::-1]
+    rows.flags.writeable = False
+    for each in (rows, backwards, torch.tensor(backwards.copy(), requires_grad=True)):
+        assert extrapolated(each, (1, 4)) == known
+
+
 def test_alpha_has_no_interval_where_its_window_reaches_the_last_eigenvalues_of_few_sequences(rng):
     rows = drawn(rng, 8 * RANKS[1], power_law(1))
     assert np.isfinite(extrapolated(rows, RANKS).alpha_interval).all()
@@ -163,3 +193,5 @@ def test_of_fewer_than_30_sequences_there_is_no_interval_of_rankme(rng):
     assert np.isfinite(geometry(rows, RANKS).rankme_interval).all()
     few = geometry(rows[1:], RANKS)
     assert np.isnan(few.rankme_interval).all() and few.rankme_stderr > 0
+    steep = drawn(rng, 30, power_law(6, 4))  # of so small a width, enough for its bias
+    assert geometry(steep, None).settled and not geometry(steep[1:], None).settled

@@ -79,6 +79,19 @@ def test_what_does_not_fit_a_judgement_is_refused(rng):
         power_law_judgement(s, 2 * D - 1, RANKS)
     with pytest.raises(ValueError, match="of the 192 sequences, got 3"):
         power_law_judgement(s, 8 * D, RANKS, radii=np.ones(3))
+    with pytest.raises(ValueError, match="in 24 dimensions are told from 48 sequences on that vary, got 47"):
+        squared_radii(drawn(rng, 2 * D - 1, BROKEN))
+    with pytest.raises(ValueError, match="in 0 dimensions"):
+        squared_radii(np.ones((60, D)))
+
+
+def test_a_spectrum_that_is_one_sequence_s_in_part_is_not_judged(rng):
+    rows = drawn(rng, 8 * D, I**-0.5)
+    rows[7] *= 30
+    with pytest.raises(ValueError, match=r"one sequence has 8\d% of the squared radii"):  # 900 / (900 + 191) = 82 %
+        power_law_judgement(eigenspectrum(rows), len(rows), RANKS, radii=squared_radii(rows))
+    rest = np.delete(rows, 7, axis=0)
+    assert not power_law_judgement(eigenspectrum(rest), len(rest), RANKS, radii=squared_radii(rest), draws=39).rejected
 
 
 def test_the_likelihood_is_the_largest(rng):

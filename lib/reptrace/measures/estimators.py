@@ -52,7 +52,7 @@ class Extrapolated:
     rankme_rest, alpha_rest : float
         What may be left of it: the extrapolated value less the one extrapolated from N/2 and N/4 sequences. Of a bias
         that goes with N^-p, 1 / (2^p - 1) times as much is left: about as much where p is near 1, as RankMe's is, 2.4
-        times where it is 1/2, a third where it is 2.
+        times where it is 1/2, a third where it is 2. nan, and no interval, where the sequences of a quarter are alike.
     samples, width : int
         N and d.
     """
@@ -111,7 +111,8 @@ def extrapolated(features, ranks: tuple[int, int] | None = (12, 100), shorten: b
     It costs `SPLITS` times two spectra with their vectors, of half as many rows, and four without, of a quarter, beside
     that of all rows.
     """
-    features = features if isinstance(features, torch.Tensor) else torch.from_numpy(np.asarray(features))
+    features = (features.detach() if isinstance(features, torch.Tensor) else
+                torch.from_numpy(np.require(features, requirements=["C", "W"])))
     whole, influence, last = _values(features, ranks, shorten)  # refuses what is no feature matrix
     samples, width = features.shape
     if samples < 8:
@@ -124,7 +125,7 @@ def extrapolated(features, ranks: tuple[int, int] | None = (12, 100), shorten: b
             halves.append(half)
             for quarter in np.array_split(part, 2):
                 s = eigenspectrum(features[torch.as_tensor(quarter, device=features.device)])
-                quarters.append((np.log(rankme(s)), _alpha(s, ranks, shorten)))
+                quarters.append((np.log(rankme(s)) if s[0] else np.nan, _alpha(s, ranks, shorten)))  # all rows alike
             influence[part] -= of_half * (samples / len(part) / 2 / SPLITS)  # a row has more weight in a half
     half, quarter = np.mean(halves, 0), np.mean(quarters, 0)
     found = 2 * whole - half

@@ -110,10 +110,10 @@ class Geometry:
 
     @property
     def settled(self) -> bool:
-        """Whether `rankme_interval` is one for RankMe of infinitely many sequences, too: there are `MANY` sequences a
-        dimension, and the bias is at most `SLIGHT` standard errors. Where it is not, `estimators.extrapolated` has
-        one."""
-        enough = self.samples >= MANY * len(self.eigenvalues)
+        """Whether `rankme_interval` is one for RankMe of infinitely many sequences, too: there is one, of `MANY`
+        sequences a dimension, and the bias is at most `SLIGHT` standard errors. Where it is not,
+        `estimators.extrapolated` has one from `estimators.ENOUGH` a dimension on."""
+        enough = self.samples >= max(FEWEST, MANY * len(self.eigenvalues))
         return enough and bool(abs(self.rankme_bias) <= SLIGHT * self.rankme_stderr)
 
     @property
