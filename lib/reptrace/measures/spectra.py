@@ -94,27 +94,22 @@ class Geometry:
         return few_in_words(self.half_variance, self.largest_influence, self.samples)
 
     @property
-    def rankme_bias(self) -> float:
-        """How far RankMe may lie from that of infinitely many sequences (below 0), for `settled`: of normal rows about
-        as far as this; in heavy tails a bound, and no estimate.
-
-        It is `rankme_bias`, as many times as large as the square of `rankme_stderr` is against that of normal rows:
-        heavier tails raise both, but this square by more where the spectrum is flat. With rows of a multivariate t
-        of 5 degrees of freedom, d = 128 and N = 4 d it was seen twice too large at s_i ~ 1/i, and over ten times at
-        i^-0.5.
-        """
-        p = _shares(self.eigenvalues)
-        normal = 2 * np.square(xlogy(p, p) + p * np.log(self.rankme)).sum() / self.samples
-        tails = max(1.0, (self.rankme_stderr / self.rankme) ** 2 / normal) if normal else 1.0
-        return tails * rankme_bias(self.eigenvalues, self.samples)
-
-    @property
     def settled(self) -> bool:
         """Whether `rankme_interval` is one for RankMe of infinitely many sequences, too: there is one, of `MANY`
         sequences a dimension, and the bias is at most `SLIGHT` standard errors. Where it is not,
-        `estimators.extrapolated` has one from `estimators.ENOUGH` a dimension on."""
-        enough = self.samples >= max(FEWEST, MANY * len(self.eigenvalues))
-        return enough and bool(abs(self.rankme_bias) <= SLIGHT * self.rankme_stderr)
+        `estimators.extrapolated` has one from `estimators.ENOUGH` a dimension on.
+
+        The bias is that of normal rows, `rankme_bias`, as many times as large as the square of `rankme_stderr` is
+        against that of normal rows. In heavy tails this is a bound, and no estimate: they raise both, but the square by
+        more (with rows of a multivariate t of 5 degrees of freedom, d = 128 and N = 4 d, twice too much at s_i ~ 1/i,
+        and over ten times at i^-0.5).
+        """
+        if self.samples < max(FEWEST, MANY * len(self.eigenvalues)):
+            return False
+        p = _shares(self.eigenvalues)
+        normal = 2 * np.square(xlogy(p, p) + p * np.log(self.rankme)).sum() / self.samples
+        tails = max(1.0, (self.rankme_stderr / self.rankme) ** 2 / normal) if normal else 1.0
+        return bool(tails * abs(rankme_bias(self.eigenvalues, self.samples)) <= SLIGHT * self.rankme_stderr)
 
     @property
     def rankme_interval(self) -> tuple[float, float]:
