@@ -189,6 +189,14 @@ def test_an_interval_is_settled_where_the_bias_is_slight(rng):
     assert geometry(steep, RANKS).settled and not geometry(steep[1:], RANKS).settled
 
 
+def test_one_row_far_out_makes_no_rankme_below_1(rng):
+    rows = drawn(rng, 2 * D, power_law(1))
+    rows[7] *= 30
+    plain, better = geometry(rows, None), extrapolated(rows, None)
+    assert plain.rankme_interval[0] == 1 < plain.rankme
+    assert np.isnan([better.rankme, *better.rankme_interval]).all()
+
+
 def test_of_fewer_than_30_sequences_there_is_no_interval_of_rankme(rng):
     rows = drawn(rng, 30, power_law(1))
     assert np.isfinite(geometry(rows, RANKS).rankme_interval).all()

@@ -21,10 +21,10 @@ import torch
 # An eigenvalue below this share of the largest is rounding: float32 features carry noise of relative variance
 # (6e-8)^2 = 4e-15 a direction, and the final norm removes one direction exactly.
 NEGLIGIBLE = 1e-12
-# Nodes of t, in shares of the largest eigenvalue: the logarithm of t from -21 to 9. A standard error is right to 1e-4,
-# but for one row very much farther out than all others, 10^5 times (then 4 % too small) or more.
+# Nodes of t, in shares of the largest eigenvalue: from far below what is rounding, as one row may have nearly all of the
+# variance, to where the rest has fallen off. A standard error is right to 1e-4.
 STEP = 1.25
-NODES = np.exp(np.arange(-21, 9 + STEP, STEP))
+NODES = np.exp(np.arange(-21 - 10 * STEP, 9 + STEP, STEP))
 
 
 def rankme_without(z_squares: torch.Tensor, eigenvalues: np.ndarray, samples: int) -> torch.Tensor:

@@ -43,8 +43,9 @@ class Extrapolated:
     Attributes
     ----------
     rankme, alpha : float
-        Extrapolated; alpha is nan without one. Where a half's spectrum ends inside the window, `shorten` fits fewer
-        ranks of the half than of the whole: that alpha mixes the two, and has no interval.
+        Extrapolated; alpha is nan without one, and RankMe where it would be below 1, as one row far out can make it.
+        Where a half's spectrum ends inside the window, `shorten` fits fewer ranks of the half than of the whole: that
+        alpha mixes the two, and has no interval.
     rankme_stderr, alpha_stderr : float
         Over the draw of sequences; nan where `sound` is false, and alpha's where its window reaches beyond rank N / 8.
     rankme_bias, alpha_bias : float
@@ -135,7 +136,7 @@ def extrapolated(features, ranks: tuple[int, int] | None = (12, 100), shorten: b
         stderr[:] = np.nan
     if samples < 8 * last:  # of a half the last eigenvalues of the window would be too far from where they belong
         stderr[1] = np.nan
-    value = float(np.exp(found[0]))
+    value = float(np.exp(found[0])) if found[0] >= 0 else float("nan")
     return Extrapolated(value, value * stderr[0], float(np.exp(whole[0])) - value, value * float(rest[0]),
                         float(found[1]), float(stderr[1]), float(whole[1] - found[1]), float(rest[1]), samples, width)
 

@@ -115,10 +115,11 @@ class Geometry:
     def rankme_interval(self) -> tuple[float, float]:
         """95 % interval of what RankMe is on average over draws of as many sequences (1.96 standard errors either way).
 
-        Not of RankMe of infinitely many, which is higher, unless `settled`. nan with fewer than `FEWEST` sequences.
+        Not of RankMe of infinitely many, which is higher, unless `settled`. Cut off at 1, below which there is no
+        RankMe; nan with fewer than `FEWEST` sequences.
         """
         half = 1.96 * self.rankme_stderr if self.samples >= FEWEST else float("nan")
-        return self.rankme - half, self.rankme + half
+        return float(np.maximum(1.0, self.rankme - half)), self.rankme + half  # where nan stays nan
 
     @property
     def alpha_interval(self) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from reptrace.texts.given import as_texts
 from reptrace.texts.probes import Probe, TokenizingError, first_tokens, in_order
 
 # Raised by hand when the library measures differently from the same inputs: records of older methods are then redone.
-METHOD = 2
+METHOD = 3
 RANKS = (12, 100)
 SHARES = (1, 10)
 

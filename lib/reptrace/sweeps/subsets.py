@@ -19,7 +19,7 @@ from reptrace.sweeps.located import place
 from reptrace.sweeps.measurement import facts_of
 from reptrace.texts.probes import Probe
 
-METHOD = 1
+METHOD = 2
 TIMES_WIDTH = (0.5, 1, 2, 4, 8, 16, 32)  # numbers of sequences, in widths of the model
 DRAWS = 16  # disjoint subsets of one size at most
 
