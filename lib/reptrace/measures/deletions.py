@@ -21,8 +21,8 @@ import torch
 # An eigenvalue below this share of the largest is rounding: float32 features carry noise of relative variance
 # (6e-8)^2 = 4e-15 a direction, and the final norm removes one direction exactly.
 NEGLIGIBLE = 1e-12
-# Nodes of t, in shares of the largest eigenvalue: from far below what is rounding, as one row may have nearly all of the
-# variance, to where the rest has fallen off. A standard error is right to 1e-4.
+# Nodes of t, in shares of the largest eigenvalue: from far below what is rounding, as one row may have nearly all of
+# the variance, to where the rest has fallen off. A standard error is right to 1e-4.
 STEP = 1.25
 NODES = np.exp(np.arange(-21 - 10 * STEP, 9 + STEP, STEP))
 
