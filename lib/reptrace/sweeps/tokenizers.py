@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
@@ -29,36 +29,24 @@ def tokenizer_of(points: Sequence[Checkpoint], max_length: int, trust: Sequence[
     """
     from reptrace.models.loading import load_tokenizer
 
-    trust, failed = arguments.trusted(trust), []
-    for point in _with_tokenizers(points):
-        where, own_code = _where(point), arguments.is_trusted(point.model, trust)
-        try:
-            config = configuration_of(point, trust)
-            tokenizer = load_tokenizer(*where, trust_remote_code=own_code)
-        except (OSError, ValueError, ImportError) as error:
-            failed.append(error)
-            continue
-        check_length(config, max_length, point.label)
-        if failed:
-            tqdm.write(f"the tokenizer is that of {point.label}: of {len(failed)} later checkpoints none has one that "
-                       f"can be opened ({failed[0]})", file=sys.stderr)
-        return tokenizer
-    raise failed[0]
+    trust = arguments.trusted(trust)
+    point, (config, tokenizer), failed = _last_that_opens(points, lambda point: (
+        configuration_of(point, trust),
+        load_tokenizer(*_where(point), trust_remote_code=arguments.is_trusted(point.model, trust))))
+    check_length(config, max_length, point.label)
+    if failed:
+        tqdm.write(f"the tokenizer is that of {point.label}: of {len(failed)} later checkpoints none has one that "
+                   f"can be opened ({failed[0]})", file=sys.stderr)
+    return tokenizer
 
 
 def configuration_of_run(points: Sequence[Checkpoint], max_length: int, trust: Sequence[str] = ()):
     """The configuration of the last checkpoint of a run that has one which can be opened; errors as of
     `tokenizer_of`."""
-    failed = []
-    for point in _with_tokenizers(points):
-        try:
-            config = configuration_of(point, arguments.trusted(trust))
-        except (OSError, ValueError, ImportError) as error:
-            failed.append(error)
-            continue
-        check_length(config, max_length, point.label)
-        return config
-    raise failed[0]
+    trust = arguments.trusted(trust)
+    point, config, _ = _last_that_opens(points, lambda point: configuration_of(point, trust))
+    check_length(config, max_length, point.label)
+    return config
 
 
 def configuration_of(point: Checkpoint, trust: Sequence[str] = ()):
@@ -80,6 +68,17 @@ def check_length(config, max_length: int, label: str) -> None:
 def _where(point: Checkpoint) -> tuple[str, str | None, str | None]:
     revision = None if weights.is_here(point.model) else point.commit or point.revision
     return point.model, revision, point.cache_dir
+
+
+def _last_that_opens(points: Sequence[Checkpoint], opened: Callable) -> tuple[Checkpoint, object, list[Exception]]:
+    """The last checkpoint of which something can be opened, what that is, and what is wrong with those after it."""
+    failed: list[Exception] = []
+    for point in _with_tokenizers(points):
+        try:
+            return point, opened(point), failed
+        except (OSError, ValueError, ImportError) as error:
+            failed.append(error)
+    raise failed[0]
 
 
 def _with_tokenizers(points: Sequence[Checkpoint]) -> list[Checkpoint]:
